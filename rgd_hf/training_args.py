@@ -1,0 +1,80 @@
+"""The settings of re-weighting as `TrainingArguments` fields: scalars with command-line help."""
+
+from dataclasses import dataclass, field
+
+from transformers import Seq2SeqTrainingArguments, TrainingArguments
+
+from rgd_hf.divergences import DIVERGENCES, check_divergence
+
+LEVELS = ("auto", "sample", "token")
+
+
+@dataclass
+class ReweightingArguments:
+    """The fields that re-weighting adds; mix into any `TrainingArguments` class, to the left of it.
+
+    Raises:
+        ValueError: a value is not allowed; the message says what is.
+    """
+
+    reweighting: str = field(
+        default="kl",
+        metadata={
+            "help": "Divergence whose weights are applied to the losses: 'kl' (the paper's main one), 'chi2', "
+            "'reverse_kl', or 'none' for plain training (ERM), the fair baseline.",
+            "choices": list(DIVERGENCES),
+        },
+    )
+    tau: float = field(
+        default=1.0,
+        metadata={
+            "help": "Loss from which on weights stop growing, in units of the loss (> 0). Raise it where most losses "
+            "lie above it (many classes, label smoothing, mixup): see clipped_fraction in the logs."
+        },
+    )
+    reweighting_level: str = field(
+        default="auto",
+        metadata={
+            "help": "What gets a weight of its own: every 'sample' (its loss is the mean over its tokens), every "
+            "'token', or 'auto': the level at which the model's own loss averages.",
+            "choices": list(LEVELS),
+        },
+    )
+    normalize_weights: bool = field(
+        default=False,
+        metadata={
+            "help": "Scale the weights to mean one over each optimizer step, so that the step size is that of plain "
+            "training (the paper's weights lie between 1 and e)."
+        },
+    )
+    reweighting_warmup_ratio: float = field(
+        default=0.0,
+        metadata={"help": "Fraction of the training steps, from the start, in which all weights are 1 (0 to 1)."},
+    )
+
+    def __post_init__(self):
+        check_reweighting(self)
+        parent = getattr(super(), "__post_init__", None)
+        if parent is not None:
+            parent()
+
+
+def check_reweighting(args: "ReweightingArguments") -> None:
+    """Raise `ValueError` where a setting of `args` is not allowed, saying what is."""
+    check_divergence(args.reweighting, args.tau)
+    if args.reweighting_level not in LEVELS:
+        raise ValueError(
+            f"Unknown reweighting_level {args.reweighting_level!r}: choose one of {', '.join(map(repr, LEVELS))}."
+        )
+    if not 0 <= args.reweighting_warmup_ratio <= 1:
+        raise ValueError(f"reweighting_warmup_ratio must lie between 0 and 1, not {args.reweighting_warmup_ratio!r}.")
+
+
+@dataclass
+class ReweightedTrainingArguments(ReweightingArguments, TrainingArguments):
+    """`TrainingArguments` with the settings of re-weighting."""
+
+
+@dataclass
+class ReweightedSeq2SeqTrainingArguments(ReweightingArguments, Seq2SeqTrainingArguments):
+    """`Seq2SeqTrainingArguments` with the settings of re-weighting."""
