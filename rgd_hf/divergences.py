@@ -53,7 +53,9 @@ DIVERGENCES: dict[str, Divergence] = {
 def check_divergence(divergence: str, tau: float) -> None:
     """Raise `ValueError` unless `divergence` is a known name and `tau` a positive, finite number."""
     if divergence not in DIVERGENCES:
-        raise ValueError(f"Unknown divergence {divergence!r}: choose one of {', '.join(map(repr, DIVERGENCES))}.")
+        raise ValueError(
+            f"Unknown divergence {divergence!r}: choose one of {', '.join(map(repr, DIVERGENCES))}."
+        )
     if not isinstance(tau, (int, float)) or isinstance(tau, bool) or not math.isfinite(tau) or tau <= 0:
         raise ValueError(
             f"tau is the loss from which on weights stop growing: it must be a positive, finite number, not {tau!r}."

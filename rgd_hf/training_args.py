@@ -1,6 +1,8 @@
 """The settings of re-weighting as `TrainingArguments` fields: scalars with command-line help."""
 
+import copy
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
@@ -49,7 +51,9 @@ class ReweightingArguments:
     )
     reweighting_warmup_ratio: float = field(
         default=0.0,
-        metadata={"help": "Fraction of the training steps, from the start, in which all weights are 1 (0 to 1)."},
+        metadata={
+            "help": "Fraction of the training steps, from the start, in which all weights are 1 (0 to 1)."
+        },
     )
 
     def __post_init__(self):
@@ -67,7 +71,9 @@ def check_reweighting(args: "ReweightingArguments") -> None:
             f"Unknown reweighting_level {args.reweighting_level!r}: choose one of {', '.join(map(repr, LEVELS))}."
         )
     if not 0 <= args.reweighting_warmup_ratio <= 1:
-        raise ValueError(f"reweighting_warmup_ratio must lie between 0 and 1, not {args.reweighting_warmup_ratio!r}.")
+        raise ValueError(
+            f"reweighting_warmup_ratio must lie between 0 and 1, not {args.reweighting_warmup_ratio!r}."
+        )
 
 
 @dataclass
@@ -78,3 +84,29 @@ class ReweightedTrainingArguments(ReweightingArguments, TrainingArguments):
 @dataclass
 class ReweightedSeq2SeqTrainingArguments(ReweightingArguments, Seq2SeqTrainingArguments):
     """`Seq2SeqTrainingArguments` with the settings of re-weighting."""
+
+
+def with_settings(args: Any, given: dict[str, Any]) -> Any:
+    """`args` with the settings of re-weighting; a copy where it changes, so that one `args` can serve several trainers.
+
+    Args:
+        args: any `TrainingArguments`; where they lack the fields of `ReweightingArguments`, they get the defaults.
+        given: fields that override those of `args`.
+
+    Raises:
+        ValueError: `args` has a field of the same name that means something else.
+    """
+    if not isinstance(args, ReweightingArguments):
+        fields = ReweightingArguments.__dataclass_fields__
+        foreign = sorted(set(fields) & set(getattr(args, "__dataclass_fields__", {})))
+        if foreign:
+            raise ValueError(
+                f"{type(args).__name__} has fields of its own named {', '.join(foreign)}. Derive your arguments from "
+                "rgd_hf.ReweightingArguments, so that their meaning is clear."
+            )
+        given = {name: getattr(args, name, field.default) for name, field in fields.items()} | given
+    if given:
+        args = copy.copy(args)
+        for name, value in given.items():
+            setattr(args, name, value)
+    return args

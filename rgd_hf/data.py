@@ -1,0 +1,77 @@
+"""What the batches carry beside the model's inputs: a weight for every sample, 0 for padding."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from accelerate.data_loader import BatchSamplerShard, SkipBatchSampler
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers.trainer_pt_utils import find_batch_size
+
+SAMPLE_WEIGHT = "sample_weight"
+"""The column that holds a non-negative weight for every sample."""
+
+
+class SampleWeightCollator:
+    """Carry the `sample_weight` column around a collator that may not know it.
+
+    Args:
+        collator: makes a batch of a list of examples.
+    """
+
+    def __init__(self, collator: Callable[[list[Any]], Any]):
+        self.collator = collator
+
+    def __call__(self, examples: list[Any]) -> Any:
+        """The batch of `collator`, with `sample_weight` as float32 `[batch]` where the examples have one."""
+        if not examples or not isinstance(examples[0], Mapping) or SAMPLE_WEIGHT not in examples[0]:
+            return self.collator(examples)
+        weights = torch.tensor([float(example[SAMPLE_WEIGHT]) for example in examples])
+        batch = self.collator([{k: v for k, v in e.items() if k != SAMPLE_WEIGHT} for e in examples])
+        batch[SAMPLE_WEIGHT] = weights
+        return batch
+
+
+def drop_repeats(batch: Any, gradient_state: Any, process_index: int, num_processes: int) -> None:
+    """Give weight 0 to the samples that only fill up the last batch of a dataloader.
+
+    With several processes accelerate repeats samples of the epoch's start until every process has a full last
+    batch; counted again, they would make the update depend on the number of processes.
+
+    Args:
+        batch: the newest batch of this process, changed in place.
+        gradient_state: accelerate's `GradientState`, which knows the dataloader in use.
+        process_index: of this process.
+        num_processes: of the run.
+    """
+    loader = gradient_state.active_dataloader
+    if num_processes == 1 or loader is None or not gradient_state.end_of_dataloader:
+        return
+    size = find_batch_size(batch)
+    if size is None:
+        return
+    real = _samples_in_last_batch(loader, size * num_processes)
+    if real is None or real >= size * num_processes:
+        return
+    is_real = torch.arange(size) < real - process_index * size
+    weight = batch.get(SAMPLE_WEIGHT)
+    device = next((v.device for v in batch.values() if isinstance(v, Tensor)), torch.device("cpu"))
+    mask = is_real.to(device=device, dtype=torch.float32)
+    batch[SAMPLE_WEIGHT] = mask if weight is None else mask * weight
+
+
+def _samples_in_last_batch(loader: DataLoader, filled_up: int) -> int | None:
+    """Samples of the data in the last global batch of `filled_up` samples; None where that cannot be known."""
+    batch_sampler = loader.batch_sampler
+    while isinstance(batch_sampler, SkipBatchSampler):
+        batch_sampler = batch_sampler.batch_sampler
+    if isinstance(batch_sampler, BatchSamplerShard):
+        if not batch_sampler.even_batches or batch_sampler.drop_last or batch_sampler.num_processes == 1:
+            return None
+        drawn = getattr(batch_sampler.batch_sampler, "sampler", None)
+        if drawn is None or not hasattr(drawn, "__len__"):
+            return None
+        return len(drawn) % filled_up or filled_up
+    # A dispatcher reads on one process and knows how much it read last.
+    return getattr(loader, "remainder", -1) if getattr(loader, "remainder", -1) > 0 else None

@@ -1,0 +1,50 @@
+"""Rescaling accumulated gradients once an optimizer step, before they are clipped."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# These take their step inside the backward pass, when the scale of the whole step is not yet known.
+_STEP_IN_BACKWARD = ("lomo", "adalomo")
+
+
+@torch.no_grad()
+def rescale_gradients(parameters: Iterable[nn.Parameter], factor: Tensor) -> None:
+    """Multiply every gradient by the 0-dimensional `factor`, in place, without waiting for the device."""
+    by_device: dict[torch.device, list[Tensor]] = {}
+    for parameter in parameters:
+        gradient = parameter.grad
+        if gradient is None:
+            continue
+        # A sharded gradient (FSDP2) is scaled where it lies; the factor is the same on every process.
+        local = gradient.to_local() if hasattr(gradient, "to_local") else gradient
+        if local.layout == torch.strided:
+            by_device.setdefault(local.device, []).append(local)
+        else:
+            local.mul_(factor.to(local.device))
+    for device, gradients in by_device.items():
+        torch._foreach_mul_(gradients, factor.to(device))
+
+
+def check_gradients_can_be_rescaled(args: Any, deepspeed: bool, asked_by: str) -> None:
+    """Raise `ValueError` where the gradients of a step cannot be reached between backward and clipping.
+
+    Args:
+        args: `TrainingArguments`.
+        deepspeed: whether DeepSpeed owns the gradients.
+        asked_by: the setting that needs the rescaling, for the message.
+    """
+    if deepspeed:
+        raise ValueError(
+            f"{asked_by} rescales the gradients once an optimizer step, but DeepSpeed partitions and reduces them "
+            "inside its engine, so this cannot hold exactly. Leave it off (un-normalized re-weighting works with "
+            "DeepSpeed), or use DDP or FSDP."
+        )
+    optimizer = str(getattr(args.optim, "value", args.optim))
+    if optimizer in _STEP_IN_BACKWARD or optimizer.endswith("layerwise"):
+        raise ValueError(
+            f"{asked_by} rescales the gradients once an optimizer step, but optim={optimizer!r} takes its step inside "
+            "the backward pass. Leave it off, or choose another optimizer."
+        )
