@@ -1,0 +1,192 @@
+"""Fine-tune a text classifier with re-weighted losses on GLUE, or on files of your own.
+
+    accelerate launch recipes/glue.py --task_name mrpc --model_name_or_path google-bert/bert-base-uncased
+    accelerate launch recipes/glue.py --train_file train.csv --validation_file valid.csv --compare \
+        --model_name_or_path google-bert/bert-base-uncased --output_dir runs/mine
+
+All nine tasks of GLUE come from the Hub (`nyu-mll/glue`) or, in the same columns, from local files. The last lines are
+a table of the official metrics; `all_results.json` in the output directory has them with all settings.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from datasets import DatasetDict
+from recipe_lib.cli import parse_args, run_recipe
+from recipe_lib.data_files import first_rows, read_directory, read_splits
+from recipe_lib.errors import UserError, listed
+from recipe_lib.glue_tasks import GLUE_TASKS, HUB_NAME, GlueTask
+from recipe_lib.hub import load_hub_dataset, load_pretrained
+from recipe_lib.length_grouping import LengthGroupedTrainer
+from recipe_lib.metrics import make_compute_metrics
+from recipe_lib.results import print_table, settings_of, shown_metrics
+from recipe_lib.runs import RunArguments, train_runs
+from recipe_lib.text_classification import Labels, find_labels, find_text_columns, tokenize
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    Trainer,
+)
+
+from rgd_hf import ReweightedTrainingArguments
+
+LOCAL_HINT = (
+    "--dataset_dir DIR (with train.parquet and validation.parquet), or --train_file and --validation_file"
+)
+DEFAULTS = {
+    "output_dir": "runs/glue",
+    "learning_rate": 2e-5,
+    "num_train_epochs": 3.0,
+    "per_device_train_batch_size": 32,
+    "per_device_eval_batch_size": 64,
+    "warmup_steps": 0.06,
+    "weight_decay": 0.01,
+    "train_sampling_strategy": "group_by_length",
+    "eval_strategy": "epoch",
+    "save_strategy": "epoch",
+    "save_total_limit": 1,
+    "logging_steps": 50,
+    "dataloader_pin_memory": torch.accelerator.is_available(),
+}
+
+
+@dataclass
+class DataArguments:
+    """Data: a task of GLUE, or one's own files."""
+
+    task_name: str | None = field(
+        default=None,
+        metadata={"help": f"Task of GLUE: {', '.join(GLUE_TASKS)}. From the Hub unless files are given."},
+    )
+    dataset_dir: str | None = field(
+        default=None,
+        metadata={"help": "Directory with train.* and validation.* (parquet, csv, tsv, json or jsonl)."},
+    )
+    train_file: str | None = field(
+        default=None, metadata={"help": "File to train on, of one of these kinds."}
+    )
+    validation_file: str | None = field(default=None, metadata={"help": "File to evaluate on."})
+    text_columns: list[str] | None = field(
+        default=None,
+        metadata={"help": "The text column, or the two of a pair. Found by itself where it is clear."},
+    )
+    label_column: str = field(
+        default="label",
+        metadata={
+            "help": "The label column: strings or whole numbers (classes), floats (regression) or lists (several "
+            "labels a text)."
+        },
+    )
+    max_seq_length: int = field(default=128, metadata={"help": "Longer texts are cut to so many tokens."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first so many rows."})
+    max_eval_samples: int | None = field(
+        default=None, metadata={"help": "Evaluate on the first so many rows."}
+    )
+
+
+@dataclass
+class ModelArguments:
+    """Model."""
+
+    model_name_or_path: str = field(
+        default="google-bert/bert-base-uncased",
+        metadata={
+            "help": "Model of the Hugging Face Hub, or a directory with its configuration, weights, tokenizer."
+        },
+    )
+
+
+def load_data(args: DataArguments, task: GlueTask | None) -> DatasetDict:
+    """The train split and the validation splits, as they were found."""
+    validation = task.validation if task else ("validation",)
+    if (args.train_file is None) != (args.validation_file is None):
+        raise UserError("give both --train_file and --validation_file, or neither.")
+    if args.train_file and args.dataset_dir:
+        raise UserError("give either --dataset_dir or --train_file and --validation_file, not both.")
+    if args.train_file and args.validation_file:
+        return read_splits({"train": args.train_file, validation[0]: args.validation_file})
+    if args.dataset_dir:
+        return read_directory(args.dataset_dir, ["train", *validation])
+    if args.task_name is None:
+        raise UserError(
+            f"no data: give --task_name ({', '.join(GLUE_TASKS)}), or your own files: {LOCAL_HINT}."
+        )
+    data = load_hub_dataset(HUB_NAME, args.task_name, local_hint=LOCAL_HINT)
+    return DatasetDict({split: data[split] for split in ("train", *validation)})
+
+
+def prepare_data(args: DataArguments, tokenizer) -> tuple[DatasetDict, Labels, str]:
+    """Tokenized splits, what their labels mean, and the name of their metric."""
+    if args.task_name is not None and args.task_name not in GLUE_TASKS:
+        raise UserError(f"unknown --task_name {args.task_name!r}: choose one of {listed(GLUE_TASKS)}.")
+    task = GLUE_TASKS[args.task_name] if args.task_name else None
+    data = load_data(args, task)
+    if task is not None:
+        columns = args.text_columns or list(task.columns)
+        labels = Labels("single_label_classification" if task.labels else "regression", task.labels)
+        metric = task.metric
+    else:
+        columns = find_text_columns(data["train"], args.text_columns, args.label_column, "the training data")
+        labels = find_labels(data["train"], args.label_column, "the training data")
+        metric = {
+            "single_label_classification": "accuracy_and_macro_f1",
+            "multi_label_classification": "multi_label",
+            "regression": "regression",
+        }[labels.kind]
+    for split, dataset in data.items():
+        train = split == "train"
+        limit, option = (
+            (args.max_train_samples, "max_train_samples")
+            if train
+            else (args.max_eval_samples, "max_eval_samples")
+        )
+        data[split] = first_rows(dataset, limit, option)
+    return tokenize(data, tokenizer, columns, args.label_column, labels, args.max_seq_length), labels, metric
+
+
+def main(argv: list[str] | None = None) -> list[dict]:
+    """Run the recipe with the given command-line arguments and return one record a run."""
+    data_args, model_args, run_args, training_args = parse_args(
+        [DataArguments, ModelArguments, RunArguments, ReweightedTrainingArguments],
+        argv,
+        description=__doc__.split("\n\n")[0],
+        defaults=DEFAULTS,
+    )
+    model_name = model_args.model_name_or_path
+    tokenizer = load_pretrained(AutoTokenizer.from_pretrained, model_name)
+    with training_args.main_process_first(desc="data preparation"):
+        data, labels, metric = prepare_data(data_args, tokenizer)
+    validation = {split.removeprefix("validation_"): rows for split, rows in data.items() if split != "train"}
+
+    def build_trainer(args: ReweightedTrainingArguments) -> Trainer:
+        config = load_pretrained(AutoConfig.from_pretrained, model_name, **labels.config)
+        model = load_pretrained(AutoModelForSequenceClassification.from_pretrained, model_name, config=config)
+        return LengthGroupedTrainer(
+            model=model,
+            args=args,
+            train_dataset=data["train"],
+            eval_dataset=validation if len(validation) > 1 else validation["validation"],
+            processing_class=tokenizer,
+            data_collator=DataCollatorWithPadding(
+                tokenizer, pad_to_multiple_of=8 if args.fp16 or args.bf16 else None
+            ),
+            compute_metrics=make_compute_metrics(metric),
+        )
+
+    card = {"tasks": "text-classification", "finetuned_from": Path(model_name).name}
+    if data_args.task_name:
+        card |= {"dataset": f"GLUE {data_args.task_name.upper()}", "dataset_tags": HUB_NAME}
+        card |= {"dataset_args": data_args.task_name, "language": "en"}
+    records = train_runs(
+        training_args, run_args, build_trainer, settings=settings_of(data_args, model_args), card=card
+    )
+    title = f"{data_args.task_name or 'Text classification'}: {len(data['train']):,} rows to train on"
+    print_table(title, records, shown_metrics(records[0]))
+    return records
+
+
+if __name__ == "__main__":
+    run_recipe(main)

@@ -1,0 +1,131 @@
+"""The command line of a recipe: dataclasses as options, one optional YAML or JSON file, errors without tracebacks."""
+
+import difflib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser
+
+from recipe_lib.errors import UserError
+
+CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+def parse_args(
+    dataclass_types: Sequence[type],
+    argv: Sequence[str] | None = None,
+    *,
+    description: str,
+    defaults: dict[str, Any] | None = None,
+) -> tuple[Any, ...]:
+    """Fill dataclasses from `[CONFIG] --option value ...`; options overrule the file.
+
+    Args:
+        dataclass_types: one dataclass for every group of options; the docstring's first line titles the group.
+        argv: the arguments after the program's name, `sys.argv[1:]` by default.
+        description: what the recipe does, shown by `--help`.
+        defaults: defaults that differ from those of the dataclasses, by field name.
+
+    Returns:
+        An instance of each dataclass, in order.
+
+    Raises:
+        UserError: an unknown option, a value that is not allowed, or a file that cannot be read.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = _Parser(dataclass_types, description)
+    defaults = defaults or {}
+    if not set(defaults) <= set(parser.option_names()):
+        raise TypeError(f"defaults for unknown options: {sorted(set(defaults) - set(parser.option_names()))}")
+    parser.set_defaults(**defaults)
+    if argv and not argv[0].startswith("-"):
+        argv = [*_config_arguments(argv[0], parser), *argv[1:]]
+    try:
+        *parsed, unknown = parser.parse_args_into_dataclasses(
+            argv, look_for_args_file=False, return_remaining_strings=True
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if unknown:
+        raise UserError(f"{parser.describe_unknown(unknown[0])} See --help.")
+    return tuple(parsed)
+
+
+def run_recipe(main: Callable[[], Any]) -> None:
+    """Call `main` and end the process: user errors as one line on stderr, anything else with its traceback."""
+    try:
+        main()
+    except (UserError, FloatingPointError) as error:
+        _say(f"{Path(sys.argv[0]).name}: error: {error}")
+        sys.exit(EXIT_USER_ERROR)
+    except KeyboardInterrupt:
+        _say("Interrupted. The same command goes on from the last checkpoint.")
+        sys.exit(EXIT_INTERRUPTED)
+
+
+class _Parser(HfArgumentParser):
+    def __init__(self, dataclass_types: Sequence[type], description: str):
+        for cls in dataclass_types:
+            title = (cls.__doc__ or cls.__name__).strip().splitlines()[0].rstrip(".").replace("`", "")
+            cls._argument_group_name = title  # type: ignore[attr-defined]
+        super().__init__(
+            list(dataclass_types),  # type: ignore[arg-type]
+            description=description,
+            usage="accelerate launch %(prog)s [CONFIG.yaml|CONFIG.json] --option value ...",
+            epilog="CONFIG holds the same options, `name: value`; options on the command line overrule it.",
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str):
+        raise UserError(f"{message}. See --help.")
+
+    def option_names(self) -> list[str]:
+        return [action.dest for action in self._actions if action.dest != "help"]
+
+    def describe_unknown(self, name: str) -> str:
+        """An error message for an unknown option, with the nearest known one."""
+        plain = name.split("=")[0].lstrip("-").replace("-", "_")
+        near = difflib.get_close_matches(plain, self.option_names(), n=1)
+        hint = f": did you mean {near[0]!r}?" if near else "."
+        return f"unknown option {name!r}{hint}"
+
+
+def _config_arguments(filename: str, parser: _Parser) -> list[str]:
+    """The settings of a configuration file as command-line arguments, so that both are checked alike."""
+    path = Path(filename)
+    if path.suffix.lower() not in CONFIG_SUFFIXES:
+        raise UserError(
+            f"{filename!r} is neither an option (--name value) nor a {' / '.join(CONFIG_SUFFIXES)} file."
+        )
+    if not path.is_file():
+        raise UserError(f"there is no configuration file {filename!r} (looked in {Path.cwd()}).")
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML too
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{filename}: not valid YAML or JSON: {' '.join(str(error).split())}") from error
+    if not isinstance(settings, dict):
+        raise UserError(f"{filename}: expected lines `name: value`, found {type(settings).__name__}.")
+    arguments = []
+    for name, value in settings.items():
+        if name not in parser.option_names():
+            raise UserError(f"{filename}: {parser.describe_unknown(str(name))}")
+        if isinstance(value, list):
+            arguments += [f"--{name}", *map(str, value)]
+        elif value is not None:
+            arguments.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
+    return arguments
+
+
+def _say(line: str) -> None:
+    """Print an error once: other processes leave it to the first of their machine, which ends the launch."""
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(5)
+    print(line, file=sys.stderr, flush=True)

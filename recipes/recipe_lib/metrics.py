@@ -1,0 +1,108 @@
+"""Metrics of text classification as a local `evaluate.Metric`: the official ones of GLUE, and those for own files.
+
+They are scikit-learn's and scipy's; `evaluate.load` would fetch its scripts from the Hub.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import datasets
+import evaluate
+import numpy as np
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, mean_squared_error
+from transformers import EvalPrediction
+
+
+def _accuracy(predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
+    return {"accuracy": accuracy_score(references, predictions)}
+
+
+def _accuracy_and_f1(predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
+    return {"accuracy": accuracy_score(references, predictions), "f1": f1_score(references, predictions)}
+
+
+def _accuracy_and_macro_f1(predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
+    return {
+        "accuracy": accuracy_score(references, predictions),
+        "f1_macro": f1_score(references, predictions, average="macro"),
+    }
+
+
+def _matthews(predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
+    return {"matthews_correlation": matthews_corrcoef(references, predictions)}
+
+
+def _correlations(predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
+    return {
+        "pearson": pearsonr(predictions, references)[0],
+        "spearmanr": spearmanr(predictions, references)[0],
+    }
+
+
+def _regression(predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
+    return {"mse": mean_squared_error(references, predictions), **_correlations(predictions, references)}
+
+
+def _multi_label(predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
+    return {
+        "exact_match": accuracy_score(references, predictions),
+        "f1_micro": f1_score(references, predictions, average="micro", zero_division=0),
+        "f1_macro": f1_score(references, predictions, average="macro", zero_division=0),
+    }
+
+
+FUNCTIONS: dict[str, Callable[[np.ndarray, np.ndarray], dict[str, float]]] = {
+    "accuracy": _accuracy,
+    "accuracy_and_f1": _accuracy_and_f1,
+    "accuracy_and_macro_f1": _accuracy_and_macro_f1,
+    "matthews": _matthews,
+    "correlations": _correlations,
+    "regression": _regression,
+    "multi_label": _multi_label,
+}
+REAL_VALUED = ("correlations", "regression")
+
+
+class TextClassificationMetric(evaluate.Metric):
+    """The metric named by `config_name`, one of `FUNCTIONS`.
+
+    `compute(predictions=..., references=...)` takes class indices, real numbers (`correlations`, `regression`) or
+    rows of 0 and 1 (`multi_label`), and returns a dict of floats.
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        value: Any = datasets.Value("float64" if self.config_name in REAL_VALUED else "int64")
+        if self.config_name == "multi_label":
+            value = datasets.Sequence(value)
+        return evaluate.MetricInfo(
+            description="Metrics of text classification, computed by scikit-learn and scipy.",
+            citation="",
+            inputs_description=self.__class__.__doc__ or "",
+            features=datasets.Features({"predictions": value, "references": value}),
+        )
+
+    def _compute(self, *, predictions: Any, references: Any) -> dict[str, float]:
+        scores = FUNCTIONS[str(self.config_name)](np.asarray(predictions), np.asarray(references))
+        return {name: float(value) for name, value in scores.items()}
+
+
+def make_compute_metrics(name: str) -> Callable[[EvalPrediction], dict[str, float]]:
+    """A Trainer's `compute_metrics` for the metric `name`: logits `[samples, classes]` to scores."""
+    metric = TextClassificationMetric(config_name=name, keep_in_memory=True)
+
+    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+        logits = (
+            prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+        )
+        logits = np.asarray(logits, dtype=np.float64)
+        references = np.asarray(prediction.label_ids)
+        if name in REAL_VALUED:
+            predictions = logits.reshape(-1)
+        elif name == "multi_label":
+            predictions, references = (logits > 0).astype(int), references.astype(int)
+        else:
+            predictions = logits.argmax(axis=-1)
+        return metric.compute(predictions=predictions, references=references) or {}
+
+    return compute_metrics

@@ -1,0 +1,279 @@
+"""Runs: which methods are trained, in which directories; going on after an interruption; never losing a result."""
+
+import copy
+import gc
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from transformers import Trainer, set_seed
+
+from recipe_lib.errors import UserError
+from recipe_lib.results import (
+    RESULTS_NAME,
+    package_versions,
+    read_results,
+    say,
+    settings_of,
+    write_json,
+    write_results,
+)
+from rgd_hf import ReweightedTrainingArguments
+
+SETTINGS_NAME = "run_settings.json"
+
+# Settings that may change between an interruption and the next start: they decide what is reported, not what is trained.
+REPORTING_SETTINGS = (
+    "hub_", "push_to_hub", "logging_", "log_", "disable_tqdm", "report_to", "run_name", "project", "trackio_",
+    "output_dir", "overwrite_output_dir", "compare", "dataloader_num_workers", "ddp_",
+)  # fmt: skip
+
+
+@dataclass
+class RunArguments:
+    """Runs and where they are kept."""
+
+    compare: bool = field(
+        default=False,
+        metadata={
+            "help": "Train twice from the same seed, plainly (ERM, in OUTPUT_DIR/erm) and with the chosen --reweighting "
+            "(in OUTPUT_DIR/<reweighting>), and print both results."
+        },
+    )
+    overwrite_output_dir: bool = field(
+        default=False,
+        metadata={
+            "help": "Discard the checkpoints and results that the output directory holds and start anew. Without it an "
+            "interrupted run goes on from its last checkpoint, and a finished one is left alone."
+        },
+    )
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training.
+
+    Attributes:
+        name: short, a directory's name: `"erm"`, `"kl"`.
+        method: as tables call it: `"ERM"`, `"RGD (kl, tau=1)"`.
+        args: its training arguments, with its own `output_dir`.
+    """
+
+    name: str
+    method: str
+    args: ReweightedTrainingArguments
+
+
+def method_name(args: ReweightedTrainingArguments) -> str:
+    """How tables call the method that `args` choose."""
+    if args.reweighting == "none":
+        return "ERM"
+    details = [args.reweighting, f"tau={args.tau:g}"]
+    if args.normalize_weights:
+        details.append("mean-one weights")
+    return f"RGD ({', '.join(details)})"
+
+
+def plan_runs(args: ReweightedTrainingArguments, compare: bool) -> list[Run]:
+    """The runs that `args` ask for: one in `output_dir`, or with `compare` ERM and the re-weighted one below it.
+
+    Raises:
+        UserError: `compare` without a re-weighting to compare ERM with.
+    """
+    if not compare:
+        return [Run("erm" if args.reweighting == "none" else args.reweighting, method_name(args), args)]
+    if args.reweighting == "none":
+        raise UserError(
+            "--compare trains ERM and a re-weighting: choose one with --reweighting kl (or chi2, reverse_kl)."
+        )
+    # Only the re-weighted model goes to the Hub: both would land in the same repository.
+    plain = _in_subdirectory(args, "erm", reweighting="none", push_to_hub=False)
+    reweighted = _in_subdirectory(args, args.reweighting)
+    return [Run("erm", method_name(plain), plain), Run(args.reweighting, method_name(reweighted), reweighted)]
+
+
+def _in_subdirectory(
+    args: ReweightedTrainingArguments, name: str, **changes: Any
+) -> ReweightedTrainingArguments:
+    changed = copy.copy(args)
+    changed.output_dir = str(Path(str(args.output_dir)) / name)
+    for key, value in changes.items():
+        setattr(changed, key, value)
+    return changed
+
+
+def train_runs(
+    args: ReweightedTrainingArguments,
+    run_args: RunArguments,
+    build_trainer: Callable[[ReweightedTrainingArguments], Trainer],
+    *,
+    settings: Mapping[str, Any],
+    card: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    """Train, evaluate, save and document every run that the arguments ask for.
+
+    Each run starts from the same seed. One that was interrupted goes on from its last checkpoint; one that is
+    finished (the first of two, say) is not trained again. Every run leaves its model, model card and
+    `all_results.json` in its directory; a comparison leaves another `all_results.json` above them.
+
+    Args:
+        args: training arguments; `output_dir` is the directory of all runs.
+        run_args: whether to compare, whether to start anew.
+        build_trainer: makes a new model and its trainer for a run's training arguments.
+        settings: the recipe's own settings, recorded with the results (see `results.settings_of`).
+        card: keywords for `Trainer.create_model_card`.
+
+    Returns:
+        One record a run: `method`, `name`, `seconds`, the metrics, `settings`, `versions`.
+
+    Raises:
+        UserError: the directory holds a finished run, or an unfinished one with other settings.
+    """
+    runs = plan_runs(args, run_args.compare)
+    root = Path(str(args.output_dir))
+    _prepare_directories(root, runs, settings, run_args.overwrite_output_dir)
+    records = []
+    for run in runs:
+        record = _same_everywhere(read_results(run.args.output_dir or root))
+        if record is None:
+            record = _train_run(run, build_trainer, settings, card)
+        else:
+            say(f"{run.method}: finished before, results read from {run.args.output_dir}")
+        records.append(record)
+    if run_args.compare:
+        write_results(root, {"runs": {run.name: record for run, record in zip(runs, records, strict=True)}})
+    return records
+
+
+def _train_run(
+    run: Run,
+    build_trainer: Callable[[ReweightedTrainingArguments], Trainer],
+    settings: Mapping[str, Any],
+    card: Mapping[str, Any],
+) -> dict[str, Any]:
+    directory = str(run.args.output_dir)
+    checkpoint = _same_everywhere(last_checkpoint(directory))
+    say("", f"{run.method}: " + (f"going on from {checkpoint}" if checkpoint else f"training in {directory}"))
+    started = time.perf_counter()
+    set_seed(run.args.seed)
+    trainer = build_trainer(run.args)
+    training = trainer.train(resume_from_checkpoint=checkpoint)
+    metrics = {**training.metrics, **trainer.evaluate()}
+    trainer.save_model()
+    trainer.save_state()
+    record = {
+        "name": run.name,
+        "method": run.method,
+        "seconds": round(time.perf_counter() - started, 1),
+        **metrics,
+        "settings": {**settings, **_training_settings(run.args)},
+        "versions": package_versions(),
+    }
+    if run.args.push_to_hub:
+        trainer.push_to_hub(**card)
+    else:
+        trainer.create_model_card(**card)
+    write_results(directory, record)
+    PartialState().wait_for_everyone()
+    del trainer
+    gc.collect()
+    return record
+
+
+def last_checkpoint(directory: str | Path) -> str | None:
+    """The newest whole checkpoint of a run; one that a killed process left half written is passed over."""
+    steps = {}
+    for path in Path(directory).glob("checkpoint-*"):
+        state = path / "trainer_state.json"  # written last
+        number = path.name.removeprefix("checkpoint-")
+        if number.isdigit() and state.is_file() and _is_json(state):
+            steps[int(number)] = str(path)
+    return steps[max(steps)] if steps else None
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return True
+
+
+def _training_settings(args: ReweightedTrainingArguments) -> dict[str, Any]:
+    always = (
+        "reweighting",
+        "tau",
+        "seed",
+        "learning_rate",
+        "num_train_epochs",
+        "per_device_train_batch_size",
+    )
+    return {
+        **{name: getattr(args, name) for name in always},
+        **settings_of(args),
+        "world_size": args.world_size,
+    }
+
+
+def _prepare_directories(
+    root: Path, runs: Sequence[Run], settings: Mapping[str, Any], overwrite: bool
+) -> None:
+    """Make the runs' directories on the main process; raise on every process what it finds wrong."""
+    problem = None
+    if PartialState().is_main_process:
+        if overwrite:
+            _discard(root, runs)
+        problem = _conflict(root, runs, settings)
+        if problem is None:
+            for run in runs:
+                wanted = {**settings, **_training_settings(run.args)}
+                write_json(Path(str(run.args.output_dir)) / SETTINGS_NAME, wanted)
+    problem = _same_everywhere(problem)
+    if problem is not None:
+        raise UserError(problem)
+
+
+def _discard(root: Path, runs: Sequence[Run]) -> None:
+    for directory in {root, *(Path(str(run.args.output_dir)) for run in runs)}:
+        for checkpoint in directory.glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
+        for name in (RESULTS_NAME, SETTINGS_NAME):
+            (directory / name).unlink(missing_ok=True)
+
+
+def _conflict(root: Path, runs: Sequence[Run], settings: Mapping[str, Any]) -> str | None:
+    """Why these runs must not be trained in these directories, or None."""
+    ways_out = "Choose another --output_dir, or give --overwrite_output_dir to discard it and start anew."
+    if root.exists() and not root.is_dir():
+        return f"the output directory {root} is a file. Choose another --output_dir."
+    if (root / RESULTS_NAME).is_file():
+        return f"the output directory {root} already holds a finished run ({RESULTS_NAME}). {ways_out}"
+    for run in runs:
+        path = Path(str(run.args.output_dir)) / SETTINGS_NAME
+        if not path.is_file():
+            continue
+        before = _deciding(json.loads(path.read_text(encoding="utf-8")))
+        now = _deciding(json.loads(json.dumps({**settings, **_training_settings(run.args)}, default=str)))
+        changed = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+        if changed:
+            details = "; ".join(f"{name}: {before.get(name)!r}, now {now.get(name)!r}" for name in changed)
+            return (
+                f"{path.parent} holds an unfinished run with other settings ({details}). Give the same settings to go "
+                f"on with it. {ways_out}"
+            )
+    return None
+
+
+def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if not name.startswith(REPORTING_SETTINGS)}
+
+
+def _same_everywhere(value: Any) -> Any:
+    """The main process's `value`, on every process."""
+    return broadcast_object_list([value])[0]
