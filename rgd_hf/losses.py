@@ -1,7 +1,8 @@
 """Un-reduced losses of the task heads that transformers trains, one function a task.
 
 Every function takes the model's logits and the targets and returns float32 losses before any reduction. Items whose
-target is ignored get a loss of exactly 0; which items count is said in `rgd_hf.heads`.
+target is ignored get a loss of exactly 0; which items count is said in `rgd_hf.heads`. Nothing here waits for the
+device, and no logits are copied but for the upcast to float32 that the models' own losses make too.
 """
 
 import torch
@@ -12,18 +13,19 @@ IGNORE_INDEX = -100
 
 
 def single_label_losses(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy of each sample.
+    """Cross-entropy of each sample: sequence, image, video and audio classification.
 
     Args:
         logits: `[batch, classes]`, any floating-point dtype.
         labels: class indices `[batch]` (or `[batch, 1]`), -100 where ignored; or class probabilities
             `[batch, classes]`, as mixup and cutmix make them.
-        label_smoothing: share of the target mass spread evenly over the classes.
+        label_smoothing: share of the target mass spread evenly over the classes: each loss is
+            `(1 - label_smoothing) * -log p[label] + label_smoothing * mean(-log p)`.
 
     Returns:
         float32 `[batch]`.
     """
-    if labels.is_floating_point() and labels.shape == logits.shape:
+    if labels.shape == logits.shape and logits.shape[-1] > 1:
         targets = labels.float()
     else:
         targets = labels.reshape(-1).long()
@@ -56,3 +58,170 @@ def regression_losses(logits: Tensor, labels: Tensor) -> Tensor:
     """
     predictions = logits.float().reshape(logits.shape[0], -1)
     return (predictions - labels.float().reshape(predictions.shape)).square().mean(dim=-1)
+
+
+def multiple_choice_losses(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy of each sample over its choices.
+
+    Args:
+        logits: `[batch, choices]`, any floating-point dtype.
+        labels: index of the right choice, `[batch]` (or `[batch, 1]`), -100 where ignored.
+        label_smoothing: as in `single_label_losses`.
+
+    Returns:
+        float32 `[batch]`.
+    """
+    return F.cross_entropy(
+        logits.float(), labels.reshape(-1).long(), reduction="none", label_smoothing=label_smoothing
+    )
+
+
+def token_losses(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy of each token, logits and labels at the same position.
+
+    Token classification, masked language modelling, and the decoder of an encoder-decoder, whose inputs are already
+    shifted.
+
+    Args:
+        logits: `[batch, positions, classes]`, any floating-point dtype. Positions in front of the labels' (virtual
+            tokens of prompt tuning) have no loss.
+        labels: class indices `[batch, tokens]`, `tokens <= positions`, -100 where ignored.
+        label_smoothing: as in `single_label_losses`.
+
+    Returns:
+        float32 `[batch, tokens]`.
+
+    Raises:
+        ValueError: there are fewer logits than labels.
+    """
+    in_front = logits.shape[1] - labels.shape[1]
+    if in_front < 0:
+        raise ValueError(
+            f"The model returned logits at {logits.shape[1]} positions for {labels.shape[1]} labels a sample. Pad and "
+            "truncate labels together with the inputs."
+        )
+    # The labels are padded, and the losses cut, because either is smaller by the number of classes than the logits.
+    targets = F.pad(labels.long(), (in_front, 0), value=IGNORE_INDEX)
+    losses = F.cross_entropy(
+        logits.flatten(0, 1).float(),
+        targets.flatten(),
+        ignore_index=IGNORE_INDEX,
+        reduction="none",
+        label_smoothing=label_smoothing,
+    )
+    return losses.view(targets.shape)[:, in_front:]
+
+
+def causal_lm_losses(logits: Tensor, next_tokens: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy of each next token, as `ForCausalLMLoss` of transformers before its mean.
+
+    Args:
+        logits: `[batch, positions, vocabulary]`, any floating-point dtype. Positions in front of the labels' have no
+            loss.
+        next_tokens: the token that follows each position, `[batch, tokens]`, -100 where ignored; `shift_left`
+            makes it from labels.
+        label_smoothing: as in `single_label_losses`.
+
+    Returns:
+        float32 `[batch, tokens]`.
+    """
+    return token_losses(logits, next_tokens, label_smoothing)
+
+
+def shift_left(labels: Tensor) -> Tensor:
+    """The label of the next position, and -100 at the last.
+
+    Args:
+        labels: `[batch, tokens]`.
+
+    Returns:
+        `[batch, tokens]`, the dtype of `labels`.
+    """
+    return F.pad(labels[..., 1:], (0, 1), value=IGNORE_INDEX)
+
+
+def question_answering_losses(
+    start_logits: Tensor,
+    end_logits: Tensor,
+    start_positions: Tensor,
+    end_positions: Tensor,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Half the cross-entropy of the answer's start plus half that of its end, for each sample.
+
+    As in transformers, a negative position counts as position 0, and one past the last token is ignored: it adds 0.
+    (The models then average starts and ends over those that are left; this loss leaves the sum of the two to the
+    sample, so that it is the models' own wherever a start is ignored together with its end.)
+
+    Args:
+        start_logits: `[batch, tokens]`, any floating-point dtype.
+        end_logits: `[batch, tokens]`.
+        start_positions: token indices `[batch]` (or `[batch, 1]`).
+        end_positions: token indices `[batch]` (or `[batch, 1]`).
+        label_smoothing: as in `single_label_losses`.
+
+    Returns:
+        float32 `[batch]`.
+    """
+    tokens = start_logits.shape[1]
+    start, end = (
+        F.cross_entropy(
+            logits.float(),
+            positions.reshape(-1).long().clamp(0, tokens),
+            ignore_index=tokens,
+            reduction="none",
+            label_smoothing=label_smoothing,
+        )
+        for logits, positions in ((start_logits, start_positions), (end_logits, end_positions))
+    )
+    return (start + end) / 2
+
+
+def semantic_segmentation_losses(
+    logits: Tensor, labels: Tensor, ignore_index: int = 255, label_smoothing: float = 0.0
+) -> Tensor:
+    """Cross-entropy of each pixel, at the labels' resolution.
+
+    Args:
+        logits: `[batch, classes, height, width]`, any floating-point dtype; resized bilinearly to the labels' size,
+            as the models do.
+        labels: class indices `[batch, label_height, label_width]`, `ignore_index` where ignored.
+        ignore_index: the label that has no loss.
+        label_smoothing: as in `single_label_losses`.
+
+    Returns:
+        float32 `[batch, label_height * label_width]`.
+    """
+    losses = F.cross_entropy(
+        _resized(logits, labels),
+        labels.long(),
+        ignore_index=ignore_index,
+        reduction="none",
+        label_smoothing=label_smoothing,
+    )
+    return losses.flatten(1)
+
+
+def binary_segmentation_losses(logits: Tensor, labels: Tensor, ignore_index: int = 255) -> Tensor:
+    """Binary cross-entropy of each pixel, where the model has one class only (SegFormer).
+
+    Args:
+        logits: `[batch, 1, height, width]`, any floating-point dtype; resized as above.
+        labels: 0 or 1, `[batch, label_height, label_width]`; `ignore_index` or negative where ignored.
+        ignore_index: the label that has no loss.
+
+    Returns:
+        float32 `[batch, label_height * label_width]`.
+    """
+    known = (labels >= 0) & (labels != ignore_index)
+    losses = F.binary_cross_entropy_with_logits(
+        _resized(logits, labels).squeeze(1), labels.float(), reduction="none"
+    )
+    return torch.where(known, losses, 0.0).flatten(1)
+
+
+def _resized(logits: Tensor, labels: Tensor) -> Tensor:
+    logits = logits.float()
+    if logits.shape[-2:] == labels.shape[-2:]:
+        return logits
+    return F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)

@@ -1,0 +1,11 @@
+"""Which un-reduced loss belongs to which model, and which of its items count.
+
+A head knows two things about a batch: from the labels alone, the items (samples, or tokens of samples) that have a
+loss; and from the model's outputs, the loss of each of them. The first gives the number of items of a whole
+optimizer step before any forward pass.
+"""
+
+from rgd_hf.heads.base import Head, Inputs, logits_of
+from rgd_hf.heads.table import EXCLUDED, HEADS, find_head
+
+__all__ = ["EXCLUDED", "HEADS", "Head", "Inputs", "find_head", "logits_of"]

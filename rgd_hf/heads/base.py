@@ -1,0 +1,103 @@
+"""What a head is, and what every head needs of a batch and of a model's outputs."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+Inputs = Mapping[str, Any]
+"""A batch as it goes to the model, labels included."""
+
+
+def _nothing_to_prepare(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
+    return {}
+
+
+def _no_auxiliary_loss(outputs: Any, config: Any, model: nn.Module) -> Tensor | None:
+    return None
+
+
+def _nothing_to_check(inputs: Inputs, config: Any) -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Head:
+    """How a kind of model head turns a batch into un-reduced losses.
+
+    Attributes:
+        name: as messages call it, e.g. `"sequence classification"`.
+        label_names: the batch columns that are withheld from the model's forward and used here instead. Every batch
+            must have them.
+        valid: `(inputs, config) -> bool [batch] or [batch, items]`: the items that have a loss. Reads the batch
+            alone, no model output.
+        losses: `(outputs, inputs, config, label_smoothing) -> float32`, of the shape of `valid`, 0 where not valid.
+            `outputs` is what the model's forward returned when the labels were withheld; `inputs` still has them.
+        token_level: items are `[batch, items]` (tokens, pixels) and the model's own loss is their mean, so that
+            `"token"` is the default level; otherwise there is one loss a sample and `"sample"` is the only level.
+        check: `(inputs, config) -> None`; raises `ValueError` where the labels do not fit the model, saying how.
+            Called once, on the first batch; the only one that may wait for the device.
+        optional_label_names: columns withheld from the forward where a batch has them.
+        prepare: `(model, inputs) -> dict`: what the forward needs besides `inputs` once the labels are withheld,
+            e.g. the decoder's input ids, which a model that sees labels makes itself.
+        auxiliary: `(outputs, config, model) -> 0-dimensional Tensor or None`: what the model adds to the mean of
+            the losses, its coefficient included (e.g. the load-balancing loss of a mixture of experts). It belongs to
+            the batch, not to an item, so it is never weighted.
+    """
+
+    name: str
+    label_names: tuple[str, ...]
+    valid: Callable[[Inputs, Any], Tensor]
+    losses: Callable[[Any, Inputs, Any, float], Tensor]
+    token_level: bool = False
+    check: Callable[[Inputs, Any], None] = _nothing_to_check
+    optional_label_names: tuple[str, ...] = ()
+    prepare: Callable[[nn.Module, Inputs], dict[str, Any]] = _nothing_to_prepare
+    auxiliary: Callable[[Any, Any, nn.Module], Tensor | None] = _no_auxiliary_loss
+
+
+def logits_of(outputs: Any) -> Tensor:
+    """The logits of a `ModelOutput`, dict or tuple that a forward without labels returned.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if isinstance(outputs, Mapping):
+        logits = outputs.get("logits")
+    else:
+        # In a tuple, a router's auxiliary loss (0-dimensional) stands in front of the logits.
+        logits = outputs[0] if outputs[0].ndim > 0 else outputs[1]
+    if logits is None:
+        raise ValueError(
+            "The model returned no logits (fused or chunked losses leave them out), so its losses cannot be "
+            "un-reduced. Turn the fused loss off (for Liger: use_liger_kernel=False or "
+            "fused_linear_cross_entropy=False; for TRL: loss_type='nll')."
+        )
+    return logits
+
+
+def check_class_indices(
+    labels: Tensor, ignored: int, num_classes: int | None, what: str, remedy: str
+) -> None:
+    """Raise `ValueError` unless every label is `ignored` or from 0 to `num_classes - 1`.
+
+    Args:
+        labels: class indices, any shape.
+        ignored: the label that has no loss.
+        num_classes: None where the number of classes is not known before the forward pass.
+        what: what the classes are, e.g. `"classes"`.
+        remedy: how to go on.
+    """
+    if labels.is_floating_point():
+        raise ValueError(f"Labels are {labels.dtype}, but must be integer indices of {what}. {remedy}")
+    real = labels[labels != ignored]
+    if not real.numel():
+        return
+    low, high = int(real.min()), int(real.max())
+    if low < 0 or (num_classes is not None and high >= num_classes):
+        allowed = "0 or more" if num_classes is None else f"between 0 and {num_classes - 1}"
+        raise ValueError(
+            f"The first batch has labels from {low} to {high}, but they must be {allowed} ({what}), or {ignored} "
+            f"where they are to be ignored. {remedy}"
+        )

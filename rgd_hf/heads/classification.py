@@ -1,0 +1,132 @@
+"""Heads with one loss a sample over classes: sequences, images, videos, audio, and multiple choice."""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rgd_hf import losses as un_reduced
+from rgd_hf.heads.base import Head, Inputs, check_class_indices, logits_of
+
+_SINGLE_LABEL = "single_label_classification"
+_REMEDY = "Load the model with num_labels=<number of classes>, or map the labels."
+
+
+def _resolve_problem_type(inputs: Inputs, config: Any) -> None:
+    """Set `config.problem_type` from the first batch, as the model's own forward would, and check the labels.
+
+    The rule is transformers' (`loss/loss_utils.py`), with one addition: fractional labels whose rows sum to one are
+    class probabilities (mixup, cutmix), not independent binary labels. DeBERTa has a rule of its own, under which
+    `[batch, classes]` labels are always the targets of a cross-entropy.
+    """
+    labels, classes = inputs["labels"], config.num_labels
+    by_class = labels.ndim == 2 and labels.shape[-1] == classes > 1
+    deberta = config.model_type in ("deberta", "deberta-v2")
+    if getattr(config, "problem_type", None) is None:
+        if classes == 1:
+            config.problem_type = "regression"
+        elif deberta or not labels.is_floating_point() or (by_class and _are_probabilities(labels)):
+            config.problem_type = _SINGLE_LABEL
+        else:
+            config.problem_type = "multi_label_classification"
+    if config.problem_type == _SINGLE_LABEL:
+        _check_single_label(inputs, config, soft=by_class and (deberta or labels.is_floating_point()))
+    elif labels.numel() != labels.shape[0] * classes:
+        raise ValueError(
+            f"The labels of the first batch have shape {tuple(labels.shape)}, but {config.problem_type} with "
+            f"num_labels={classes} needs [batch, {classes}]. For class indices, set "
+            f"config.problem_type='{_SINGLE_LABEL}' and make the labels integers."
+        )
+
+
+def _check_single_label(inputs: Inputs, config: Any, soft: bool = False) -> None:
+    labels = inputs["labels"]
+    if soft:
+        return
+    if labels.numel() != labels.shape[0]:
+        raise ValueError(
+            f"The labels of the first batch have shape {tuple(labels.shape)} and dtype {labels.dtype}, but "
+            "single-label classification needs one class index a sample. Make multi-hot labels or class "
+            "probabilities floating-point."
+        )
+    if config.model_type in ("deberta", "deberta-v2") or not labels.is_floating_point():
+        labels = labels.long()
+    check_class_indices(labels, un_reduced.IGNORE_INDEX, config.num_labels, "classes", _REMEDY)
+
+
+def _are_probabilities(labels: Tensor) -> bool:
+    sums_to_one = torch.isclose(
+        labels.float().sum(dim=-1), torch.ones((), device=labels.device), atol=1e-3
+    ).all()
+    fractional = ((labels > 0) & (labels < 1)).any()
+    return bool(sums_to_one & fractional)
+
+
+def _valid(inputs: Inputs, config: Any, problem_type: str | None = None) -> Tensor:
+    labels = inputs["labels"]
+    if (problem_type or config.problem_type) != _SINGLE_LABEL or labels.numel() != labels.shape[0]:
+        return torch.ones(labels.shape[0], dtype=torch.bool, device=labels.device)
+    return labels.reshape(-1) != un_reduced.IGNORE_INDEX
+
+
+def _losses(
+    outputs: Any, inputs: Inputs, config: Any, label_smoothing: float, problem_type: str | None = None
+) -> Tensor:
+    logits = logits_of(outputs)
+    labels = inputs["labels"].to(logits.device)
+    problem_type = problem_type or config.problem_type
+    if problem_type == "regression":
+        return un_reduced.regression_losses(logits, labels)
+    if problem_type == "multi_label_classification":
+        return un_reduced.multi_label_losses(logits, labels)
+    return un_reduced.single_label_losses(logits, labels, label_smoothing)
+
+
+CLASSIFICATION = Head(
+    name="classification",
+    label_names=("labels",),
+    valid=_valid,
+    losses=_losses,
+    check=_resolve_problem_type,
+)
+"""Single-label, multi-label or regression, by `config.problem_type`."""
+
+
+def _check_audio(inputs: Inputs, config: Any) -> None:
+    labels = inputs["labels"]
+    _check_single_label(inputs, config, soft=labels.is_floating_point() and labels.ndim == 2)
+
+
+SINGLE_LABEL_CLASSIFICATION = Head(
+    name="single-label classification",
+    label_names=("labels",),
+    valid=partial(_valid, problem_type=_SINGLE_LABEL),
+    losses=partial(_losses, problem_type=_SINGLE_LABEL),
+    check=_check_audio,
+)
+"""Cross-entropy whatever `config.problem_type` says: wav2vec 2.0 and its relatives, Whisper's encoder."""
+
+
+def _multiple_choice_valid(inputs: Inputs, config: Any) -> Tensor:
+    return inputs["labels"].reshape(-1) != un_reduced.IGNORE_INDEX
+
+
+def _multiple_choice_losses(outputs: Any, inputs: Inputs, config: Any, label_smoothing: float) -> Tensor:
+    logits = logits_of(outputs)
+    return un_reduced.multiple_choice_losses(logits, inputs["labels"].to(logits.device), label_smoothing)
+
+
+def _check_multiple_choice(inputs: Inputs, config: Any) -> None:
+    encoded = inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]
+    remedy = "Labels are the index of the right choice of each sample, [batch]."
+    check_class_indices(inputs["labels"], un_reduced.IGNORE_INDEX, encoded.shape[1], "choices", remedy)
+
+
+MULTIPLE_CHOICE = Head(
+    name="multiple choice",
+    label_names=("labels",),
+    valid=_multiple_choice_valid,
+    losses=_multiple_choice_losses,
+    check=_check_multiple_choice,
+)

@@ -1,0 +1,257 @@
+"""The table: which head belongs to which model class of transformers, and the classes that have none.
+
+The auto classes' lists say what is trained for a task; the sets below say which of those compute another loss than
+the task's common one. `tests/test_heads_table.py` reads the loss out of the source of every class in the table, so
+that a new release of transformers cannot slip in a loss that is not the head's.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from torch import nn
+from transformers.models.auto import modeling_auto as auto
+
+from rgd_hf.heads.base import Head
+from rgd_hf.heads.classification import CLASSIFICATION, MULTIPLE_CHOICE, SINGLE_LABEL_CLASSIFICATION
+from rgd_hf.heads.question_answering import QUESTION_ANSWERING
+from rgd_hf.heads.segmentation import SEMANTIC_SEGMENTATION
+from rgd_hf.heads.tokens import (
+    ALIGNED_LM,
+    ATTENDED_TOKEN_CLASSIFICATION,
+    BAMBA_LM,
+    CAUSAL_LM,
+    ENCODER_DECODER_LM,
+    FIRST_TOKEN_CLASSIFICATION,
+    MASKED_LM,
+    PREPARED_ENCODER_DECODER_LM,
+    PROMPTED_CAUSAL_LM,
+    SWITCH_LM,
+    TOKEN_CLASSIFICATION,
+)
+
+
+def _names(*mappings: Mapping[str, Any]) -> Iterator[str]:
+    for mapping in mappings:
+        for value in mapping.values():
+            yield from value if isinstance(value, (tuple, list)) else [value]
+
+
+EXCLUDED = {
+    # Their forward takes no labels, or hands them to a loss that is not the task's.
+    "DeiTForImageClassificationWithTeacher",
+    "LevitForImageClassificationWithTeacher",
+    "PPLCNetForImageClassification",
+    "ShieldGemma2ForImageClassification",
+    "DiffusionGemmaForBlockDiffusion",
+    "Gemma4AssistantForCausalLM",
+    "Gemma4UnifiedAssistantForCausalLM",
+    "PI0ForConditionalGeneration",
+    # Answers a question by a class, not by a span.
+    "LxmertForQuestionAnswering",
+    # Label smoothing of their own, several streams or codebooks of tokens, adaptive softmax over entities.
+    "BlipForConditionalGeneration",
+    "ProphetNetForCausalLM",
+    "ProphetNetForConditionalGeneration",
+    "MusicgenForCausalLM",
+    "MusicgenMelodyForCausalLM",
+    "DiaForConditionalGeneration",
+    "KyutaiSpeechToTextForConditionalGeneration",
+    "LukeForMaskedLM",
+    # A second loss over other labels of the batch.
+    "GraniteDoclingForConditionalGeneration",
+    "VibeVoiceForConditionalGeneration",
+    # The labels are moved or cut by the attention mask inside the forward.
+    "GraniteSpeechForConditionalGeneration",
+    "GraniteSpeechPlusForConditionalGeneration",
+    "Qwen2AudioForConditionalGeneration",
+    # The decoder's inputs, or its mask, depend on the labels in a way of their own.
+    "Pix2StructForConditionalGeneration",
+    "PPFormulaNetForConditionalGeneration",
+}
+"""Classes that transformers lists for a task whose loss is not the task's."""
+
+_ENCODER_DECODERS = [
+    "BartForConditionalGeneration",
+    "BigBirdPegasusForConditionalGeneration",
+    "BlenderbotForConditionalGeneration",
+    "BlenderbotSmallForConditionalGeneration",
+    "CanaryForConditionalGeneration",
+    "CohereAsrForConditionalGeneration",
+    "EncoderDecoderModel",
+    "Florence2ForConditionalGeneration",
+    "LEDForConditionalGeneration",
+    "LongT5ForConditionalGeneration",
+    "M2M100ForConditionalGeneration",
+    "MBartForConditionalGeneration",
+    "MT5ForConditionalGeneration",
+    "MarianMTModel",
+    "MoonshineForConditionalGeneration",
+    "MoonshineStreamingForConditionalGeneration",
+    "MvpForConditionalGeneration",
+    "NllbMoeForConditionalGeneration",
+    "PLBartForConditionalGeneration",
+    "PegasusForConditionalGeneration",
+    "PegasusXForConditionalGeneration",
+    "Pop2PianoForConditionalGeneration",
+    "SeamlessM4TForSpeechToText",
+    "SeamlessM4TForTextToText",
+    "SeamlessM4Tv2ForSpeechToText",
+    "SeamlessM4Tv2ForTextToText",
+    "Speech2TextForConditionalGeneration",
+    "SpeechEncoderDecoderModel",
+    "SpeechT5ForSpeechToText",
+    "T5ForConditionalGeneration",
+    "T5Gemma2ForConditionalGeneration",
+    "T5GemmaForConditionalGeneration",
+    "UMT5ForConditionalGeneration",
+    "UdopForConditionalGeneration",
+    "VisionEncoderDecoderModel",
+    "WhisperForConditionalGeneration",
+]
+
+_LABELS_ARE_TARGETS = [
+    "BartForCausalLM",
+    "BigBirdPegasusForCausalLM",
+    "BlenderbotForCausalLM",
+    "BlenderbotSmallForCausalLM",
+    "CpmAntForCausalLM",
+    "FlaubertWithLMHeadModel",
+    "MBartForCausalLM",
+    "MarianForCausalLM",
+    "MvpForCausalLM",
+    "PLBartForCausalLM",
+    "PegasusForCausalLM",
+    "TrOCRForCausalLM",
+    "WhisperForCausalLM",
+    "XLMWithLMHeadModel",
+    "XLNetLMHeadModel",
+]
+
+_ALWAYS_SINGLE_LABEL = [
+    "Data2VecAudioForSequenceClassification",
+    "HubertForSequenceClassification",
+    "SEWDForSequenceClassification",
+    "SEWForSequenceClassification",
+    "UniSpeechForSequenceClassification",
+    "UniSpeechSatForSequenceClassification",
+    "Wav2Vec2BertForSequenceClassification",
+    "Wav2Vec2ConformerForSequenceClassification",
+    "Wav2Vec2ForSequenceClassification",
+    "WavLMForSequenceClassification",
+    "WhisperForAudioClassification",
+]
+
+_ONLY_ATTENDED_TOKENS = [
+    "BioGptForTokenClassification",
+    "MraForTokenClassification",
+    "XLMRobertaXLForTokenClassification",
+    "YosoForTokenClassification",
+]
+
+
+def _table() -> dict[str, Head]:
+    # Later entries win: first what whole lists of transformers share, then the classes that differ.
+    rows: list[tuple[Head, Any]] = [
+        (MASKED_LM, _names(auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES)),
+        (
+            CAUSAL_LM,
+            _names(
+                auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+                auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+                auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+                auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
+            ),
+        ),
+        (
+            CLASSIFICATION,
+            _names(
+                auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+                auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+                auto.MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES,
+                auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES,
+            ),
+        ),
+        (TOKEN_CLASSIFICATION, _names(auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES)),
+        (
+            QUESTION_ANSWERING,
+            _names(
+                auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
+                auto.MODEL_FOR_DOCUMENT_QUESTION_ANSWERING_MAPPING_NAMES,
+            ),
+        ),
+        (MULTIPLE_CHOICE, _names(auto.MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES)),
+        (SEMANTIC_SEGMENTATION, _names(auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES)),
+        (SINGLE_LABEL_CLASSIFICATION, _ALWAYS_SINGLE_LABEL),
+        (ATTENDED_TOKEN_CLASSIFICATION, _ONLY_ATTENDED_TOKENS),
+        (FIRST_TOKEN_CLASSIFICATION, ["BrosForTokenClassification"]),
+        (ENCODER_DECODER_LM, _ENCODER_DECODERS),
+        (PREPARED_ENCODER_DECODER_LM, ["FSMTForConditionalGeneration"]),
+        (SWITCH_LM, ["SwitchTransformersForConditionalGeneration"]),
+        (ALIGNED_LM, _LABELS_ARE_TARGETS),
+        (BAMBA_LM, ["BambaForCausalLM"]),
+    ]
+    table = {name: head for head, names in rows for name in names}
+    return {name: head for name, head in table.items() if name not in EXCLUDED}
+
+
+HEADS: dict[str, Head] = _table()
+"""The head of every model class that transformers lists for a task, by the class's name."""
+
+_HAS_ITS_HEAD_IF: dict[str, Callable[[Any], bool]] = {
+    # An adaptive softmax returns no logits of the classes.
+    "FlaubertWithLMHeadModel": lambda config: not config.asm,
+    "XLMWithLMHeadModel": lambda config: not config.asm,
+    # Above a decoder alone they shift the labels; above an encoder-decoder its forward needs them.
+    "Blip2ForConditionalGeneration": lambda config: config.use_decoder_only_language_model,
+    "InstructBlipForConditionalGeneration": lambda config: config.use_decoder_only_language_model,
+    "InstructBlipVideoForConditionalGeneration": lambda config: config.use_decoder_only_language_model,
+    # The router's loss is computed in the forward only where it sees labels.
+    "NllbMoeForConditionalGeneration": lambda config: not config.output_router_logits,
+    # The loss of the auxiliary head is part of the model's own, but its logits are not among the outputs.
+    "BeitForSemanticSegmentation": lambda config: not config.use_auxiliary_head,
+    "DPTForSemanticSegmentation": lambda config: not config.use_auxiliary_head,
+    "Data2VecVisionForSemanticSegmentation": lambda config: not config.use_auxiliary_head,
+    "UperNetForSemanticSegmentation": lambda config: not config.use_auxiliary_head,
+    # An ignore_index of their own.
+    "ModernBertForMaskedLM": lambda config: _ignores_minus_100(config),
+    "UltrabertForMaskedLM": lambda config: _ignores_minus_100(config),
+}
+
+
+def _ignores_minus_100(config: Any) -> bool:
+    return not config.sparse_prediction or config.sparse_pred_ignore_index == -100
+
+
+def find_head(model: nn.Module) -> Head | None:
+    """The head of `model` (unwrapped), or None where its losses cannot be un-reduced.
+
+    A class is looked up by the names that transformers' auto classes list, through its base classes too; but a class
+    outside transformers that defines a `forward` of its own computes a loss we cannot know, so it has no head. Nor
+    has a model whose `loss_function` was replaced.
+
+    Args:
+        model: a model of transformers, a subclass of one, or a PEFT model around either. Tuned prompts of PEFT change
+            what a causal language model predicts, so pass the PEFT model, not its base.
+    """
+    if hasattr(model, "get_base_model"):
+        return _find_head_under_peft(model)
+    if getattr(model, "_loss_function", None) is not None:
+        return None
+    for cls in type(model).__mro__:
+        if cls.__module__.startswith("transformers."):
+            has_head = _HAS_ITS_HEAD_IF.get(cls.__name__, lambda config: True)
+            return HEADS.get(cls.__name__) if has_head(model.config) else None
+        if "forward" in vars(cls):
+            return None
+    return None
+
+
+def _find_head_under_peft(model: Any) -> Head | None:
+    head = find_head(model.get_base_model())
+    config: Any = getattr(model, "active_peft_config", None)
+    if head is None or not getattr(config, "is_prompt_learning", False):
+        return head
+    kind = getattr(config.peft_type, "value", config.peft_type)
+    if kind == "CPT":  # context-aware prompt tuning weights the tokens' losses itself
+        return None
+    return PROMPTED_CAUSAL_LM if head is CAUSAL_LM and kind != "PREFIX_TUNING" else head
