@@ -1,0 +1,456 @@
+import json
+import math
+
+import pytest
+import torch
+from tiny import (
+    classification_data,
+    gradients_of,
+    parameters_of,
+    relative_error,
+    stack,
+    tiny_bert,
+    tiny_config,
+)
+from torch import nn
+from torch.nn import functional as F
+from transformers import (
+    AutoModelForMaskedLM,
+    BertForNextSentencePrediction,
+    HfArgumentParser,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from rgd_hf import ReweightedTrainer, ReweightedTrainingArguments, rgd_surrogate, rgd_weights
+from rgd_hf.divergences import DIVERGENCES
+from rgd_hf.trainer import NonFiniteLossError
+
+
+def data_for(problem_type, n, seed=0):
+    data = classification_data(n, seed=seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    for example in data:
+        if problem_type == "multi_label_classification":
+            example["labels"] = torch.randint(0, 2, (3,), generator=generator).float()
+        if problem_type == "regression":
+            example["labels"] = torch.randn((), generator=generator)
+    return data
+
+
+def model_for(problem_type, **kwargs):
+    return tiny_bert(num_labels=1 if problem_type == "regression" else 3, **kwargs)
+
+
+def plain_losses(problem_type, logits, labels):
+    if problem_type == "multi_label_classification":
+        return F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(-1)
+    if problem_type == "regression":
+        return (logits.squeeze(-1) - labels) ** 2
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+PROBLEM_TYPES = ["single_label_classification", "multi_label_classification", "regression"]
+
+
+@pytest.mark.parametrize("problem_type", PROBLEM_TYPES)
+@pytest.mark.parametrize("divergence", sorted(DIVERGENCES))
+def test_gradient_is_brute_force_autograd_through_the_surrogate(make_args, problem_type, divergence):
+    data, tau = data_for(problem_type, 8), 0.9
+    trainer = ReweightedTrainer(model_for(problem_type), make_args(), reweighting=divergence, tau=tau)
+    trainer.model.train()
+    trainer.compute_loss(trainer.model, stack(data)).backward()
+
+    oracle, batch = model_for(problem_type), stack(data)
+    losses = plain_losses(problem_type, oracle(input_ids=batch["input_ids"]).logits, batch["labels"])
+    rgd_surrogate(losses, divergence, tau).mean().backward()
+    assert relative_error(gradients_of(trainer.model), gradients_of(oracle)) < 1e-6
+
+
+@pytest.mark.parametrize("problem_type", PROBLEM_TYPES)
+def test_normalized_gradient_is_the_weighted_mean(make_args, problem_type):
+    data = data_for(problem_type, 8)
+    trainer = ReweightedTrainer(model_for(problem_type), make_args(), normalize_weights=True)
+    trainer.model.train()
+    loss = trainer.compute_loss(trainer.model, stack(data))
+    loss.backward()
+
+    oracle, batch = model_for(problem_type), stack(data)
+    losses = plain_losses(problem_type, oracle(input_ids=batch["input_ids"]).logits, batch["labels"])
+    weights = rgd_weights(losses)
+    expected = (weights / weights.sum() * losses).sum()
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert relative_error(gradients_of(trainer.model), gradients_of(oracle)) < 1e-6
+
+
+@pytest.mark.parametrize("problem_type", PROBLEM_TYPES)
+def test_none_is_the_models_own_loss(make_args, problem_type):
+    batch = stack(data_for(problem_type, 8))
+    trainer = ReweightedTrainer(model_for(problem_type), make_args(), reweighting="none")
+    trainer.model.train()
+    loss = trainer.compute_loss(trainer.model, dict(batch))
+    own = model_for(problem_type)(**batch).loss
+    assert loss.item() == pytest.approx(own.item(), rel=1e-6)
+    assert trainer.model.config.problem_type == problem_type, "a saved model must say how to read its outputs"
+
+
+def train(args, data, model=None, callbacks=None, **kwargs):
+    trainer = ReweightedTrainer(model or tiny_bert(), args, train_dataset=data, callbacks=callbacks, **kwargs)
+    result = trainer.train()
+    return trainer, result
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("optim", ["sgd", "adamw_torch"])
+def test_update_does_not_depend_on_how_the_batch_is_cut(make_args, optim, normalize):
+    data, start = classification_data(72), parameters_of(tiny_bert())
+    runs = []
+    for size, accumulation in ((32, 1), (8, 4)):
+        args = make_args(
+            optim=optim,
+            learning_rate=0.5 if optim == "sgd" else 1e-3,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulation,
+            max_steps=-1,
+            num_train_epochs=1,
+            max_grad_norm=0.1,
+            adam_epsilon=1e-3,
+        )
+        trainer, result = train(args, data, normalize_weights=normalize)
+        assert trainer.state.global_step == 3, "the last step has only 8 of 32 samples"
+        runs.append((parameters_of(trainer.model) - start, result.training_loss, trainer.state.log_history))
+    (update, loss, history), (other_update, other_loss, other_history) = runs
+    # One update agrees to 1e-6 (tested below); three let float32 noise grow.
+    assert relative_error(other_update, update) < 5e-6
+    assert other_loss == pytest.approx(loss, rel=1e-6)
+    for key in (
+        "loss",
+        "grad_norm",
+        "weight_mean",
+        "weight_max",
+        "effective_sample_size",
+        "clipped_fraction",
+    ):
+        assert [h[key] for h in other_history if key in h] == pytest.approx(
+            [h[key] for h in history if key in h], rel=1e-5
+        )
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("size, accumulation", [(32, 1), (8, 4), (7, 5), (16, 2), (1, 30)])
+def test_one_update_is_brute_force_however_the_batch_is_cut(make_args, size, accumulation, normalize):
+    """30 samples, mostly with a smaller last micro-batch: the step is still one mean over all of them."""
+    data = classification_data(30)
+    args = make_args(
+        per_device_train_batch_size=size,
+        gradient_accumulation_steps=accumulation,
+        max_steps=1,
+        train_sampling_strategy="sequential",
+    )
+    trainer, _ = train(args, data, normalize_weights=normalize)
+    oracle, batch = tiny_bert(), stack(data)
+    losses = F.cross_entropy(oracle(input_ids=batch["input_ids"]).logits, batch["labels"], reduction="none")
+    weights = rgd_weights(losses)
+    (rgd_surrogate(losses).mean() if not normalize else (weights * losses).sum() / weights.sum()).backward()
+    expected = parameters_of(oracle) - 0.5 * torch.cat([p.grad.flatten() for p in oracle.parameters()])
+    assert (
+        relative_error(parameters_of(trainer.model) - parameters_of(oracle), expected - parameters_of(oracle))
+        < 1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    "optim",
+    ["adafactor", "adagrad", "rmsprop", "adamw_torch", "adamw_torch_fused", "sgd", "nadam", "lion_32bit"],
+)
+@pytest.mark.parametrize("normalize", [False, True])
+def test_every_optimizer_trains(make_args, optim, normalize):
+    if optim == "lion_32bit":
+        pytest.importorskip("bitsandbytes", reason="the Trainer's Lion comes from bitsandbytes")
+    kwargs = {"normalize_weights": normalize}
+    if optim == "nadam":  # the Trainer takes it as a class, not by name
+        kwargs["optimizer_cls_and_kwargs"] = (torch.optim.NAdam, {"lr": 1e-3})
+        optim = "sgd"
+    before = parameters_of(tiny_bert())
+    args = make_args(optim=optim, learning_rate=1e-3, max_steps=3)
+    trainer, result = train(args, classification_data(24), **kwargs)
+    after = parameters_of(trainer.model)
+    assert (
+        torch.isfinite(after).all() and not torch.equal(after, before) and math.isfinite(result.training_loss)
+    )
+
+
+def test_evaluation_is_plain_whatever_the_batch_size(make_args):
+    data = classification_data(13)
+    batch = stack(data)
+    own = tiny_bert().eval()(**batch).loss.item()
+    for size in (13, 4, 5, 1):
+        trainer = ReweightedTrainer(
+            tiny_bert(), make_args(per_device_eval_batch_size=size), eval_dataset=data
+        )
+        assert trainer.evaluate()["eval_loss"] == pytest.approx(own, rel=1e-6)
+
+
+def test_evaluation_equals_the_stock_trainers(make_args):
+    data, args = classification_data(16), make_args(per_device_eval_batch_size=8)
+    stock = Trainer(tiny_bert(), args, eval_dataset=data)
+    ours = ReweightedTrainer(tiny_bert(), args, eval_dataset=data)
+    expected, found = stock.predict(data), ours.predict(data)
+    assert found.metrics["test_loss"] == pytest.approx(expected.metrics["test_loss"], rel=1e-6)
+    assert (found.predictions == expected.predictions).all() and (found.label_ids == expected.label_ids).all()
+    no_labels = [{"input_ids": example["input_ids"]} for example in data]
+    assert (ours.predict(no_labels).predictions == expected.predictions).all()
+
+
+def test_training_logs_carry_the_weight_statistics(make_args):
+    trainer, _ = train(make_args(max_steps=3), classification_data(24))
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(logs) == 3
+    for entry in logs:
+        assert 1 <= entry["weight_mean"] <= entry["weight_max"] <= math.exp(0.5) + 1e-6
+        assert 0.786 <= entry["effective_sample_size"] <= 1 and 0 <= entry["clipped_fraction"] <= 1
+        assert entry["unweighted_loss"] < entry["loss"]
+    json.dumps(logs)
+    trainer, _ = train(make_args(), classification_data(16), reweighting="none")
+    assert not any("weight_mean" in entry for entry in trainer.state.log_history)
+
+
+def test_warm_up_starts_with_plain_steps(make_args):
+    data = classification_data(32)
+    common = {"max_steps": 4, "train_sampling_strategy": "sequential"}
+    trainer, _ = train(make_args(**common), data, reweighting_warmup_ratio=0.5)
+    means = [entry["weight_mean"] for entry in trainer.state.log_history if "weight_mean" in entry]
+    assert means[:2] == [1.0, 1.0] and min(means[2:]) > 1
+
+
+class Stop(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step == 2
+
+
+def test_warm_up_survives_a_resume(make_args):
+    data = classification_data(48)
+    args = make_args(max_steps=6, save_strategy="steps", save_steps=2)
+    settings = {"reweighting_warmup_ratio": 0.5}
+    whole, _ = train(make_args(max_steps=6), data, **settings)
+    train(args, data, callbacks=[Stop()], **settings)
+    resumed = ReweightedTrainer(tiny_bert(seed=5), args, train_dataset=data, **settings)
+    resumed.train(resume_from_checkpoint=True)
+    assert torch.equal(parameters_of(resumed.model), parameters_of(whole.model))
+
+
+class TestSettings:
+    def test_plain_arguments_get_the_defaults(self, make_args):
+        args = ReweightedTrainer(tiny_bert(), make_args()).args
+        assert (args.reweighting, args.tau, args.reweighting_level) == ("kl", 1.0, "auto")
+        assert args.normalize_weights is False and args.reweighting_warmup_ratio == 0.0
+
+    def test_a_keyword_overrides_the_arguments_and_leaves_them_alone(self, make_args):
+        args = make_args(ReweightedTrainingArguments, reweighting="chi2", tau=2.0)
+        trainer = ReweightedTrainer(tiny_bert(), args, tau=3.0)
+        assert (trainer.args.reweighting, trainer.args.tau) == ("chi2", 3.0)
+        assert args.tau == 2.0
+        assert ReweightedTrainer(tiny_bert(), args).args.tau == 2.0
+
+    def test_the_arguments_of_one_trainer_serve_another(self, make_args):
+        first = ReweightedTrainer(tiny_bert(), make_args(), tau=3.0)
+        assert ReweightedTrainer(tiny_bert(), first.args, reweighting="chi2").args.tau == 3.0
+
+    def test_foreign_fields_of_the_same_name_are_refused(self, make_args):
+        from dataclasses import dataclass
+
+        @dataclass
+        class OtherArguments(TrainingArguments):
+            tau: float = 0.1
+
+        with pytest.raises(ValueError, match="OtherArguments has fields of its own named tau"):
+            ReweightedTrainer(tiny_bert(), make_args(OtherArguments))
+
+    def test_command_line(self, tmp_path):
+        parser = HfArgumentParser(ReweightedTrainingArguments)
+        (args,) = parser.parse_args_into_dataclasses(
+            [
+                "--output_dir",
+                str(tmp_path),
+                "--reweighting",
+                "reverse_kl",
+                "--tau",
+                "2.5",
+                "--normalize_weights",
+            ]
+        )
+        assert (args.reweighting, args.tau, args.normalize_weights) == ("reverse_kl", 2.5, True)
+        assert "ERM" in parser.format_help()
+        with pytest.raises(SystemExit):
+            parser.parse_args_into_dataclasses(["--output_dir", str(tmp_path), "--reweighting", "kld"])
+
+    @pytest.mark.parametrize(
+        "settings, message",
+        [
+            ({"reweighting": "kld"}, "'kl', 'chi2', 'reverse_kl', 'none'"),
+            ({"tau": -1.0}, "positive, finite"),
+            ({"reweighting_level": "word"}, "'auto', 'sample', 'token'"),
+            ({"reweighting_warmup_ratio": 1.5}, "between 0 and 1"),
+            ({"reweighting_level": "token"}, "one loss a sample"),
+        ],
+    )
+    def test_wrong_settings_are_refused_at_once(self, make_args, settings, message):
+        with pytest.raises(ValueError, match=message):
+            ReweightedTrainer(tiny_bert(), make_args(), **settings)
+        if "token" not in settings.values():
+            with pytest.raises(ValueError, match=message):
+                make_args(ReweightedTrainingArguments, **settings)
+
+
+class TestUnknownHeads:
+    def test_stop_with_the_way_out(self, make_args):
+        model = BertForNextSentencePrediction(tiny_config(2))
+        with pytest.raises(NotImplementedError, match=r"BertForNextSentencePrediction.*per_sample_loss_fn"):
+            ReweightedTrainer(model, make_args())
+
+    def test_train_as_the_stock_trainer_does_with_none(self, make_args):
+        data = classification_data(16, num_labels=2)
+        models = []
+        for cls, kwargs in ((Trainer, {}), (ReweightedTrainer, {"reweighting": "none"})):
+            torch.manual_seed(0)
+            models.append(BertForNextSentencePrediction(tiny_config(2)))
+            cls(models[-1], make_args(), train_dataset=data, **kwargs).train()
+        assert torch.equal(parameters_of(models[0]), parameters_of(models[1]))
+
+    @pytest.mark.parametrize("accumulation", [1, 2, 4])
+    def test_per_sample_loss_fn_trains_them_exactly(self, make_args, accumulation):
+        data = classification_data(30, num_labels=2)
+        torch.manual_seed(0)
+        model = BertForNextSentencePrediction(tiny_config(2))
+        start = parameters_of(model)
+        args = make_args(
+            per_device_train_batch_size=32 // accumulation,
+            gradient_accumulation_steps=accumulation,
+            max_steps=1,
+            train_sampling_strategy="sequential",
+        )
+        trainer = ReweightedTrainer(
+            model,
+            args,
+            train_dataset=data,
+            per_sample_loss_fn=lambda outputs, labels: F.cross_entropy(
+                outputs.logits, labels, reduction="none"
+            ),
+        )
+        trainer.train()
+        torch.manual_seed(0)
+        oracle, batch = BertForNextSentencePrediction(tiny_config(2)), stack(data)
+        logits = oracle(input_ids=batch["input_ids"]).logits
+        rgd_surrogate(F.cross_entropy(logits, batch["labels"], reduction="none")).mean().backward()
+        update = -0.5 * torch.cat(
+            [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in oracle.parameters()]
+        )
+        assert relative_error(parameters_of(model) - start, update) < 1e-6
+
+    def test_a_reduced_loss_is_refused(self, make_args):
+        trainer = ReweightedTrainer(
+            tiny_bert(),
+            make_args(),
+            train_dataset=classification_data(8),
+            per_sample_loss_fn=lambda outputs, labels: F.cross_entropy(outputs.logits, labels),
+        )
+        with pytest.raises(ValueError, match=r"0-dimensional.*reduction='none'"):
+            trainer.train()
+
+    def test_a_forward_of_ones_own_has_no_head(self, make_args):
+        from transformers import BertForSequenceClassification
+
+        class Focal(BertForSequenceClassification):
+            def forward(self, *args, **kwargs):
+                return super().forward(*args, **kwargs)
+
+        class Renamed(BertForSequenceClassification):
+            pass
+
+        with pytest.raises(NotImplementedError, match="Focal"):
+            ReweightedTrainer(Focal(tiny_config()), make_args())
+        ReweightedTrainer(Renamed(tiny_config()), make_args())
+
+    def test_a_reduced_compute_loss_func_is_refused(self, make_args):
+        with pytest.raises(ValueError, match="per_sample_loss_fn"):
+            ReweightedTrainer(tiny_bert(), make_args(), compute_loss_func=lambda *args, **kwargs: 0.0)
+
+
+class Poison(TrainerCallback):
+    def __init__(self, model, step):
+        self.model, self.step = model, step
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step + 1 == self.step:
+            nn.init.constant_(self.model.classifier.bias, math.nan)
+
+
+def test_a_non_finite_loss_stops_the_run_and_keeps_the_last_checkpoint(make_args, tmp_path):
+    args = make_args(max_steps=8, save_strategy="steps", save_steps=2, logging_steps=100)
+    model = tiny_bert()
+    trainer = ReweightedTrainer(
+        model, args, train_dataset=classification_data(64), callbacks=[Poison(model, step=5)]
+    )
+    with pytest.raises(NonFiniteLossError, match="step 5,"):
+        trainer.train()
+    assert sorted(p.name for p in (tmp_path / "out").glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
+
+
+def test_labels_that_do_not_fit_are_named(make_args):
+    data = classification_data(8, num_labels=5)
+    data[0]["labels"] = torch.tensor(4)
+    with pytest.raises(ValueError, match=r"labels from 0 to 4.*3 classes"):
+        train(make_args(max_steps=1, train_sampling_strategy="sequential"), data)
+    with pytest.raises(ValueError, match="'labels' in every batch"):
+        train(make_args(max_steps=1), [{"input_ids": example["input_ids"]} for example in data])
+
+
+def test_a_sample_weight_column_survives_and_counts(make_args):
+    """Weight 2 is the same as having the sample twice, weight 0 as not having it."""
+    from datasets import Dataset
+
+    data = classification_data(8)
+    weight = [2.0, 0.0, 1.0, 1.0, 2.0, 0.0, 1.0, 1.0]
+    rows = [{k: v.tolist() for k, v in example.items()} for example in data]
+    columns = Dataset.from_list(
+        [row | {"sample_weight": w, "note": "dropped"} for row, w in zip(rows, weight)]
+    )
+    repeated = [example for example, w in zip(data, weight) for _ in range(int(w))]
+    for normalize in (False, True):
+        found, _ = train(make_args(max_steps=1), columns, normalize_weights=normalize)
+        expected, _ = train(make_args(max_steps=1), repeated, normalize_weights=normalize)
+        start = parameters_of(tiny_bert())
+        assert (
+            relative_error(parameters_of(found.model) - start, parameters_of(expected.model) - start) < 1e-6
+        )
+    assert found.evaluate(columns)["eval_loss"] == pytest.approx(found.evaluate(data)["eval_loss"], rel=1e-6)
+    assert found.predict(columns.remove_columns("labels")).predictions.shape == (8, 3)
+
+
+def test_swapping_the_class_is_all_an_existing_script_needs(make_args):
+    script = """
+args = make_args()
+trainer = Trainer(model=model, args=args, train_dataset=data, eval_dataset=data)
+trainer.train()
+metrics = trainer.evaluate()
+trainer.save_model()
+"""
+    for cls in (Trainer, ReweightedTrainer):
+        scope = {
+            "Trainer": cls,
+            "make_args": make_args,
+            "model": tiny_bert(),
+            "data": classification_data(16),
+        }
+        exec(script, scope)
+        assert math.isfinite(scope["metrics"]["eval_loss"])
+
+
+def test_masked_lm_is_known_or_named(make_args):
+    model = AutoModelForMaskedLM.from_config(tiny_config())
+    try:
+        ReweightedTrainer(model, make_args())
+    except NotImplementedError as error:
+        assert "BertForMaskedLM" in str(error)
