@@ -17,6 +17,7 @@ from rgd_hf.diagnostics import NonFiniteLossError, WeightStatistics, stop_if_not
 from rgd_hf.evaluation import PlainEvaluationMixin
 from rgd_hf.gradients import check_gradients_can_be_rescaled, rescale_gradients
 from rgd_hf.heads import Head, find_head
+from rgd_hf.hub import ModelCardMixin
 from rgd_hf.training_args import check_reweighting, with_settings
 from rgd_hf.weighting import Items, item_weights, losses_at_level, reference_weights
 
@@ -25,7 +26,7 @@ __all__ = ["NonFiniteLossError", "ReweightedSeq2SeqTrainer", "ReweightedTrainer"
 PerSampleLossFn = Callable[[Any, Any], Tensor | tuple[Tensor, Tensor]]
 
 
-class ReweightingMixin(PlainEvaluationMixin):
+class ReweightingMixin(ModelCardMixin, PlainEvaluationMixin):
     """Re-weighted gradient descent for any class that derives from `transformers.Trainer`.
 
     Put it first: `class MyTrainer(ReweightingMixin, Seq2SeqTrainer)`. All arguments of the Trainer are kept.

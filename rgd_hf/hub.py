@@ -1,0 +1,363 @@
+"""The model card of a re-weighted run: what the Trainer writes, and how the losses were weighted."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from inspect import signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub import EvalResult, ModelCard
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+from torch import nn
+from transformers.modelcard import TASK_TAG_TO_NAME_MAPPING
+
+from rgd_hf.divergences import largest_weight
+from rgd_hf.loading_snippet import find_task, loading_snippet
+from rgd_hf.training_args import ReweightingArguments
+
+if TYPE_CHECKING:
+    from transformers import Trainer as TrainerBase
+else:
+    TrainerBase = object
+
+TAGS = ["rgd-hf", "distributionally-robust-optimization"]
+
+CITATION = """\
+@article{kumar2024stochastic,
+  title   = {Stochastic Re-weighted Gradient Descent via Distributionally Robust Optimization},
+  author  = {Kumar, Ramnath and Majmundar, Kushal Alpesh and Nagaraj, Dheeraj Mysore and Suggala, Arun Sai},
+  journal = {Transactions on Machine Learning Research},
+  year    = {2024},
+  url     = {https://arxiv.org/abs/2306.09222}
+}"""
+
+PAPER = "[stochastic re-weighted gradient descent](https://arxiv.org/abs/2306.09222)"
+
+DIVERGENCE_NAMES = {
+    "kl": ("KL divergence", "exp({z})"),
+    "chi2": ("chi-squared divergence", "1 + {z}"),
+    "reverse_kl": ("reverse KL divergence", "1 / (1 - {z})"),
+}
+"""How a card calls each divergence, and its weight as a function of z = min(loss, tau) / (tau + 1)."""
+
+STATISTICS = {
+    "weight_mean": "mean weight",
+    "weight_max": "largest weight",
+    "effective_sample_size": "effective sample size, as a fraction of the items",
+    "clipped_fraction": "fraction of the items with a loss above tau",
+    "unweighted_loss": "mean loss without weights",
+}
+
+METRICS = {
+    "mcc": ("Matthews correlation", "matthews_correlation"),
+    "matthews_correlation": ("Matthews correlation", "matthews_correlation"),
+    "pearson": ("Pearson correlation", "pearsonr"),
+    "pearsonr": ("Pearson correlation", "pearsonr"),
+    "spearman": ("Spearman correlation", "spearmanr"),
+    "spearmanr": ("Spearman correlation", "spearmanr"),
+    "f1_macro": ("F1 (macro)", "f1"),
+    "f1_micro": ("F1 (micro)", "f1"),
+    "mse": ("Mean squared error", "mse"),
+    "mae": ("Mean absolute error", "mae"),
+    "roc_auc": ("ROC AUC", "roc_auc"),
+    "auroc": ("ROC AUC", "roc_auc"),
+    "wer": ("Word error rate", "wer"),
+    "bleu": ("BLEU", "bleu"),
+}
+"""Name and Hub identifier of metrics whose key is neither by itself."""
+
+_NO_METRICS = ("runtime", "samples_per_second", "steps_per_second", "time")
+_HEADING = re.compile(r"(?m)^(?=## )")
+_ORIGIN = re.compile(r"This model (?:was trained from scratch|is a fine-tuned version of \[.*?\]\(.*?\))")
+_STOCK_RESULTS = re.compile(r"(?m)^It achieves the following results on the evaluation set:\n(?:- .*\n)*")
+_EMPTY_RESULTS = re.compile(r"(?m)^### Training results\n\s*(?=^###)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """A metric of the last evaluation.
+
+    Attributes:
+        evaluated_on: the evaluation set's name where the Trainer has several, else None.
+        key: as the Trainer logs it, without prefixes, e.g. `"accuracy"`.
+        value: as it was logged.
+    """
+
+    evaluated_on: str | None
+    key: str
+    value: Any
+
+    @property
+    def name(self) -> str:
+        """As readers know the metric."""
+        words = self.key.replace("_", " ")
+        return METRICS[self.key][0] if self.key in METRICS else words[:1].upper() + words[1:]
+
+    @property
+    def identifier(self) -> str:
+        """As the Hub knows the metric."""
+        return METRICS[self.key][1] if self.key in METRICS else self.key
+
+
+class ModelCardMixin(TrainerBase):
+    """Adds to the Trainer's model card how the losses were weighted, how the model is loaded, and what to cite."""
+
+    if TYPE_CHECKING:
+        # Of the ReweightingMixin that derives from this class.
+        _unreduces: property
+
+        def _bare_model(self) -> nn.Module: ...
+        def _level(self) -> str: ...
+
+    def create_model_card(
+        self,
+        language: str | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        tasks: str | list[str] | None = None,
+        dataset_tags: str | list[str] | None = None,
+        dataset: str | list[str] | None = None,
+        dataset_args: str | list[str] | None = None,
+        **of_the_base_class: Any,
+    ) -> None:
+        """Write `README.md` into the output directory, on the first process alone; `push_to_hub` calls it.
+
+        Args:
+            language: of the data, e.g. `"en"`.
+            license: of the model; by default that of the base model, if it comes from the Hub.
+            tags: added to `rgd-hf`, `distributionally-robust-optimization` and those of the Trainer.
+            model_name: by default the output directory's.
+            finetuned_from: by default the repository on the Hub that the model was loaded from, if it was.
+            tasks: by default the task of the model's head.
+            dataset_tags: identifiers of data sets on the Hub; the metrics go into the card's metadata only with these.
+            dataset: their names for readers; by default the identifiers.
+            dataset_args: the configuration of each, e.g. `"mrpc"`.
+            **of_the_base_class: arguments that a Trainer class between has, such as TRL's `dataset_name`.
+        """
+        if not self.is_world_process_zero():
+            return
+        model = self._bare_model()
+        task = find_task(model)
+        origin = finetuned_from or _origin(model)
+        base_model = origin if _is_on_hub(origin) else None
+        tags = [tags] if isinstance(tags, str) else list(tags or [])
+        tags = [*tags, *(tag for tag in TAGS if tag not in tags)]
+        if tasks is None and task is not None:
+            tasks = task.pipeline
+
+        given = {
+            "language": language,
+            "license": license,
+            "model_name": model_name,
+            "tasks": tasks,
+            "dataset": dataset,
+            "dataset_args": dataset_args,
+            **of_the_base_class,
+        }
+        # The Trainer's own guesses are "the None dataset" for data in memory, and a model called "" for a new one.
+        given = {name: value for name, value in given.items() if value is not None} | {"tags": [*tags]}
+        known = signature(super().create_model_card).parameters
+        for name, value in {"dataset_tags": dataset_tags or [], "finetuned_from": base_model or ""}.items():
+            if name in known:
+                given[name] = value
+        super().create_model_card(**given)
+
+        path = Path(str(self.args.output_dir)) / "README.md"
+        card = ModelCard.load(path)
+        is_adapter = isinstance(getattr(self._adapter(), "peft_config", None), Mapping)
+        data = card.data
+        data.library_name = "peft" if is_adapter else "transformers"
+        # PEFT replaces the tags that were there.
+        data.tags = list(dict.fromkeys([*(data.tags or []), *tags]))
+        data.base_model = base_model
+        if data.pipeline_tag is None and task is not None:
+            data.pipeline_tag = task.pipeline
+        scores = _last_scores(self)
+        data.eval_results = self._eval_results(scores, tasks, dataset_tags, dataset, dataset_args) or None
+        data.model_name = model_name or self._folder() if data.eval_results else None
+        data.metrics = sorted({score.identifier for score in scores if score.key != "loss"}) or None
+        card.text = self._card_text(card.text, origin, scores, is_adapter)
+        card.save(path)
+
+    def _folder(self) -> str:
+        return Path(str(self.args.output_dir)).resolve().name
+
+    def _adapter(self) -> Any:
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+
+    def _eval_results(
+        self, scores: list[Score], tasks: Any, tags: Any, names: Any, configs: Any
+    ) -> list[EvalResult]:
+        """The finite scores as metadata, where the task and the one data set they belong to are known."""
+        task, tag, name, config = (_only(value) for value in (tasks, tags, names, configs))
+        if task is None or tag is None:
+            return []
+        return [
+            EvalResult(
+                task_type=task,
+                task_name=TASK_TAG_TO_NAME_MAPPING.get(task),
+                dataset_type=tag,
+                dataset_name=name or tag,
+                dataset_config=config,
+                dataset_split=self._split(score.evaluated_on),
+                metric_type=score.identifier,
+                metric_name=score.name,
+                metric_value=score.value,
+            )
+            for score in scores
+            if isinstance(score.value, (int, float)) and math.isfinite(score.value)
+        ]
+
+    def _split(self, evaluated_on: str | None) -> str | None:
+        data: Any = self.eval_dataset
+        split = getattr(data if evaluated_on is None else data[evaluated_on], "split", None)
+        return evaluated_on if split is None else str(split)
+
+    def _card_text(self, text: str, origin: str, scores: list[Score], is_adapter: bool) -> str:
+        if _is_on_hub(origin):
+            sentence = f"This model is a fine-tuned version of [{origin}](https://huggingface.co/{origin})"
+        else:
+            sentence = "This model " + (
+                "is fine-tuned from a local checkpoint" if origin else "was trained from scratch"
+            )
+        text = _ORIGIN.sub(lambda _: sentence, text, count=1)
+        for replaced in (_STOCK_RESULTS, _EMPTY_RESULTS):
+            text = replaced.sub("", text)
+        head, *sections = _HEADING.split(text)
+        sections = [section for section in sections if not _is_empty(section)]
+        ours = [self._usage(origin, is_adapter), _evaluation(scores), self._reweighting()]
+        citation = f"## Citation of the method\n\n```bibtex\n{CITATION}\n```"
+        parts = [head, *filter(None, ours), *sections, citation]
+        return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+
+    def _usage(self, origin: str, is_adapter: bool) -> str:
+        repository = self.hub_model_id or self.args.hub_model_id
+        name = repository or self._folder()
+        has_processor = (
+            self.processing_class is not None or getattr(self.data_collator, "tokenizer", None) is not None
+        )
+        code = loading_snippet(self._bare_model(), name, has_processor, origin if is_adapter else None)
+        where = "" if repository else f"`{name}` is the folder of this file; give its path.\n\n"
+        return f"## How to use\n\n{where}```python\n{code}\n```"
+
+    def _reweighting(self) -> str:
+        args: Any = self.args
+        item = self._level() if self._unreduces else "sample"
+        if args.reweighting == "none":
+            prose = (
+                f"Plain training (empirical risk minimization, ERM): no {item} was re-weighted by its loss."
+            )
+        else:
+            prose = _describe_weights(args, item)
+        settings = {
+            field.name: getattr(args, field.name)
+            for field in dataclasses.fields(ReweightingArguments)
+            if args.reweighting != "none"
+            or field.name in ("reweighting", "reweighting_level", "class_weights")
+        }
+        settings["reweighting_level"] = item
+        if not self._unreduces:
+            del settings["reweighting_level"]
+        shown = {f"`{name}`": f"`{value}`" for name, value in settings.items() if value is not None}
+        function = getattr(self, "per_sample_loss_fn", None)
+        if function is not None:
+            shown["losses"] = f"of the function `{getattr(function, '__name__', type(function).__name__)}`"
+        section = f"## Re-weighting\n\n{prose}\n\n{_table('Setting', 'Value', shown)}"
+        return "\n\n".join(filter(None, [section, _end_of_training(self.state.log_history)]))
+
+
+def _describe_weights(args: Any, item: str) -> str:
+    name, formula = DIVERGENCE_NAMES[args.reweighting]
+    weight = formula.format(z=f"min(loss, {args.tau:g}) / {args.tau + 1:g}")
+    prose = (
+        f"Trained with {PAPER} ({name}, tau = {args.tau:g}): in each optimization step, the gradient of every {item} "
+        f"was weighted by `{weight}` of its own, detached loss, so by 1 to "
+        f"{largest_weight(args.reweighting, args.tau):.3g}."
+    )
+    if args.normalize_weights:
+        prose += " The weights were then scaled to mean one over the step."
+    if args.reweighting_warmup_ratio:
+        prose += f" All weights were 1 in the first {args.reweighting_warmup_ratio:.0%} of the steps."
+    return f'{prose} "Training Loss", where it is shown, includes the weights; evaluation losses are plain means.'
+
+
+def _end_of_training(log_history: list[dict[str, Any]]) -> str:
+    """The weights between the last two training logs."""
+    logs = [entry for entry in log_history if "weight_mean" in entry]
+    if not logs:
+        return ""
+    first = logs[-2]["step"] + 1 if len(logs) > 1 else 1
+    shown = {name: f"{logs[-1][key]:.4g}" for key, name in STATISTICS.items() if key in logs[-1]}
+    last = logs[-1]["step"]
+    steps = f"step {last}" if first == last else f"steps {first} to {last}"
+    title = f"Weights at the end of training ({steps}):"
+    return f"{title}\n\n{_table('Statistic', 'Value', shown)}"
+
+
+def _last_scores(trainer: Any) -> list[Score]:
+    """The metrics that belong to the model as it is: of an evaluation after training, else of its best or last step."""
+    history = trainer.state.log_history
+    end = max((i for i, entry in enumerate(history) if "train_runtime" in entry), default=-1)
+    evaluations = [entry for entry in history if any(key.startswith("eval_") for key in entry)]
+    after = [entry for entry in history[end + 1 :] if entry in evaluations]
+    best = trainer.state.best_global_step if trainer.args.load_best_model_at_end else None
+    if end >= 0 and after:
+        chosen = after
+    elif best is not None:
+        chosen = [entry for entry in evaluations if entry.get("step") == best]
+    else:
+        chosen = [entry for entry in evaluations if entry.get("step") == evaluations[-1].get("step")]
+    several = trainer.eval_dataset if isinstance(trainer.eval_dataset, Mapping) else {}
+    scores = {}
+    for key, value in (item for entry in chosen for item in entry.items()):
+        if key.startswith("eval_") and not key.endswith(_NO_METRICS):
+            key = key.removeprefix("eval_")
+            names = [name for name in several if key.startswith(f"{name}_")]
+            name = max(names, key=len, default=None)
+            key = key if name is None else key.removeprefix(f"{name}_")
+            scores[name, key] = Score(name, key, value)
+    return list(scores.values())
+
+
+def _evaluation(scores: list[Score]) -> str:
+    rows = {
+        score.name + (f" ({score.evaluated_on})" if score.evaluated_on else ""): (
+            f"{score.value:.4f}" if isinstance(score.value, float) else str(score.value)
+        )
+        for score in scores
+    }
+    return f"## Evaluation results\n\n{_table('Metric', 'Value', rows)}" if rows else ""
+
+
+def _table(left: str, right: str, rows: Mapping[str, str]) -> str:
+    lines = [f"| {left} | {right} |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
+    return "\n".join(lines)
+
+
+def _is_empty(section: str) -> bool:
+    """Whether a section of the base card says nothing, or shows a call that the one above it replaces."""
+    title, _, body = section.partition("\n")
+    return body.strip() == "More information needed" or title == "## Quick start"
+
+
+def _origin(model: nn.Module) -> str:
+    """Where the weights were loaded from: a repository, a folder, or an empty string for new ones."""
+    return getattr(getattr(model, "config", None), "_name_or_path", None) or ""
+
+
+def _is_on_hub(name: str) -> bool:
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return not Path(name).is_dir()
+
+
+def _only(value: Any) -> str | None:
+    """The one element of a string or a list of one."""
+    values = [value] if isinstance(value, str) else list(value or [])
+    return values[0] if len(values) == 1 else None
