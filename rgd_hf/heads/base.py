@@ -44,6 +44,8 @@ class Head:
         auxiliary: `(outputs, config, model) -> 0-dimensional Tensor or None`: what the model adds to the mean of
             the losses, its coefficient included (e.g. the load-balancing loss of a mixture of experts). It belongs to
             the batch, not to an item, so it is never weighted.
+        classes: `(inputs, config) -> Tensor`: the class of each item for class weights, integers of the shape of
+            `valid` (anything where not valid) or probabilities `[batch, classes]`; None where items have no class.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Head:
     optional_label_names: tuple[str, ...] = ()
     prepare: Callable[[nn.Module, Inputs], dict[str, Any]] = _nothing_to_prepare
     auxiliary: Callable[[Any, Any, nn.Module], Tensor | None] = _no_auxiliary_loss
+    classes: Callable[[Inputs, Any], Tensor] | None = None
 
 
 def logits_of(outputs: Any) -> Tensor:

@@ -73,7 +73,7 @@ def _valid(inputs: Inputs, config: Any, problem_type: str | None = None) -> Tens
 def _losses(
     outputs: Any, inputs: Inputs, config: Any, label_smoothing: float, problem_type: str | None = None
 ) -> Tensor:
-    logits = logits_of(outputs)
+    logits = logits_of(outputs).flatten(1)  # VideoPrism's are [batch, 1, classes]
     labels = inputs["labels"].to(logits.device)
     problem_type = problem_type or config.problem_type
     if problem_type == "regression":
@@ -83,12 +83,25 @@ def _losses(
     return un_reduced.single_label_losses(logits, labels, label_smoothing)
 
 
+def _classes(inputs: Inputs, config: Any, problem_type: str | None = None) -> Tensor:
+    labels = inputs["labels"]
+    if (problem_type or config.problem_type) != _SINGLE_LABEL:
+        raise ValueError(
+            f"class_weights are for single-label classification, but this is {config.problem_type}: weight the "
+            "losses of its outputs in a per_sample_loss_fn instead."
+        )
+    if labels.is_floating_point() and labels.numel() != labels.shape[0]:
+        return labels
+    return labels.reshape(-1).long()
+
+
 CLASSIFICATION = Head(
     name="classification",
     label_names=("labels",),
     valid=_valid,
     losses=_losses,
     check=_resolve_problem_type,
+    classes=_classes,
 )
 """Single-label, multi-label or regression, by `config.problem_type`."""
 
@@ -104,6 +117,7 @@ SINGLE_LABEL_CLASSIFICATION = Head(
     valid=partial(_valid, problem_type=_SINGLE_LABEL),
     losses=partial(_losses, problem_type=_SINGLE_LABEL),
     check=_check_audio,
+    classes=partial(_classes, problem_type=_SINGLE_LABEL),
 )
 """Cross-entropy whatever `config.problem_type` says: wav2vec 2.0 and its relatives, Whisper's encoder."""
 

@@ -44,6 +44,10 @@ def _check(inputs: Inputs, config: Any) -> None:
         check_class_indices(labels, _ignore_index(config), config.num_labels, "classes", remedy)
 
 
+def _classes(inputs: Inputs, config: Any) -> Tensor:
+    return inputs["labels"].flatten(1)
+
+
 SEMANTIC_SEGMENTATION = Head(
     name="semantic segmentation",
     label_names=("labels",),
@@ -51,5 +55,6 @@ SEMANTIC_SEGMENTATION = Head(
     losses=_losses,
     token_level=True,
     check=_check,
+    classes=_classes,
 )
 """Pixels are the items, row after row; the level `"sample"` weights whole images."""

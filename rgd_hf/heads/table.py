@@ -219,7 +219,7 @@ _HAS_ITS_HEAD_IF: dict[str, Callable[[Any], bool]] = {
 
 
 def _ignores_minus_100(config: Any) -> bool:
-    return not config.sparse_prediction or config.sparse_pred_ignore_index == -100
+    return not getattr(config, "sparse_prediction", False) or config.sparse_pred_ignore_index == -100
 
 
 def find_head(model: nn.Module) -> Head | None:

@@ -4,7 +4,6 @@ import dataclasses
 import sys
 from collections.abc import Mapping
 from functools import partial
-from inspect import signature
 from typing import Any
 
 import torch
@@ -43,6 +42,10 @@ def _check_tokens(inputs: Inputs, config: Any) -> None:
     check_class_indices(inputs["labels"], un_reduced.IGNORE_INDEX, None, "token ids", remedy)
 
 
+def _token_classes(inputs: Inputs, config: Any) -> Tensor:
+    return inputs["labels"]
+
+
 TOKEN_CLASSIFICATION = Head(
     name="token classification",
     label_names=("labels",),
@@ -50,6 +53,7 @@ TOKEN_CLASSIFICATION = Head(
     losses=_losses,
     token_level=True,
     check=_check_token_classes,
+    classes=_token_classes,
 )
 
 ATTENDED_TOKEN_CLASSIFICATION = dataclasses.replace(
@@ -189,11 +193,8 @@ PROMPTED_CAUSAL_LM = dataclasses.replace(
 
 def _decoder_inputs(model: Any, inputs: Inputs) -> dict[str, Any]:
     """The decoder's input ids, made from the labels by the model's own function, as its forward does."""
-    extra: dict[str, Any] = {}
-    if "use_cache" in signature(model.forward).parameters and inputs.get("use_cache") is None:
-        extra["use_cache"] = False
     if any(inputs.get(name) is not None for name in ("decoder_input_ids", "decoder_inputs_embeds")):
-        return extra
+        return {}
     labels = inputs["labels"]
     if hasattr(model, "prepare_decoder_input_ids_from_labels"):
         decoder_input_ids = model.prepare_decoder_input_ids_from_labels(labels)
@@ -205,7 +206,7 @@ def _decoder_inputs(model: Any, inputs: Inputs) -> dict[str, Any]:
             config = config.get_text_config()
         shift = sys.modules[_transformers_class(model).__module__].shift_tokens_right
         decoder_input_ids = shift(labels, config.pad_token_id, config.decoder_start_token_id)
-    extra["decoder_input_ids"] = decoder_input_ids
+    extra = {"decoder_input_ids": decoder_input_ids}
     if (
         _transformers_class(model).__name__ == "EncoderDecoderModel"
         and inputs.get("decoder_attention_mask") is None
