@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from recipe_lib.cli import parse_args, run_recipe
 from recipe_lib.data_files import first_rows, read_directory, read_splits
 from recipe_lib.errors import UserError, listed
@@ -21,7 +21,7 @@ from recipe_lib.hub import load_hub_dataset, load_pretrained
 from recipe_lib.length_grouping import LengthGroupedTrainer
 from recipe_lib.metrics import make_compute_metrics
 from recipe_lib.results import print_table, settings_of, shown_metrics
-from recipe_lib.runs import RunArguments, train_runs
+from recipe_lib.runs import RunArguments, prepare_runs, train_runs
 from recipe_lib.text_classification import Labels, find_labels, find_text_columns, tokenize
 from transformers import (
     AutoConfig,
@@ -50,6 +50,11 @@ DEFAULTS = {
     "save_total_limit": 1,
     "logging_steps": 50,
     "dataloader_pin_memory": torch.accelerator.is_available(),
+}
+OWN_METRICS = {
+    "single_label_classification": "accuracy_and_macro_f1",
+    "multi_label_classification": "multi_label",
+    "regression": "regression",
 }
 
 
@@ -99,8 +104,17 @@ class ModelArguments:
     )
 
 
+def find_task(args: DataArguments) -> GlueTask | None:
+    """The task of GLUE, or None for the user's own."""
+    if args.task_name is None:
+        return None
+    if args.task_name not in GLUE_TASKS:
+        raise UserError(f"unknown --task_name {args.task_name!r}: choose one of {listed(GLUE_TASKS)}.")
+    return GLUE_TASKS[args.task_name]
+
+
 def load_data(args: DataArguments, task: GlueTask | None) -> DatasetDict:
-    """The train split and the validation splits, as they were found."""
+    """The train split and the validation splits, cut to the asked number of rows."""
     validation = task.validation if task else ("validation",)
     if (args.train_file is None) != (args.validation_file is None):
         raise UserError("give both --train_file and --validation_file, or neither.")
@@ -118,33 +132,14 @@ def load_data(args: DataArguments, task: GlueTask | None) -> DatasetDict:
     return DatasetDict({split: data[split] for split in ("train", *validation)})
 
 
-def prepare_data(args: DataArguments, tokenizer) -> tuple[DatasetDict, Labels, str]:
-    """Tokenized splits, what their labels mean, and the name of their metric."""
-    if args.task_name is not None and args.task_name not in GLUE_TASKS:
-        raise UserError(f"unknown --task_name {args.task_name!r}: choose one of {listed(GLUE_TASKS)}.")
-    task = GLUE_TASKS[args.task_name] if args.task_name else None
-    data = load_data(args, task)
+def describe(args: DataArguments, task: GlueTask | None, train: Dataset) -> tuple[list[str], Labels, str]:
+    """The text columns, what the labels mean, and the name of the metric."""
     if task is not None:
-        columns = args.text_columns or list(task.columns)
-        labels = Labels("single_label_classification" if task.labels else "regression", task.labels)
-        metric = task.metric
-    else:
-        columns = find_text_columns(data["train"], args.text_columns, args.label_column, "the training data")
-        labels = find_labels(data["train"], args.label_column, "the training data")
-        metric = {
-            "single_label_classification": "accuracy_and_macro_f1",
-            "multi_label_classification": "multi_label",
-            "regression": "regression",
-        }[labels.kind]
-    for split, dataset in data.items():
-        train = split == "train"
-        limit, option = (
-            (args.max_train_samples, "max_train_samples")
-            if train
-            else (args.max_eval_samples, "max_eval_samples")
-        )
-        data[split] = first_rows(dataset, limit, option)
-    return tokenize(data, tokenizer, columns, args.label_column, labels, args.max_seq_length), labels, metric
+        kind = "single_label_classification" if task.labels else "regression"
+        return args.text_columns or list(task.columns), Labels(kind, task.labels), task.metric
+    columns = find_text_columns(train, args.text_columns, args.label_column, "the training data")
+    labels = find_labels(train, args.label_column, "the training data")
+    return columns, labels, OWN_METRICS[labels.kind]
 
 
 def main(argv: list[str] | None = None) -> list[dict]:
@@ -155,10 +150,17 @@ def main(argv: list[str] | None = None) -> list[dict]:
         description=__doc__.split("\n\n")[0],
         defaults=DEFAULTS,
     )
+    task = find_task(data_args)
+    plan = prepare_runs(training_args, run_args, settings_of(data_args, model_args))
     model_name = model_args.model_name_or_path
-    tokenizer = load_pretrained(AutoTokenizer.from_pretrained, model_name)
     with training_args.main_process_first(desc="data preparation"):
-        data, labels, metric = prepare_data(data_args, tokenizer)
+        data = load_data(data_args, task)
+        columns, labels, metric = describe(data_args, task, data["train"])
+        for split in data:
+            option = "max_train_samples" if split == "train" else "max_eval_samples"
+            data[split] = first_rows(data[split], getattr(data_args, option), option)
+        tokenizer = load_pretrained(AutoTokenizer.from_pretrained, model_name)
+        data = tokenize(data, tokenizer, columns, data_args.label_column, labels, data_args.max_seq_length)
     validation = {split.removeprefix("validation_"): rows for split, rows in data.items() if split != "train"}
 
     def build_trainer(args: ReweightedTrainingArguments) -> Trainer:
@@ -180,9 +182,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     if data_args.task_name:
         card |= {"dataset": f"GLUE {data_args.task_name.upper()}", "dataset_tags": HUB_NAME}
         card |= {"dataset_args": data_args.task_name, "language": "en"}
-    records = train_runs(
-        training_args, run_args, build_trainer, settings=settings_of(data_args, model_args), card=card
-    )
+    records = train_runs(plan, build_trainer, card)
     title = f"{data_args.task_name or 'Text classification'}: {len(data['train']):,} rows to train on"
     print_table(title, records, shown_metrics(records[0]))
     return records

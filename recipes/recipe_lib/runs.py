@@ -5,7 +5,7 @@ import gc
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -108,46 +108,75 @@ def _in_subdirectory(
     return changed
 
 
+@dataclass(frozen=True)
+class RunPlan:
+    """What will be trained, checked against what the output directory holds.
+
+    Attributes:
+        root: the output directory.
+        runs: the trainings, in order; more than one is a comparison, below `root`.
+        settings: the recipe's own settings, recorded with the results.
+    """
+
+    root: Path
+    runs: tuple[Run, ...]
+    settings: Mapping[str, Any]
+
+
+def prepare_runs(
+    args: ReweightedTrainingArguments, run_args: RunArguments, settings: Mapping[str, Any]
+) -> RunPlan:
+    """Decide what to train and make sure that nothing in the output directory is lost. Call it before loading data.
+
+    Args:
+        args: training arguments; `output_dir` is the directory of all runs.
+        run_args: whether to compare, whether to start anew.
+        settings: the recipe's own settings (see `results.settings_of`).
+
+    Raises:
+        UserError: the directory holds a finished run, or an unfinished one with other settings.
+    """
+    plan = RunPlan(Path(str(args.output_dir)), tuple(plan_runs(args, run_args.compare)), settings)
+    problem = None
+    if PartialState().is_main_process:
+        if run_args.overwrite_output_dir:
+            _discard(plan)
+        problem = _conflict(plan)
+    problem = _same_everywhere(problem)
+    if problem is not None:
+        raise UserError(problem)
+    return plan
+
+
 def train_runs(
-    args: ReweightedTrainingArguments,
-    run_args: RunArguments,
+    plan: RunPlan,
     build_trainer: Callable[[ReweightedTrainingArguments], Trainer],
-    *,
-    settings: Mapping[str, Any],
     card: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
-    """Train, evaluate, save and document every run that the arguments ask for.
+    """Train, evaluate, save and document every run of a plan.
 
     Each run starts from the same seed. One that was interrupted goes on from its last checkpoint; one that is
     finished (the first of two, say) is not trained again. Every run leaves its model, model card and
     `all_results.json` in its directory; a comparison leaves another `all_results.json` above them.
 
     Args:
-        args: training arguments; `output_dir` is the directory of all runs.
-        run_args: whether to compare, whether to start anew.
+        plan: from `prepare_runs`.
         build_trainer: makes a new model and its trainer for a run's training arguments.
-        settings: the recipe's own settings, recorded with the results (see `results.settings_of`).
         card: keywords for `Trainer.create_model_card`.
 
     Returns:
         One record a run: `method`, `name`, `seconds`, the metrics, `settings`, `versions`.
-
-    Raises:
-        UserError: the directory holds a finished run, or an unfinished one with other settings.
     """
-    runs = plan_runs(args, run_args.compare)
-    root = Path(str(args.output_dir))
-    _prepare_directories(root, runs, settings, run_args.overwrite_output_dir)
     records = []
-    for run in runs:
-        record = _same_everywhere(read_results(run.args.output_dir or root))
+    for run in plan.runs:
+        record = _same_everywhere(read_results(str(run.args.output_dir)))
         if record is None:
-            record = _train_run(run, build_trainer, settings, card)
+            record = _train_run(run, build_trainer, plan.settings, card)
         else:
-            say(f"{run.method}: finished before, results read from {run.args.output_dir}")
+            say("", f"{run.method}: finished before, results read from {run.args.output_dir}")
         records.append(record)
-    if run_args.compare:
-        write_results(root, {"runs": {run.name: record for run, record in zip(runs, records, strict=True)}})
+    if len(plan.runs) > 1:
+        write_results(plan.root, {"runs": {record["name"]: record for record in records}})
     return records
 
 
@@ -160,6 +189,8 @@ def _train_run(
     directory = str(run.args.output_dir)
     checkpoint = _same_everywhere(last_checkpoint(directory))
     say("", f"{run.method}: " + (f"going on from {checkpoint}" if checkpoint else f"training in {directory}"))
+    if PartialState().is_main_process:
+        write_json(Path(directory) / SETTINGS_NAME, _all_settings(run, settings))
     started = time.perf_counter()
     set_seed(run.args.seed)
     trainer = build_trainer(run.args)
@@ -172,7 +203,7 @@ def _train_run(
         "method": run.method,
         "seconds": round(time.perf_counter() - started, 1),
         **metrics,
-        "settings": {**settings, **_training_settings(run.args)},
+        "settings": _all_settings(run, settings),
         "versions": package_versions(),
     }
     if run.args.push_to_hub:
@@ -205,7 +236,7 @@ def _is_json(path: Path) -> bool:
     return True
 
 
-def _training_settings(args: ReweightedTrainingArguments) -> dict[str, Any]:
+def _all_settings(run: Run, settings: Mapping[str, Any]) -> dict[str, Any]:
     always = (
         "reweighting",
         "tau",
@@ -214,57 +245,37 @@ def _training_settings(args: ReweightedTrainingArguments) -> dict[str, Any]:
         "num_train_epochs",
         "per_device_train_batch_size",
     )
-    return {
-        **{name: getattr(args, name) for name in always},
-        **settings_of(args),
-        "world_size": args.world_size,
-    }
+    chosen = {**{name: getattr(run.args, name) for name in always}, **settings_of(run.args)}
+    return {**settings, **chosen, "world_size": run.args.world_size}
 
 
-def _prepare_directories(
-    root: Path, runs: Sequence[Run], settings: Mapping[str, Any], overwrite: bool
-) -> None:
-    """Make the runs' directories on the main process; raise on every process what it finds wrong."""
-    problem = None
-    if PartialState().is_main_process:
-        if overwrite:
-            _discard(root, runs)
-        problem = _conflict(root, runs, settings)
-        if problem is None:
-            for run in runs:
-                wanted = {**settings, **_training_settings(run.args)}
-                write_json(Path(str(run.args.output_dir)) / SETTINGS_NAME, wanted)
-    problem = _same_everywhere(problem)
-    if problem is not None:
-        raise UserError(problem)
-
-
-def _discard(root: Path, runs: Sequence[Run]) -> None:
-    for directory in {root, *(Path(str(run.args.output_dir)) for run in runs)}:
+def _discard(plan: RunPlan) -> None:
+    for directory in {plan.root, *(Path(str(run.args.output_dir)) for run in plan.runs)}:
         for checkpoint in directory.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
         for name in (RESULTS_NAME, SETTINGS_NAME):
             (directory / name).unlink(missing_ok=True)
 
 
-def _conflict(root: Path, runs: Sequence[Run], settings: Mapping[str, Any]) -> str | None:
+def _conflict(plan: RunPlan) -> str | None:
     """Why these runs must not be trained in these directories, or None."""
     ways_out = "Choose another --output_dir, or give --overwrite_output_dir to discard it and start anew."
-    if root.exists() and not root.is_dir():
-        return f"the output directory {root} is a file. Choose another --output_dir."
-    if (root / RESULTS_NAME).is_file():
-        return f"the output directory {root} already holds a finished run ({RESULTS_NAME}). {ways_out}"
-    for run in runs:
-        path = Path(str(run.args.output_dir)) / SETTINGS_NAME
-        if not path.is_file():
+    if plan.root.exists() and not plan.root.is_dir():
+        return f"the output directory {plan.root} is a file. Choose another --output_dir."
+    if (plan.root / RESULTS_NAME).is_file():
+        return f"the output directory {plan.root} already holds a finished run ({RESULTS_NAME}). {ways_out}"
+    for run in plan.runs:
+        directory = Path(str(run.args.output_dir))
+        begun = last_checkpoint(directory) or (directory / RESULTS_NAME).is_file()
+        if not begun or not (directory / SETTINGS_NAME).is_file():
             continue
-        before = _deciding(json.loads(path.read_text(encoding="utf-8")))
-        now = _deciding(json.loads(json.dumps({**settings, **_training_settings(run.args)}, default=str)))
+        before = _deciding(json.loads((directory / SETTINGS_NAME).read_text(encoding="utf-8")))
+        now = _deciding(json.loads(json.dumps(_all_settings(run, plan.settings), default=str)))
         changed = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
         if changed:
             details = "; ".join(f"{name}: {before.get(name)!r}, now {now.get(name)!r}" for name in changed)
             return (
-                f"{path.parent} holds an unfinished run with other settings ({details}). Give the same settings to go "
+                f"{directory} holds an unfinished run with other settings ({details}). Give the same settings to go "
                 f"on with it. {ways_out}"
             )
     return None

@@ -1,0 +1,54 @@
+# Everything runs in a virtual environment that the first command makes in .venv; nothing else on the machine changes.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Tests are many small models: one thread each, as many at a time as there are workers.
+TEST_WORKERS ?= 2
+PYTEST := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help:  ## Show what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# --- environment ------------------------------------------------------------------------------------------------------
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "Python 3.10 or later is needed, $$($(PYTHON) --version) was found: make PYTHON=/path/to/python ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.recipes: pyproject.toml | $(BIN)/python
+	$(PIP) install -e '.[recipes,demo]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	$(PIP) install -e '.[recipes,demo,dev]'
+	@touch $@ $(VENV)/.recipes
+
+.PHONY: venv
+venv: $(VENV)/.dev  ## Make .venv with everything that recipes, tests and lint need
+
+# --- recipes ----------------------------------------------------------------------------------------------------------
+
+.PHONY: demo
+demo: $(VENV)/.recipes  ## Fine-tune a BERT on human-rated sentences, ERM against RGD (about 3 minutes, no hub)
+	HF_HUB_OFFLINE=1 $(BIN)/python recipes/demo.py
+
+# --- checks -----------------------------------------------------------------------------------------------------------
+
+.PHONY: test
+test: $(VENV)/.dev  ## Run the tests, but for the slow ones
+	$(PYTEST) -m "not slow" -n $(TEST_WORKERS)
+
+.PHONY: test-slow
+test-slow: $(VENV)/.dev  ## Run the slow tests
+	$(PYTEST) -m slow --timeout 3600
+
+.PHONY: lint
+lint: $(VENV)/.dev  ## Check style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy rgd_hf recipes
