@@ -58,6 +58,7 @@ class Head:
     prepare: Callable[[nn.Module, Inputs], dict[str, Any]] = _nothing_to_prepare
     auxiliary: Callable[[Any, Any, nn.Module], Tensor | None] = _no_auxiliary_loss
     classes: Callable[[Inputs, Any], Tensor] | None = None
+    shifts_labels: bool = False
 
 
 def logits_of(outputs: Any) -> Tensor:
