@@ -106,8 +106,6 @@ class ModelCardMixin(TrainerBase):
 
     if TYPE_CHECKING:
         # Of the ReweightingMixin that derives from this class.
-        _unreduces: property
-
         def _bare_model(self) -> nn.Module: ...
         def _level(self) -> str: ...
 
@@ -146,9 +144,6 @@ class ModelCardMixin(TrainerBase):
         base_model = origin if _is_on_hub(origin) else None
         tags = [tags] if isinstance(tags, str) else list(tags or [])
         tags = [*tags, *(tag for tag in TAGS if tag not in tags)]
-        if tasks is None and task is not None:
-            tasks = task.pipeline
-
         given = {
             "language": language,
             "license": license,
@@ -158,12 +153,12 @@ class ModelCardMixin(TrainerBase):
             "dataset_args": dataset_args,
             **of_the_base_class,
         }
-        # The Trainer's own guesses are "the None dataset" for data in memory, and a model called "" for a new one.
         given = {name: value for name, value in given.items() if value is not None} | {"tags": [*tags]}
+        tasks = tasks or (task.pipeline if task else None)
+        # The Trainer's own guesses are "the None dataset" for data in memory, and a model called "" for a new one.
+        guesses = {"tasks": tasks, "dataset_tags": dataset_tags or [], "finetuned_from": base_model or ""}
         known = signature(super().create_model_card).parameters
-        for name, value in {"dataset_tags": dataset_tags or [], "finetuned_from": base_model or ""}.items():
-            if name in known:
-                given[name] = value
+        given |= {name: value for name, value in guesses.items() if name in known}
         super().create_model_card(**given)
 
         path = Path(str(self.args.output_dir)) / "README.md"
@@ -246,7 +241,8 @@ class ModelCardMixin(TrainerBase):
 
     def _reweighting(self) -> str:
         args: Any = self.args
-        item = self._level() if self._unreduces else "sample"
+        un_reduced = self.loss_is_scaled_for_ga is True  # else the model's own loss, untouched
+        item = self._level() if un_reduced else "sample"
         if args.reweighting == "none":
             prose = (
                 f"Plain training (empirical risk minimization, ERM): no {item} was re-weighted by its loss."
@@ -260,7 +256,7 @@ class ModelCardMixin(TrainerBase):
             or field.name in ("reweighting", "reweighting_level", "class_weights")
         }
         settings["reweighting_level"] = item
-        if not self._unreduces:
+        if not un_reduced:
             del settings["reweighting_level"]
         shown = {f"`{name}`": f"`{value}`" for name, value in settings.items() if value is not None}
         function = getattr(self, "per_sample_loss_fn", None)

@@ -1,0 +1,367 @@
+"""Model cards: valid metadata, true facts, and a snippet that runs."""
+
+import inspect
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from huggingface_hub import ModelCard
+from huggingface_hub.errors import OfflineModeIsEnabled
+from tiny import classification_data, tiny_bert, tiny_config
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    BertForMaskedLM,
+    BertForTokenClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+    Trainer,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+    Wav2Vec2Config,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2ForSequenceClassification,
+)
+
+from rgd_hf import ReweightedTrainer, ReweightedTrainingArguments, rgd_weights
+from rgd_hf.divergences import DIVERGENCES
+from rgd_hf.hub import DIVERGENCE_NAMES, TAGS
+from rgd_hf.loading_snippet import loading_snippet
+
+
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    words = ["[PAD]", "[UNK]", "[MASK]", "[EOS]", "a", "sentence", "of", "your", "own"]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "mask_token": "[MASK]", "eos_token": "[EOS]"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=16, **special)
+
+
+def accuracy(prediction) -> dict[str, float]:
+    return {
+        "accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean()),
+        "matthews_correlation": math.nan,
+    }
+
+
+def trained(make_args, model=None, **settings) -> Any:
+    trainer = ReweightedTrainer(
+        tiny_bert() if model is None else model,
+        make_args(ReweightedTrainingArguments, **settings),
+        train_dataset=Dataset.from_list(classification_data(16)),
+        eval_dataset=Dataset.from_list(classification_data(8, seed=1)),
+        processing_class=word_tokenizer(),
+        compute_metrics=accuracy,
+    )
+    trainer.train()
+    trainer.save_model()
+    return trainer
+
+
+def written(trainer: Trainer, **kwargs) -> Any:
+    trainer.create_model_card(**kwargs)
+    return ModelCard.load(Path(str(trainer.args.output_dir)) / "README.md")
+
+
+def snippet_of(card: Any) -> str:
+    return re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)[0]
+
+
+def run_snippet(code: str, name: str, folder: Path) -> dict:
+    assert f'"{name}' in code
+    variables: dict = {}
+    exec(code.replace(f'"{name}', f'"{folder}'), variables)
+    return variables
+
+
+def test_signature_begins_with_that_of_the_trainer():
+    stock = list(inspect.signature(Trainer.create_model_card).parameters.values())
+    ours = list(inspect.signature(ReweightedTrainer.create_model_card).parameters.values())
+    assert [(p.name, p.default, p.kind) for p in ours[: len(stock)]] == [
+        (p.name, p.default, p.kind) for p in stock
+    ]
+
+
+def test_metadata_of_a_run_on_a_named_data_set(make_args):
+    trainer = trained(make_args)
+    scores = trainer.evaluate()
+    tags = ["sentiment"]
+    card = written(
+        trainer,
+        tags=tags,
+        language="en",
+        dataset="GLUE SST-2",
+        dataset_tags="nyu-mll/glue",
+        dataset_args="sst2",
+    )
+    assert tags == ["sentiment"], "the caller's list was changed"
+    data = card.data
+    assert set(data.tags) == {"sentiment", "generated_from_trainer", *TAGS}
+    assert (data.library_name, data.pipeline_tag) == ("transformers", "text-classification")
+    assert (data.datasets, data.language) == (["nyu-mll/glue"], ["en"])
+    assert data.metrics == ["accuracy", "matthews_correlation"]
+    assert data.base_model is None and data.license is None
+    results = {result.metric_name: result for result in data.eval_results}
+    assert set(results) == {"Loss", "Accuracy"}, "a NaN is no result"
+    assert results["Accuracy"].metric_value == scores["eval_accuracy"]
+    assert results["Loss"].metric_value == scores["eval_loss"]
+    assert (results["Loss"].dataset_config, results["Loss"].task_type) == ("sst2", "text-classification")
+
+
+def test_text_names_every_fact(make_args):
+    trainer = trained(
+        make_args,
+        reweighting="chi2",
+        tau=2.5,
+        normalize_weights=True,
+        reweighting_warmup_ratio=0.5,
+        logging_steps=1,
+    )
+    scores = trainer.evaluate()
+    card = written(trainer, dataset="my sentences")
+    last = [log for log in trainer.state.log_history if "weight_mean" in log][-1]
+    for fact in [
+        "the my sentences dataset",
+        "This model was trained from scratch",
+        "chi-squared divergence, tau = 2.5",
+        "the gradient of every sample was weighted by `1 + min(loss, 2.5) / 3.5`",
+        "by 1 to 1.71",
+        "scaled to mean one",
+        "All weights were 1 in the first 50% of the steps",
+        "| `reweighting` | `chi2` |",
+        "| `reweighting_level` | `sample` |",
+        "| `normalize_weights` | `True` |",
+        f"| Accuracy | {scores['eval_accuracy']:.4f} |",
+        f"| Loss | {scores['eval_loss']:.4f} |",
+        "Weights at the end of training (step 2)",
+        f"| mean weight | {last['weight_mean']:.4g} |",
+        f"| mean loss without weights | {last['unweighted_loss']:.4g} |",
+        "- learning_rate: 0.5",
+        "- seed: 42",
+        "@article{kumar2024stochastic,",
+        "Transactions on Machine Learning Research",
+        "https://arxiv.org/abs/2306.09222",
+    ]:
+        assert fact in card.text, fact
+    assert "More information needed" not in card.text
+    assert card.data.eval_results is None and card.data.datasets is None, "no identifier was given"
+
+
+def test_plain_training_is_called_plain_training(make_args):
+    card = written(trained(make_args, reweighting="none", tau=3.0))
+    assert "Plain training (empirical risk minimization, ERM)" in card.text
+    assert "| `reweighting` | `none` |" in card.text
+    assert "tau" not in card.text and "Trained with" not in card.text and "mean weight" not in card.text
+
+
+@pytest.mark.parametrize("divergence", sorted(set(DIVERGENCES) - {"none"}))
+def test_the_formula_is_that_of_the_weights(divergence):
+    losses = torch.tensor([0.0, 0.3, 0.7, 1.5])
+    formula = DIVERGENCE_NAMES[divergence][1].format(z="(min(loss, 0.9) / 1.9)")
+    found = [eval(formula, {"exp": math.exp, "loss": loss, "min": min}) for loss in losses.tolist()]
+    torch.testing.assert_close(torch.tensor(found), rgd_weights(losses, divergence, 0.9))
+
+
+@pytest.mark.parametrize(
+    ("origin", "sentence", "base_model"),
+    [
+        ("google-bert/bert-base-uncased", "is a fine-tuned version of [google-bert/bert-base-uncased]", True),
+        (str(Path(__file__).parent), "is fine-tuned from a local checkpoint", False),
+        ("", "was trained from scratch", False),
+    ],
+)
+def test_origin(make_args, origin, sentence, base_model):
+    model: Any = tiny_bert()
+    model.config._name_or_path = origin
+    trainer = ReweightedTrainer(model, make_args())
+    card = written(trainer)
+    assert f"This model {sentence}" in card.text
+    assert card.data.base_model == (origin if base_model else None)
+    assert str(Path(__file__).parent) not in card.content
+
+
+def test_scores_are_those_of_the_best_checkpoint_that_was_loaded(make_args):
+    args = make_args(load_best_model_at_end=True, save_strategy="steps", eval_strategy="steps")
+    trainer = ReweightedTrainer(tiny_bert(), args, eval_dataset=Dataset.from_list(classification_data(8)))
+    trainer.state.best_global_step = 1
+    trainer.state.log_history = [
+        {"eval_loss": 0.25, "step": 1},
+        {"eval_loss": 0.75, "step": 2},
+        {"train_runtime": 1.0, "step": 2},
+    ]
+    assert "| Loss | 0.2500 |" in written(trainer).text
+    trainer.state.log_history.append({"eval_loss": 0.5, "step": 2})
+    assert "| Loss | 0.5000 |" in written(trainer).text, "an evaluation after training comes first"
+
+
+def test_several_evaluation_sets(make_args):
+    data = Dataset.from_list(classification_data(8))
+    trainer = ReweightedTrainer(
+        tiny_bert(),
+        make_args(),
+        eval_dataset={"matched": data, "mismatched": data},
+        compute_metrics=accuracy,
+    )
+    trainer.evaluate()
+    card = written(trainer, dataset_tags="nyu-mll/glue", dataset_args="mnli")
+    assert "| Accuracy (matched) |" in card.text and "| Loss (mismatched) |" in card.text
+    assert {result.dataset_split for result in card.data.eval_results} == {"matched", "mismatched"}
+
+
+def test_snippet_of_a_run_predicts_what_the_model_predicts(make_args, monkeypatch):
+    trainer = trained(make_args)
+    card = written(trainer)
+    folder = Path(trainer.args.output_dir)
+    monkeypatch.chdir(folder.parent)
+    variables: dict = {}
+    exec(snippet_of(card), variables)
+    [found] = variables["model"]("a sentence")
+    inputs = word_tokenizer()("a sentence", return_tensors="pt")
+    expected = trainer.model.eval()(**inputs).logits.softmax(-1)[0]
+    assert found["score"] == pytest.approx(expected.max().item(), rel=1e-5)
+
+
+def vit() -> ViTForImageClassification:
+    return ViTForImageClassification(
+        ViTConfig(image_size=16, patch_size=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    )
+
+
+def wav2vec2() -> Wav2Vec2ForSequenceClassification:
+    return Wav2Vec2ForSequenceClassification(
+        Wav2Vec2Config(
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=16,
+            conv_dim=(8, 8),
+            conv_stride=(5, 5),
+            conv_kernel=(10, 5),
+            num_conv_pos_embeddings=16,
+            num_conv_pos_embedding_groups=2,
+        )
+    )
+
+
+SNIPPETS = {
+    "text": (tiny_bert, word_tokenizer, "text-classification"),
+    "several labels": (
+        lambda: tiny_bert(problem_type="multi_label_classification"),
+        word_tokenizer,
+        "top_k=None",
+    ),
+    "no tokenizer": (tiny_bert, None, "AutoModelForSequenceClassification"),
+    "tokens": (
+        lambda: BertForTokenClassification(tiny_config()),
+        word_tokenizer,
+        "token-classification",
+    ),
+    "masked words": (lambda: BertForMaskedLM(tiny_config()), word_tokenizer, "fill-mask"),
+    "next word": (
+        lambda: GPT2LMHeadModel(GPT2Config(vocab_size=9, n_embd=16, n_layer=1, n_head=2, n_positions=64)),
+        word_tokenizer,
+        "text-generation",
+    ),
+    "encoder-decoder": (
+        lambda: T5ForConditionalGeneration(
+            T5Config(vocab_size=9, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+        ),
+        word_tokenizer,
+        "AutoModelForSeq2SeqLM",
+    ),
+    "images": (vit, lambda: ViTImageProcessor(size={"height": 16, "width": 16}), "image-classification"),
+    "audio": (wav2vec2, Wav2Vec2FeatureExtractor, "audio-classification"),
+    "no task": (lambda: tiny_bert().bert, None, "import BertModel"),
+    "not of transformers": (lambda: torch.nn.Linear(2, 2), None, "load_file"),
+}
+
+
+@pytest.mark.parametrize("kind", SNIPPETS)
+def test_snippet_runs(kind, tmp_path):
+    make_model, make_processor, expected = SNIPPETS[kind]
+    model = make_model()
+    ReweightedTrainer(
+        model,
+        ReweightedTrainingArguments(output_dir=str(tmp_path), report_to=[], use_cpu=True, reweighting="none"),
+        processing_class=make_processor() if make_processor else None,
+    ).save_model()
+    code = loading_snippet(model, "user/model", has_processor=make_processor is not None)
+    assert expected in code
+    run_snippet(code, "user/model", tmp_path)
+
+
+def test_adapter(make_args, tmp_path):
+    peft = pytest.importorskip("peft")
+    tiny_bert(num_labels=5).save_pretrained(tmp_path / "base")
+    base = tiny_bert(num_labels=5).from_pretrained(tmp_path / "base")
+    config = peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"])
+    trainer = trained(make_args, peft.get_peft_model(base, config), num_train_epochs=1)
+    card = written(trainer, tags=["mine"])
+    assert card.data.library_name == "peft"
+    assert {"lora", "mine", *TAGS} <= set(card.data.tags)
+    assert "KL divergence, tau = 1" in card.text
+    model = run_snippet(snippet_of(card), "out", Path(trainer.args.output_dir))["model"]
+    inputs = {"input_ids": torch.tensor([[4, 5, 6]])}
+    expected = trainer.model.eval()(**inputs).logits
+    torch.testing.assert_close(model.eval()(**inputs).logits, expected)
+
+
+def test_card_of_a_model_without_a_configuration(make_args):
+    def losses(outputs, labels):
+        return torch.nn.functional.cross_entropy(outputs["logits"], labels, reduction="none")
+
+    class Plain(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(2, 3)
+
+        def forward(self, x):
+            return {"logits": self.layer(x)}
+
+    card = written(ReweightedTrainer(Plain(), make_args(), per_sample_loss_fn=losses))
+    assert "| losses | of the function `losses` |" in card.text
+    assert "was trained from scratch" in card.text
+
+
+def test_base_class_with_a_card_of_its_own(make_args):
+    """TRL's trainers write other cards, by a method with other arguments."""
+    trl = pytest.importorskip("trl")
+    from trl.trainer.base_trainer import _BaseTrainer
+
+    from rgd_hf import ReweightingMixin
+
+    class WithItsOwnCard(ReweightingMixin, _BaseTrainer):  # type: ignore[misc]
+        _name = "SFT"
+
+    card = written(WithItsOwnCard(tiny_bert(), make_args()), dataset_name="user/sentences", tags="mine")
+    assert trl.__version__ in card.text and "KL divergence, tau = 1" in card.text
+    assert card.text.count("```python") == 1
+    assert {"mine", *TAGS} <= set(card.data.tags)
+
+
+def test_push_to_hub_writes_the_card_before_the_upload(make_args):
+    trainer = trained(make_args, hub_model_id="user/sentences", push_to_hub=False)
+    trainer.hub_model_id = "user/sentences"  # as after the repository was made, which needs the network
+    with pytest.raises(OfflineModeIsEnabled):
+        trainer.push_to_hub(tags="mine", dataset="my sentences")
+    card = ModelCard.load(Path(trainer.args.output_dir) / "README.md")
+    assert card.text.lstrip().split("\n# ")[1].startswith("sentences\n")
+    assert "mine" in card.data.tags and "the my sentences dataset" in card.text
+    assert run_snippet(snippet_of(card), "user/sentences", Path(trainer.args.output_dir))["model"]
+
+
+def test_only_the_first_process_writes(make_args):
+    class OnAnotherProcess(ReweightedTrainer):
+        def is_world_process_zero(self) -> bool:
+            return False
+
+    trainer = OnAnotherProcess(tiny_bert(), make_args())
+    trainer.create_model_card()
+    assert not (Path(trainer.args.output_dir) / "README.md").exists()
