@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 _HOME_OF = {
     "rgd_weights": "divergences",
     "rgd_surrogate": "divergences",
+    "RGDLoss": "compute_loss_func",
     "ReweightingArguments": "training_args",
     "ReweightedTrainingArguments": "training_args",
     "ReweightedSeq2SeqTrainingArguments": "training_args",
@@ -18,6 +19,7 @@ _HOME_OF = {
 }
 
 if TYPE_CHECKING:
+    from rgd_hf.compute_loss_func import RGDLoss
     from rgd_hf.divergences import rgd_surrogate, rgd_weights
     from rgd_hf.trainer import ReweightedSeq2SeqTrainer, ReweightedTrainer, ReweightingMixin
     from rgd_hf.training_args import (
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "RGDLoss",
     "ReweightedSeq2SeqTrainer",
     "ReweightedSeq2SeqTrainingArguments",
     "ReweightedTrainer",

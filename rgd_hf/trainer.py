@@ -5,25 +5,30 @@ One way through: batch -> model -> un-reduced losses -> weights -> one scalar ->
 of the WHOLE optimizer step: all its micro-batches, all processes.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import Seq2SeqTrainer, Trainer
 
+from rgd_hf.class_weights import as_setting, class_weights_of
 from rgd_hf.data import SAMPLE_WEIGHT, SampleWeightCollator, drop_repeats
 from rgd_hf.diagnostics import NonFiniteLossError, WeightStatistics, stop_if_not_finite, warn_of_saturation
 from rgd_hf.evaluation import PlainEvaluationMixin
 from rgd_hf.gradients import check_gradients_can_be_rescaled, rescale_gradients
-from rgd_hf.heads import Head, find_head
+from rgd_hf.heads import find_head
 from rgd_hf.hub import ModelCardMixin
+from rgd_hf.loss_sources import BatchLosses, CustomLosses, HeadLosses, PerSampleLossFn
 from rgd_hf.training_args import check_reweighting, with_settings
-from rgd_hf.weighting import Items, item_weights, losses_at_level, reference_weights
+from rgd_hf.weighting import Items, item_weights, losses_at_level, reference_at_level
 
 __all__ = ["NonFiniteLossError", "ReweightedSeq2SeqTrainer", "ReweightedTrainer", "ReweightingMixin"]
 
-PerSampleLossFn = Callable[[Any, Any], Tensor | tuple[Tensor, Tensor]]
+_NO_CLASSES = (
+    "class_weights need a head with a class for every item (classification, token classification, semantic "
+    "segmentation). Give the samples a sample_weight column, or weight the losses inside a per_sample_loss_fn."
+)
 
 
 class ReweightingMixin(ModelCardMixin, PlainEvaluationMixin):
@@ -43,6 +48,8 @@ class ReweightingMixin(ModelCardMixin, PlainEvaluationMixin):
         normalize_weights: scale weights to mean one over each step; overrides the field of `args` (default False).
         reweighting_warmup_ratio: fraction of the steps, from the start, with weights of 1; overrides the field of
             `args` (default 0.0).
+        class_weights: `"balanced"` or one non-negative number a class: together with a `sample_weight` column, the
+            distribution that re-weighting departs from; overrides the field of `args` (default None).
 
     Raises:
         NotImplementedError: the model's head is not known and no `per_sample_loss_fn` is given
@@ -67,6 +74,7 @@ class ReweightingMixin(ModelCardMixin, PlainEvaluationMixin):
         reweighting_level: str | None = None,
         normalize_weights: bool | None = None,
         reweighting_warmup_ratio: float | None = None,
+        class_weights: str | Sequence[float] | Tensor | None = None,
         **kwargs: Any,
     ):
         given = {
@@ -75,12 +83,13 @@ class ReweightingMixin(ModelCardMixin, PlainEvaluationMixin):
             "reweighting_level": reweighting_level,
             "normalize_weights": normalize_weights,
             "reweighting_warmup_ratio": reweighting_warmup_ratio,
+            "class_weights": None if class_weights is None else as_setting(class_weights),
         }
         self.args: Any
         self.data_collator: Any
         self.per_sample_loss_fn = per_sample_loss_fn
-        self._found_head: tuple[nn.Module | None, Head | None] = (None, None)
-        self._checked_head_of: nn.Module | None = None
+        self._source_found_for: tuple[Any, str | None] = (None, None)
+        self._source: HeadLosses | CustomLosses | None = None
         super().__init__(model, args, *rest, **kwargs)
         self.args = with_settings(
             self.args, {name: value for name, value in given.items() if value is not None}
@@ -90,7 +99,7 @@ class ReweightingMixin(ModelCardMixin, PlainEvaluationMixin):
         self._reset_step_state()
         self._check_set_up()
 
-    # --- settings and the model's head ------------------------------------------------------------------------------
+    # --- settings and where the losses come from --------------------------------------------------------------------
 
     def _check_set_up(self) -> None:
         args = self.args
@@ -103,8 +112,9 @@ class ReweightingMixin(ModelCardMixin, PlainEvaluationMixin):
                 "Re-weighting is not written for context, sequence or tensor parallelism, where one process sees a "
                 "part of a sample or several see the same: use data parallelism (DDP, FSDP, DeepSpeed ZeRO)."
             )
-        if not self._unreduces:
-            if args.reweighting != "none":
+        source = self._loss_source()
+        if source is None:
+            if args.reweighting != "none" or args.class_weights is not None:
                 raise self._cannot_unreduce()
             return
         self._level()
@@ -129,46 +139,55 @@ class ReweightingMixin(ModelCardMixin, PlainEvaluationMixin):
             "element a sample or token; or set reweighting='none' to train on the model's own loss."
         )
 
-    @property
-    def _unreduces(self) -> bool:
-        """Whether the losses are un-reduced here; otherwise everything is the stock Trainer's."""
-        if self.per_sample_loss_fn is not None:
-            return True
-        return self.compute_loss_func is None and self._head() is not None
-
-    @property
-    def _rescales(self) -> bool:
-        """Whether the step's scale is known only after its forward passes, so that gradients are rescaled."""
-        return self.args.normalize_weights or self.per_sample_loss_fn is not None
-
-    @property
-    def loss_is_scaled_for_ga(self) -> bool | None:  # type: ignore[override]
-        """Tells the Trainer that the loss is already divided by the items of the whole optimizer step."""
-        return True if self._unreduces else None
-
     def _bare_model(self) -> nn.Module:
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         return model.get_base_model() if hasattr(model, "get_base_model") else model
 
-    def _head(self) -> Head | None:
-        if self._found_head[0] is not self.model:
-            self._found_head = (self.model, find_head(self._bare_model()))
-        return self._found_head[1]
+    def _loss_source(self) -> HeadLosses | CustomLosses | None:
+        """What un-reduces the losses; None where everything is the stock Trainer's."""
+        found_for = (self.model, self.args.class_weights)
+        if self._source_found_for != found_for:
+            self._source_found_for, self._source = found_for, self._find_loss_source()
+        return self._source
 
-    def _known_head(self) -> Head:
-        head = self._head()
-        if head is None:
-            raise self._cannot_unreduce()
-        return head
+    def _find_loss_source(self) -> HeadLosses | CustomLosses | None:
+        setting = self.args.class_weights
+        if self.per_sample_loss_fn is not None:
+            if setting is not None:
+                raise ValueError(_NO_CLASSES)
+            return CustomLosses(self.per_sample_loss_fn, self.label_names)
+        head = find_head(self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
+        if self.compute_loss_func is not None or head is None:
+            return None
+        model: Any = self._bare_model()
+        weights = None
+        if setting is not None:
+            if head.classes is None:
+                raise ValueError(_NO_CLASSES)
+            weights = class_weights_of(
+                setting, model.config.num_labels, self.train_dataset, *head.label_names
+            )
+        return HeadLosses(head, model, weights)
+
+    @property
+    def _rescales(self) -> bool:
+        """Whether the step's scale is known only after its forward passes, so that gradients are rescaled."""
+        source = self._loss_source()
+        return source is not None and (self.args.normalize_weights or not source.counted_ahead)
+
+    @property
+    def loss_is_scaled_for_ga(self) -> bool | None:  # type: ignore[override]
+        """Tells the Trainer that the loss is already divided by the items of the whole optimizer step."""
+        return None if self._loss_source() is None else True
 
     def _level(self) -> str:
-        level, head = self.args.reweighting_level, self._head()
-        by_token = self.per_sample_loss_fn is not None or (head is not None and head.token_level)
+        level, source = self.args.reweighting_level, self._loss_source()
+        by_token = source is not None and source.token_level
         if level == "auto":
             return "token" if by_token else "sample"
-        if level == "token" and not by_token and head is not None:
+        if level == "token" and source is not None and not by_token:
             raise ValueError(
-                f"reweighting_level='token' needs a loss for every token, but {head.name} has one loss a sample: "
+                f"reweighting_level='token' needs a loss for every token, but {source.name} has one loss a sample: "
                 "use 'sample' or 'auto'."
             )
         return level
@@ -177,8 +196,9 @@ class ReweightingMixin(ModelCardMixin, PlainEvaluationMixin):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        columns: list[str] = self._signature_columns or []
-        self._signature_columns = columns if SAMPLE_WEIGHT in columns else [*columns, SAMPLE_WEIGHT]
+        columns: Any = self._signature_columns
+        if SAMPLE_WEIGHT not in columns:
+            columns.append(SAMPLE_WEIGHT)
 
     def _get_dataloader(self, *args: Any, **kwargs: Any):
         collator = self.data_collator
@@ -188,41 +208,7 @@ class ReweightingMixin(ModelCardMixin, PlainEvaluationMixin):
         finally:
             self.data_collator = collator
 
-    # --- batch -> un-reduced losses ---------------------------------------------------------------------------------
-
-    def _valid_items(self, head: Head, inputs: Any) -> Tensor:
-        """The items of a batch that have a loss."""
-        model = self._bare_model()
-        missing = [name for name in head.label_names if inputs.get(name) is None]
-        if missing:
-            raise ValueError(
-                f"{head.name} needs {', '.join(map(repr, missing))} in every batch, but this batch has only "
-                f"{', '.join(sorted(inputs))}. Check the dataset's columns, the data collator and `label_names`."
-            )
-        if self._checked_head_of is not model:
-            head.check(inputs, model.config)
-            self._checked_head_of = model
-        return head.valid(inputs, model.config)
-
-    def _forward(self, model: nn.Module, inputs: Any, label_smoothing: float) -> tuple[Any, Tensor, Tensor]:
-        """Run the model without labels; return its outputs, the un-reduced losses, and which of them count."""
-        if self.per_sample_loss_fn is not None:
-            labels = {name: inputs[name] for name in self.label_names if name in inputs}
-            outputs = model(**{k: v for k, v in inputs.items() if k not in labels and k != SAMPLE_WEIGHT})
-            returned = self.per_sample_loss_fn(
-                outputs, labels if len(labels) > 1 else next(iter(labels.values()), None)
-            )
-            losses, valid = returned if isinstance(returned, tuple) else (returned, None)
-            _check_returned(losses, valid)
-            return outputs, losses, torch.ones_like(losses, dtype=torch.bool) if valid is None else valid
-        head = self._known_head()
-        valid = self._valid_items(head, inputs)
-        withheld = {*head.label_names, SAMPLE_WEIGHT}
-        outputs = model(**{k: v for k, v in inputs.items() if k not in withheld})
-        losses = head.losses(outputs, inputs, self._bare_model().config, label_smoothing)
-        return outputs, losses, valid.to(losses.device)
-
-    # --- un-reduced losses -> one scalar ----------------------------------------------------------------------------
+    # --- batch -> model -> un-reduced losses -> weights -> one scalar -----------------------------------------------
 
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -239,48 +225,65 @@ class ReweightingMixin(ModelCardMixin, PlainEvaluationMixin):
         Returns:
             0-dimensional float32 loss, or `(loss, outputs)`.
         """
-        if not self._unreduces:
+        source = self._loss_source()
+        if source is None:
             if self.args.reweighting != "none":
                 raise self._cannot_unreduce()
             inputs = {k: v for k, v in inputs.items() if k != SAMPLE_WEIGHT}
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         evaluating = not model.training and not torch.is_grad_enabled()
-        smoothing = 0.0 if evaluating else self.args.label_smoothing_factor
-        outputs, losses, valid = self._forward(model, inputs, smoothing)
+        batch = source.run(model, inputs, 0.0 if evaluating else self.args.label_smoothing_factor)
         if evaluating:
-            loss = self.plain_loss(torch.where(valid, losses.float(), 0.0), valid)
+            loss = self.plain_loss(
+                torch.where(batch.valid, batch.losses.float(), 0.0), batch.valid, batch.auxiliary
+            )
         else:
-            loss = self._objective(losses, valid, inputs.get(SAMPLE_WEIGHT), num_items_in_batch)
+            loss = self._objective(batch, inputs, num_items_in_batch)
+        outputs = batch.outputs
         if isinstance(outputs, tuple):
             # The Trainer takes the first element of a tuple to be the loss.
             outputs = (loss, *outputs)
         return (loss, outputs) if return_outputs else loss
 
-    def _objective(
-        self, losses: Tensor, valid: Tensor, sample_weight: Tensor | None, num_items: Any
-    ) -> Tensor:
-        args, level = self.args, self._level()
-        reference = reference_weights(valid, level, sample_weight)
-        items = Items(torch.where(reference > 0, losses_at_level(losses, valid, level), 0.0), reference)
-        weights = item_weights(items.losses, args.reweighting, args.tau, self._warming_up())
-        weighted_loss = (reference * weights * items.losses).sum()
-        mass = (reference * weights).sum() if args.normalize_weights else reference.sum()
+    def weigh(self, items: Items, inputs: Any) -> Tensor:
+        """Weights of the items of a training micro-batch; override it to weight them in another way.
+
+        Args:
+            items: un-reduced losses and reference weights, `[batch]` or `[batch, tokens]`.
+            inputs: the batch they belong to, labels and `sample_weight` included.
+
+        Returns:
+            Detached float32 weights of the shape of `items.losses`, without the reference weights.
+        """
+        args = self.args
+        warming_up = self.state.global_step < args.reweighting_warmup_ratio * self.state.max_steps
+        return item_weights(items.losses, args.reweighting, args.tau, warming_up)
+
+    def _objective(self, batch: BatchLosses, inputs: Any, num_items: Any) -> Tensor:
+        level = self._level()
+        reference = reference_at_level(batch.reference, level, inputs.get(SAMPLE_WEIGHT))
+        losses = losses_at_level(batch.losses, batch.reference, level)
+        items = Items(torch.where(reference > 0, losses, 0.0), reference)
+        weights = self.weigh(items, inputs)
+        mass = (reference * weights).sum() if self.args.normalize_weights else reference.sum()
+        total = (reference * weights * items.losses).sum()
+        if batch.auxiliary is not None:
+            # It belongs to the micro-batch, so a step has the mean of its micro-batches', by their share of the step.
+            total = total + batch.auxiliary * mass.detach()
         if self.is_in_train and torch.is_grad_enabled():
-            self._statistics.add(items, weights, args.tau, self.state.global_step + 1)
+            self._statistics.add(items, weights, self.args.tau, self.state.global_step + 1)
         if num_items is None:
-            return weighted_loss / _at_least_one_item(mass)
+            return total / _at_least_one_item(mass)
         if self._rescales:
             self._step_mass = self._step_mass + mass.detach() / num_items
         # Wrappers average the gradients over the processes; num_items counts the items of all of them.
-        return weighted_loss * self.accelerator.num_processes / num_items
-
-    def _warming_up(self) -> bool:
-        return self.state.global_step < self.args.reweighting_warmup_ratio * self.state.max_steps
+        return total * self.accelerator.num_processes / num_items
 
     # --- the optimizer step -----------------------------------------------------------------------------------------
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
-        if not self._unreduces:
+        source = self._loss_source()
+        if source is None:
             return super()._get_num_items_in_batch(batch_samples, device)
         if not batch_samples or not torch.is_grad_enabled():
             return None
@@ -290,17 +293,16 @@ class ReweightingMixin(ModelCardMixin, PlainEvaluationMixin):
             self.accelerator.process_index,
             self.accelerator.num_processes,
         )
-        if self._rescales:
+        if self.args.normalize_weights or isinstance(source, CustomLosses):
             # Any constant that is the same on every process will do: the gradients are rescaled afterwards.
-            samples = (
-                self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+            args = self.args
+            return torch.tensor(
+                float(args.train_batch_size * args.gradient_accumulation_steps * args.world_size),
+                device=device,
             )
-            return torch.tensor(float(samples), device=device)
-        head, level = self._known_head(), self._level()
+        level = self._level()
         counts = [
-            reference_weights(self._valid_items(head, batch), level, batch.get(SAMPLE_WEIGHT))
-            .sum()
-            .to(device)
+            reference_at_level(source.reference(batch), level, batch.get(SAMPLE_WEIGHT)).sum().to(device)
             for batch in batch_samples
         ]
         return _at_least_one_item(self.accelerator.reduce(torch.stack(counts).sum(), reduction="sum"))
@@ -308,7 +310,7 @@ class ReweightingMixin(ModelCardMixin, PlainEvaluationMixin):
     def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
         """One micro-batch forward and backward; after a step's last one, its gradients get their exact scale."""
         loss = super().training_step(model, inputs, *args, **kwargs)
-        if not (self._unreduces and self._rescales):
+        if not self._rescales:
             return loss
         so_far = self._step_loss
         self._step_loss = so_far + loss
@@ -348,13 +350,16 @@ class ReweightingMixin(ModelCardMixin, PlainEvaluationMixin):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """As the Trainer's; training logs also carry what the weights did since the last one."""
         # Every process comes here with a training log, which the Trainer itself gathers the loss for.
-        if "loss" in logs and self._unreduces:
+        if "loss" in logs and self._loss_source() is not None:
             statistics = self._statistics.collect(self.accelerator.gather)
             stop_if_not_finite(statistics.pop("first_bad_step"), self.args.output_dir)
             if self.args.reweighting != "none":
                 logs.update(statistics)
                 # At the start every loss is at chance level, which says nothing about the rest of the run.
-                settled = not self._warming_up() and self.state.global_step >= self.state.max_steps / 10
+                settled = (
+                    self.state.global_step
+                    >= max(0.1, self.args.reweighting_warmup_ratio) * self.state.max_steps
+                )
                 if settled and not self._warned_of_saturation:
                     self._warned_of_saturation = warn_of_saturation(statistics, self.args.tau)
         super().log(logs, *args, **kwargs)
@@ -362,24 +367,6 @@ class ReweightingMixin(ModelCardMixin, PlainEvaluationMixin):
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         stop_if_not_finite(self._statistics.first_bad_step(self.accelerator.gather), self.args.output_dir)
         super()._save_checkpoint(*args, **kwargs)
-
-
-def _check_returned(losses: Any, valid: Any) -> None:
-    if not isinstance(losses, Tensor) or losses.dim() == 0:
-        found = (
-            "a 0-dimensional loss, one already reduced over the batch"
-            if isinstance(losses, Tensor)
-            else repr(losses)
-        )
-        raise ValueError(
-            f"per_sample_loss_fn returned {found}. Weighting it would only rescale the step: return the un-reduced "
-            "losses, one element a sample or token (`reduction='none'` in torch)."
-        )
-    if valid is not None and (valid.dtype != torch.bool or valid.shape != losses.shape):
-        raise ValueError(
-            f"per_sample_loss_fn returned losses of shape {list(losses.shape)} with a mask of shape "
-            f"{list(valid.shape)} and {valid.dtype}: the mask must be bool and of the same shape."
-        )
 
 
 def _at_least_one_item(mass: Tensor) -> Tensor:

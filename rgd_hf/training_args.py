@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
+from rgd_hf.class_weights import parse as parse_class_weights
 from rgd_hf.divergences import DIVERGENCES, check_divergence
 
 LEVELS = ("auto", "sample", "token")
@@ -55,6 +56,13 @@ class ReweightingArguments:
             "help": "Fraction of the training steps, from the start, in which all weights are 1 (0 to 1)."
         },
     )
+    class_weights: str | None = field(
+        default=None,
+        metadata={
+            "help": "Weights of the classes in the distribution that re-weighting departs from: 'balanced' (from the "
+            "training set's labels) or one number a class, joined by commas. With 'none' it is class-weighted ERM."
+        },
+    )
 
     def __post_init__(self):
         check_reweighting(self)
@@ -70,6 +78,8 @@ def check_reweighting(args: "ReweightingArguments") -> None:
         raise ValueError(
             f"Unknown reweighting_level {args.reweighting_level!r}: choose one of {', '.join(map(repr, LEVELS))}."
         )
+    if args.class_weights is not None:
+        parse_class_weights(args.class_weights)
     if not 0 <= args.reweighting_warmup_ratio <= 1:
         raise ValueError(
             f"reweighting_warmup_ratio must lie between 0 and 1, not {args.reweighting_warmup_ratio!r}."

@@ -21,42 +21,63 @@ class Items(NamedTuple):
     reference: Tensor
 
 
-def reference_weights(valid: Tensor, level: str, sample_weight: Tensor | None = None) -> Tensor:
-    """Weight of each item in the reference distribution, from the batch alone.
+def token_reference(valid: Tensor, class_weight: Tensor | None = None) -> Tensor:
+    """Weight of each item of a head, before levels and sample weights.
 
     Args:
         valid: bool `[batch]` or `[batch, tokens]`, the items that have a loss.
-        level: `"sample"` counts a sample once if any of its items is valid, `"token"` counts items.
+        class_weight: the weight of each item's class, of the same shape; 1 where None.
+
+    Returns:
+        float32 of the same shape, 0 where not valid.
+    """
+    return valid.float() if class_weight is None else torch.where(valid, class_weight, 0.0)
+
+
+def reference_at_level(reference: Tensor, level: str, sample_weight: Tensor | None = None) -> Tensor:
+    """Weight of each item of `level` in the reference distribution.
+
+    Args:
+        reference: of `token_reference`, `[batch]` or `[batch, tokens]`.
+        level: at `"sample"` a sample of several tokens counts once if any of them does; `"token"` counts each.
         sample_weight: non-negative `[batch]`; 1 where None.
 
     Returns:
-        float32 `[batch]` at level `"sample"`, else of the shape of `valid`.
+        float32 `[batch]` at level `"sample"`, else of the shape of `reference`.
+
+    Raises:
+        ValueError: `sample_weight` does not have one element a sample.
     """
-    if level == "sample" and valid.dim() > 1:
-        valid = valid.flatten(1).any(dim=1)
-    reference = valid.float()
-    if sample_weight is not None:
-        weight = sample_weight.to(device=reference.device, dtype=torch.float32)
-        reference = reference * weight.reshape(-1, *[1] * (reference.dim() - 1))
-    return reference
+    if level == "sample" and reference.dim() > 1:
+        reference = (reference.flatten(1) > 0).any(dim=1).float()
+    if sample_weight is None:
+        return reference
+    if sample_weight.numel() != reference.shape[0]:
+        raise ValueError(
+            f"sample_weight has {sample_weight.numel()} elements for losses of shape {list(reference.shape)}: "
+            "it needs one for each sample, and losses whose first dimension is the batch."
+        )
+    weight = sample_weight.to(device=reference.device, dtype=torch.float32)
+    return reference * weight.reshape(-1, *[1] * (reference.dim() - 1))
 
 
-def losses_at_level(losses: Tensor, valid: Tensor, level: str) -> Tensor:
-    """Un-reduced losses at `level`: at `"sample"`, the mean over each sample's valid items.
+def losses_at_level(losses: Tensor, reference: Tensor, level: str) -> Tensor:
+    """Un-reduced losses at `level`: at `"sample"`, the weighted mean over each sample's tokens.
 
     Args:
         losses: `[batch]` or `[batch, tokens]`.
-        valid: bool, of the same shape.
+        reference: of `token_reference`, of the same shape.
         level: `"sample"` or `"token"`.
 
     Returns:
-        float32 `[batch]` at level `"sample"`, else `[batch, tokens]`; exactly 0 where not valid.
+        float32 `[batch]` at level `"sample"`, else `[batch, tokens]`; exactly 0 where the reference is.
     """
     # where, not a product: an ignored item may be infinite and 0 * inf is NaN.
-    losses = torch.where(valid, losses.float(), 0.0)
+    losses = torch.where(reference > 0, losses.float(), 0.0)
     if level == "sample" and losses.dim() > 1:
-        losses, valid = losses.flatten(1), valid.flatten(1)
-        losses = losses.sum(dim=1) / valid.sum(dim=1).clamp(min=1)
+        losses, reference = losses.flatten(1), reference.flatten(1)
+        mass = reference.sum(dim=1)
+        losses = (losses * reference).sum(dim=1) / torch.where(mass > 0, mass, 1.0)
     return losses
 
 

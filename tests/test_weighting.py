@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rgd_hf.divergences import rgd_weights
-from rgd_hf.weighting import item_weights, losses_at_level, reference_weights
+from rgd_hf.weighting import item_weights, losses_at_level, reference_at_level, token_reference
 
 
 @st.composite
@@ -28,29 +28,31 @@ def token_losses(draw):
 def test_sample_level_is_the_mean_over_valid_tokens(case):
     losses, valid = case
     expected = [row[mask].mean().item() if mask.any() else 0.0 for row, mask in zip(losses, valid)]
-    found = losses_at_level(losses, valid, "sample")
+    found = losses_at_level(losses, token_reference(valid), "sample")
     assert found.tolist() == pytest.approx(expected)
-    assert reference_weights(valid, "sample").tolist() == [float(mask.any()) for mask in valid]
+    assert reference_at_level(token_reference(valid), "sample").tolist() == [
+        float(mask.any()) for mask in valid
+    ]
 
 
 @given(token_losses())
 def test_token_level_keeps_every_valid_token(case):
     losses, valid = case
-    torch.testing.assert_close(losses_at_level(losses, valid, "token"), losses * valid)
-    torch.testing.assert_close(reference_weights(valid, "token"), valid.float())
+    torch.testing.assert_close(losses_at_level(losses, token_reference(valid), "token"), losses * valid)
+    torch.testing.assert_close(reference_at_level(token_reference(valid), "token"), valid.float())
 
 
 def test_an_infinite_ignored_item_leaves_no_trace():
     losses = torch.tensor([[1.0, math.inf], [2.0, 4.0]])
     valid = torch.tensor([[True, False], [True, True]])
-    assert losses_at_level(losses, valid, "sample").tolist() == [1.0, 3.0]
-    assert losses_at_level(losses, valid, "token").tolist() == [[1.0, 0.0], [2.0, 4.0]]
+    assert losses_at_level(losses, token_reference(valid), "sample").tolist() == [1.0, 3.0]
+    assert losses_at_level(losses, token_reference(valid), "token").tolist() == [[1.0, 0.0], [2.0, 4.0]]
 
 
 @pytest.mark.parametrize("level", ["sample", "token"])
 def test_sample_weight_reaches_every_item_of_its_sample(level):
     valid = torch.tensor([[True, True], [True, False]])
-    found = reference_weights(valid, level, torch.tensor([2.0, 0.5]))
+    found = reference_at_level(token_reference(valid), level, torch.tensor([2.0, 0.5]))
     assert found.tolist() == ([2.0, 0.5] if level == "sample" else [[2.0, 2.0], [0.5, 0.0]])
 
 
@@ -58,3 +60,17 @@ def test_weights_are_one_while_warming_up():
     losses = torch.tensor([0.1, 3.0])
     assert item_weights(losses, "kl", 1.0, warming_up=True).tolist() == [1.0, 1.0]
     torch.testing.assert_close(item_weights(losses, "kl", 1.0, warming_up=False), rgd_weights(losses))
+
+
+def test_class_weights_make_a_weighted_mean_inside_a_sample():
+    losses = torch.tensor([[1.0, 4.0], [2.0, 9.0]])
+    valid = torch.tensor([[True, True], [True, False]])
+    reference = token_reference(valid, torch.tensor([[1.0, 2.0], [0.5, 1.0]]))
+    assert reference.tolist() == [[1.0, 2.0], [0.5, 0.0]]
+    assert losses_at_level(losses, reference, "sample").tolist() == pytest.approx([3.0, 2.0])
+    assert reference_at_level(reference, "sample").tolist() == [1.0, 1.0]
+
+
+def test_a_sample_weight_of_the_wrong_length_is_named():
+    with pytest.raises(ValueError, match=r"3 elements for losses of shape \[2\]"):
+        reference_at_level(torch.ones(2), "sample", torch.ones(3))

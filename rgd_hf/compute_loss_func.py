@@ -1,0 +1,98 @@
+"""Re-weighting for people who cannot subclass: a `compute_loss_func` for the stock Trainer."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rgd_hf.divergences import check_divergence
+from rgd_hf.heads import Head, find_head
+from rgd_hf.heads.classification import CLASSIFICATION, SINGLE_LABEL_CLASSIFICATION
+from rgd_hf.heads.tokens import ALIGNED_LM, CAUSAL_LM, ENCODER_DECODER_LM, MASKED_LM, TOKEN_CLASSIFICATION
+from rgd_hf.weighting import item_weights
+
+# Their losses need no other column of the batch, and their items are the labels that are not -100.
+_FROM_LABELS_ALONE = (
+    CLASSIFICATION,
+    SINGLE_LABEL_CLASSIFICATION,
+    TOKEN_CLASSIFICATION,
+    MASKED_LM,
+    ALIGNED_LM,
+    CAUSAL_LM,
+    ENCODER_DECODER_LM,
+)
+
+
+class RGDLoss:
+    """`Trainer(model, ..., compute_loss_func=RGDLoss(model, tau=2.0))`.
+
+    Exact under gradient accumulation and on several processes (with `average_tokens_across_devices=True`, the
+    Trainer's default), because the weighted losses are summed and divided by the items of the whole optimizer step,
+    which the Trainer counts. Where no gradient is asked for, in evaluation, the loss is plain. What the function of
+    outputs and labels cannot see it does not have: `normalize_weights`, sample-level weights of token losses, sample
+    and class weights, logs of the weights: use `ReweightedTrainer` for those.
+
+    Args:
+        model: the model that is trained (before any wrapping); says which loss its head has.
+        reweighting: divergence of the weights, `"kl"`, `"chi2"`, `"reverse_kl"` or `"none"`.
+        tau: loss from which on weights stop growing.
+
+    Raises:
+        NotImplementedError: the losses of the model's head cannot be un-reduced from its outputs and labels alone.
+        ValueError: a setting is not allowed.
+
+    References:
+        arXiv 2306.09222, Algorithm 1.
+    """
+
+    def __init__(self, model: nn.Module, reweighting: str = "kl", tau: float = 1.0):
+        check_divergence(reweighting, tau)
+        self.reweighting, self.tau = reweighting, tau
+        wrapped: Any = model
+        bare = wrapped.get_base_model() if hasattr(model, "get_base_model") else wrapped
+        head = find_head(model)
+        if head is None or head not in _FROM_LABELS_ALONE:
+            raise NotImplementedError(
+                f"RGDLoss cannot un-reduce the loss of {type(bare).__name__} from its outputs and labels alone. Use "
+                "ReweightedTrainer (with per_sample_loss_fn where the head is not known)."
+            )
+        self.head: Head = head
+        self.model, self.config = bare, bare.config
+        self._checked = False
+        if head is CAUSAL_LM and getattr(bare, "loss_type", None) is None:
+            # The Trainer leaves out position 0, which nothing predicts, only for models that name their loss.
+            bare.loss_type = "ForCausalLM"
+
+    def __call__(self, outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+        """The sum of the weighted losses divided by the number of items.
+
+        Args:
+            outputs: of the model, run without labels.
+            labels: of the batch.
+            num_items_in_batch: elements of the labels in the whole optimizer step that are not -100, as the Trainer
+                counts them; None to average over this batch.
+
+        Returns:
+            0-dimensional float32.
+        """
+        inputs = {"labels": labels}
+        if not self._checked:
+            self.head.check(inputs, self.config)
+            self._checked = True
+        valid = self.head.valid(inputs, self.config)
+        losses = self.head.losses(outputs, inputs, self.config, 0.0)
+        weights = item_weights(losses, self.reweighting, self.tau, warming_up=not torch.is_grad_enabled())
+        total = (weights * losses).sum()
+        items = valid.sum()
+        auxiliary = self.head.auxiliary(outputs, self.config, self.model)
+        if auxiliary is not None:
+            total = total + auxiliary * items
+        if num_items_in_batch is None:
+            return total / items.clamp(min=1)
+        # The Trainer counts every element of [batch, classes] labels, but a sample has one loss.
+        elements = labels.numel() // max(valid.numel(), 1)
+        return (
+            total
+            * elements
+            / torch.as_tensor(num_items_in_batch, device=total.device).reshape(-1)[0].clamp(min=1)
+        )

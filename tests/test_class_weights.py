@@ -1,0 +1,161 @@
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from sklearn.utils.class_weight import compute_class_weight
+from tiny import (
+    classification_data,
+    gradients_of,
+    parameters_of,
+    relative_error,
+    stack,
+    tiny_bert,
+    tiny_config,
+)
+from torch.nn import functional as F
+from transformers import BertForTokenClassification
+
+from rgd_hf import ReweightedTrainer, ReweightedTrainingArguments, rgd_weights
+from rgd_hf.class_weights import class_weights_of, weight_of_items
+
+LABELS = [0, 0, 0, 1, 1, 2, -100]
+
+
+def as_dataset(kind):
+    if kind == "datasets":
+        return Dataset.from_dict({"label": LABELS})
+    return [{"labels": torch.tensor(label)} for label in LABELS]
+
+
+@pytest.mark.parametrize("kind", ["datasets", "list"])
+def test_balanced_is_scikit_learns(kind):
+    expected = compute_class_weight("balanced", classes=np.array([0, 1, 2]), y=LABELS[:-1])
+    found = class_weights_of("balanced", 3, as_dataset(kind), "labels")
+    assert found.tolist() == pytest.approx(expected.tolist())
+    assert class_weights_of("balanced", 4, as_dataset(kind), "labels")[3] == 0, "a class without samples"
+
+
+def test_balanced_counts_tokens():
+    data = Dataset.from_dict({"labels": [[0, 1, -100], [0, 0, 1]]})
+    assert class_weights_of("balanced", 2, data, "labels").tolist() == pytest.approx([5 / 6, 5 / 4])
+
+
+def test_weight_of_items():
+    weights = torch.tensor([1.0, 2.0, 4.0])
+    assert weight_of_items(torch.tensor([2, 0, -100, 255]), weights).tolist()[:2] == [4.0, 1.0]
+    assert weight_of_items(torch.tensor([[0.5, 0.5, 0.0]]), weights).tolist() == [1.5]
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("reweighting", ["none", "kl"])
+def test_class_weights_are_the_distribution_that_reweighting_departs_from(make_args, reweighting, normalize):
+    """On an un-weighted basis they are torch's weighted cross-entropy; weights multiply on top."""
+    data, class_weights = classification_data(8), torch.tensor([1.0, 0.5, 3.0])
+    trainer = ReweightedTrainer(
+        tiny_bert(),
+        make_args(),
+        class_weights=[1.0, 0.5, 3.0],
+        reweighting=reweighting,
+        normalize_weights=normalize,
+    )
+    trainer.model.train()
+    loss = trainer.compute_loss(trainer.model, stack(data))
+    loss.backward()
+
+    oracle, batch = tiny_bert(), stack(data)
+    logits = oracle(input_ids=batch["input_ids"]).logits
+    if reweighting == "none":
+        expected = F.cross_entropy(logits, batch["labels"], weight=class_weights)
+    else:
+        losses = F.cross_entropy(logits, batch["labels"], reduction="none")
+        weights, reference = rgd_weights(losses), class_weights[batch["labels"]]
+        expected = (reference * weights * losses).sum() / (
+            reference * weights if normalize else reference
+        ).sum()
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert relative_error(gradients_of(trainer.model), gradients_of(oracle)) < 1e-6
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_update_does_not_depend_on_how_the_batch_is_cut(make_args, normalize):
+    data = [example | {"sample_weight": 0.5 + i % 3} for i, example in enumerate(classification_data(32))]
+    updates = []
+    for size, accumulation in ((32, 1), (8, 4)):
+        args = make_args(
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulation,
+            max_steps=1,
+            train_sampling_strategy="sequential",
+            label_smoothing_factor=0.1,
+        )
+        trainer = ReweightedTrainer(
+            tiny_bert(), args, train_dataset=data, class_weights="balanced", normalize_weights=normalize
+        )
+        trainer.train()
+        updates.append(parameters_of(trainer.model) - parameters_of(tiny_bert()))
+    assert relative_error(updates[1], updates[0]) < 1e-6
+
+
+def test_label_smoothing_is_in_training_and_not_in_evaluation(make_args):
+    data, batch = classification_data(8), stack(classification_data(8))
+    args = make_args(label_smoothing_factor=0.2)
+    trainer = ReweightedTrainer(tiny_bert(), args, eval_dataset=data, reweighting="none")
+    trainer.model.train()
+    logits = tiny_bert()(input_ids=batch["input_ids"]).logits
+    smoothed = F.cross_entropy(logits, batch["labels"], label_smoothing=0.2)
+    assert trainer.compute_loss(trainer.model, batch).item() == pytest.approx(smoothed.item(), rel=1e-6)
+    plain = F.cross_entropy(logits, batch["labels"])
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(plain.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("level", ["token", "sample"])
+def test_token_classification(make_args, level):
+    torch.manual_seed(0)
+    model = BertForTokenClassification(tiny_config())
+    batch = {"input_ids": torch.randint(0, 50, (4, 6)), "labels": torch.randint(0, 3, (4, 6))}
+    batch["labels"][:, 4:] = -100
+    batch["labels"][1] = -100
+    weights = torch.tensor([1.0, 0.5, 3.0])
+    trainer = ReweightedTrainer(
+        model, make_args(), class_weights=weights, reweighting="none", reweighting_level=level
+    )
+    model.train()
+    logits = model(input_ids=batch["input_ids"]).logits
+    loss = trainer.compute_loss(model, dict(batch)).item()
+    if level == "token":
+        expected = F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), weight=weights).item()
+    else:
+        rows = [F.cross_entropy(logits[i], batch["labels"][i], weight=weights).item() for i in (0, 2, 3)]
+        expected = sum(rows) / 3
+    assert loss == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "setting, message",
+    [
+        ("heavy", "'balanced' or non-negative"),
+        ("1,-1,1", "non-negative"),
+        ("0,0,0", "not all 0"),
+        ([1.0, 2.0], "2 weights.*3 classes"),
+    ],
+)
+def test_wrong_weights_are_refused(make_args, setting, message):
+    with pytest.raises(ValueError, match=message):
+        ReweightedTrainer(tiny_bert(), make_args(), class_weights=setting)
+
+
+def test_heads_without_classes_are_refused(make_args):
+    with pytest.raises(ValueError, match="per_sample_loss_fn"):
+        ReweightedTrainer(
+            tiny_bert(),
+            make_args(),
+            class_weights="1,1,1",
+            per_sample_loss_fn=lambda outputs, labels: outputs,
+        )
+    trainer = ReweightedTrainer(tiny_bert(num_labels=1), make_args(), class_weights="2")
+    with pytest.raises(ValueError, match="this is regression"):
+        trainer.compute_loss(trainer.model, stack(classification_data(4)) | {"labels": torch.rand(4)})
+    args = make_args(ReweightedTrainingArguments, class_weights="balanced")
+    with pytest.raises(ValueError, match="counts the labels of train_dataset"):
+        ReweightedTrainer(tiny_bert(), args)
