@@ -11,7 +11,7 @@ from rgd_hf.heads import find_head
 VOCABULARY = 64
 BATCH, TOKENS, CLASSES = 4, 11, 3
 
-_ENCODER = dict(
+_ENCODER: dict[str, Any] = dict(
     vocab_size=VOCABULARY,
     hidden_size=16,
     num_hidden_layers=2,
@@ -20,8 +20,8 @@ _ENCODER = dict(
     max_position_embeddings=40,
     pad_token_id=1,
 )
-_DECODER = dict(_ENCODER, num_key_value_heads=1, bos_token_id=2, eos_token_id=3)
-_EXPERTS = dict(
+_DECODER: dict[str, Any] = dict(_ENCODER, num_key_value_heads=1, bos_token_id=2, eos_token_id=3)
+_EXPERTS: dict[str, Any] = dict(
     _DECODER,
     output_router_logits=True,
     router_aux_loss_coef=0.3,
@@ -29,7 +29,7 @@ _EXPERTS = dict(
     moe_intermediate_size=12,
     shared_expert_intermediate_size=12,
 )
-_T5 = dict(
+_T5: dict[str, Any] = dict(
     vocab_size=VOCABULARY,
     d_model=16,
     d_kv=8,
@@ -38,7 +38,7 @@ _T5 = dict(
     num_heads=2,
     decoder_start_token_id=0,
 )
-_BART = dict(
+_BART: dict[str, Any] = dict(
     vocab_size=VOCABULARY,
     d_model=16,
     encoder_layers=1,
@@ -49,8 +49,10 @@ _BART = dict(
     decoder_ffn_dim=24,
     max_position_embeddings=40,
 )
-_GPT2 = dict(vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=2, n_positions=40, pad_token_id=1)
-_VIT = dict(
+_GPT2: dict[str, Any] = dict(
+    vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=2, n_positions=40, pad_token_id=1
+)
+_VIT: dict[str, Any] = dict(
     image_size=16,
     patch_size=8,
     hidden_size=16,
@@ -58,8 +60,10 @@ _VIT = dict(
     num_attention_heads=2,
     intermediate_size=24,
 )
-_SWIN = dict(image_size=32, patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[2, 2], window_size=4)
-_SEGFORMER = dict(
+_SWIN: dict[str, Any] = dict(
+    image_size=32, patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[2, 2], window_size=4
+)
+_SEGFORMER: dict[str, Any] = dict(
     num_encoder_blocks=2,
     depths=[1, 1],
     sr_ratios=[2, 1],
@@ -70,7 +74,7 @@ _SEGFORMER = dict(
     mlp_ratios=[2, 2],
     decoder_hidden_size=16,
 )
-_SPEECH = dict(
+_SPEECH: dict[str, Any] = dict(
     hidden_size=16,
     num_hidden_layers=1,
     num_attention_heads=2,
@@ -83,7 +87,9 @@ _SPEECH = dict(
     classifier_proj_size=8,
     mask_time_prob=0.0,
 )
-_WHISPER = dict(_BART, num_mel_bins=8, max_source_positions=20, max_target_positions=40, pad_token_id=1)
+_WHISPER: dict[str, Any] = dict(
+    _BART, num_mel_bins=8, max_source_positions=20, max_target_positions=40, pad_token_id=1
+)
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "Bert": _ENCODER,
@@ -110,6 +116,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
         mamba_n_groups=1,
         attn_layer_indices=[1],
         z_loss_coefficient=0.3,
+    ),
+    "XLNet": dict(
+        vocab_size=VOCABULARY, d_model=16, n_layer=1, n_head=2, d_head=8, d_inner=24, pad_token_id=1
     ),
     "T5": _T5,
     "SwitchTransformers": dict(
@@ -343,8 +352,10 @@ def test_causal_lm(architecture: str) -> None:
 @pytest.mark.parametrize("architecture", ["Mixtral", "Qwen2Moe", "Bamba"])
 def test_the_auxiliary_loss_is_there_to_be_kept(architecture: str) -> None:
     model = build(f"{architecture}ForCausalLM")
-    auxiliary = find_head(model).auxiliary(model(**text_batch()), model.config, model)
-    assert auxiliary.ndim == 0 and auxiliary > 0.1
+    head = find_head(model)
+    assert head is not None
+    auxiliary = head.auxiliary(model(**text_batch()), model.config, model)
+    assert auxiliary is not None and auxiliary.ndim == 0 and auxiliary > 0.1
 
 
 def test_causal_lm_of_gpt2_and_of_an_encoder_as_decoder() -> None:
@@ -358,6 +369,30 @@ def test_a_decoder_alone_whose_labels_are_not_shifted(class_name: str) -> None:
     inputs = text_batch(labels=token_labels(VOCABULARY))
     del inputs["attention_mask"]
     assert_equals_own_loss(build(class_name), inputs)
+
+
+def test_xlnet_labels_are_those_of_its_targets() -> None:
+    mapping = torch.zeros(BATCH, 2, TOKENS)
+    mapping[:, 0, 4] = mapping[:, 1, 6] = 1
+    labels = torch.tensor([[5, 6], [-100, 7], [8, -100], [-100, -100]])
+    assert_equals_own_loss(build("XLNetLMHeadModel"), text_batch(labels=labels, target_mapping=mapping))
+
+
+def test_a_language_model_that_sees_images() -> None:
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    torch.manual_seed(0)
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(**_VIT, projection_dim=16),
+        text_config=LlamaConfig(**_DECODER),
+        image_token_index=VOCABULARY - 1,
+        vision_feature_layer=-1,
+    )
+    inputs = text_batch(labels=token_labels(VOCABULARY))
+    inputs["input_ids"].clamp_(max=VOCABULARY - 2)
+    inputs["input_ids"][:, :4] = VOCABULARY - 1
+    inputs["pixel_values"] = torch.randn(BATCH, 3, 16, 16)
+    assert_equals_own_loss(LlavaForConditionalGeneration(config).eval(), inputs)
 
 
 @pytest.mark.parametrize(
@@ -381,7 +416,8 @@ def test_encoder_decoder_lm_keeps_the_decoder_inputs_of_the_batch() -> None:
     inputs = text_batch(labels=token_labels(VOCABULARY))
     inputs["decoder_input_ids"] = inputs["input_ids"].roll(1, 0)
     model = build("T5ForConditionalGeneration")
-    assert "decoder_input_ids" not in find_head(model).prepare(model, inputs)
+    head = find_head(model)
+    assert head is not None and head.prepare(model, inputs) == {}
     assert_equals_own_loss(model, inputs)
 
 
@@ -432,8 +468,8 @@ def test_timm_model() -> None:
     from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
 
     torch.manual_seed(0)
-    config = TimmWrapperConfig(architecture="test_vit", num_labels=CLASSES, model_args={"img_size": 32})
-    model = TimmWrapperForImageClassification(config).eval()
+    settings: dict[str, Any] = dict(architecture="test_vit", num_labels=CLASSES, model_args={"img_size": 32})
+    model = TimmWrapperForImageClassification(TimmWrapperConfig(**settings)).eval()
     images = torch.randn(BATCH, 3, 32, 32, generator=torch.Generator().manual_seed(5))
     for _, labels in (SAMPLE_LABELS["single-label"], SAMPLE_LABELS["multi-label"]):
         model.config.problem_type = None

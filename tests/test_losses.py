@@ -1,5 +1,7 @@
 """Every loss against its closed form, transformers' own functions, and torch's reductions."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -171,9 +173,14 @@ def test_the_logits_are_not_copied() -> None:
     logits = torch.randn(2, 64, 1000, requires_grad=True)
     labels = torch.randint(0, 1000, (2, 64))
 
-    def kept(loss) -> int:
+    def kept(loss: Callable[[], torch.Tensor]) -> int:
         sizes = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: (sizes.append(t.numel()), t)[1], lambda t: t):
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             loss()
         return sum(sizes)
 
