@@ -1,0 +1,86 @@
+"""What the README says runs, and what it names exists."""
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+from tiny import classification_data, tiny_bert
+from transformers import HfArgumentParser, TrainingArguments
+
+from rgd_hf import ReweightedTrainingArguments, ReweightingArguments
+from rgd_hf.hub import CITATION
+
+ROOT = Path(__file__).resolve().parents[1]
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
+
+
+def test_python_blocks_run_one_after_the_other(make_args, tmp_path, capsys):
+    """They may use a model, arguments and data sets, as the reader's script has them."""
+    data = Dataset.from_list(classification_data(8))
+    variables = {
+        "model": tiny_bert(),
+        "args": make_args(TrainingArguments),
+        "train_dataset": data,
+        "eval_dataset": data,
+        "output_dir": str(tmp_path / "out"),
+    }
+    assert len(blocks("python")) >= 5
+    for block in blocks("python"):
+        exec(block, variables)
+        for printed in re.findall(r"print\(.*\)  # (.+)", block):
+            assert printed in capsys.readouterr().out
+    assert "GLUE MRPC" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "name",
+    sorted(
+        set(
+            re.findall(r"\bmake ([a-z][a-z-]*)\b", "\n".join(re.findall(r"`[^`\n]+`", TEXT) + blocks("bash")))
+        )
+    ),
+)
+def test_make_targets_exist(name):
+    assert re.search(rf"^{name}:", MAKEFILE, re.MULTILINE)
+
+
+def test_links_and_paths_exist():
+    links = {link for link in re.findall(r"\]\(([^)#]+)\)", TEXT) if not link.startswith("http")}
+    scripts = set(re.findall(r"\brecipes/[\w/]+\.py\b", TEXT))
+    assert links and scripts
+    for path in links | scripts:
+        assert (ROOT / path).is_file(), path
+
+
+def test_options_of_the_recipe_commands_exist():
+    glue = pytest.importorskip("glue", reason="the recipes' requirements are not installed")
+    from recipe_lib.runs import RunArguments
+
+    parser = HfArgumentParser(
+        [glue.DataArguments, glue.ModelArguments, RunArguments, ReweightedTrainingArguments]
+    )
+    known = {option for action in parser._actions for option in action.option_strings}
+    section = TEXT.split("## Recipes")[1].split("\n## ")[0]
+    used = set(re.findall(r"--[a-z_]+", section))
+    assert used and used <= known
+
+
+def test_every_setting_is_in_the_table():
+    section = TEXT.split("## Settings")[1].split("\n## ")[0]
+    rows = dict(re.findall(r"^\| `(\w+)` \| (\S+) \|", section, re.MULTILINE))
+    defaults = {
+        field.name: "none" if field.default is None else f"`{field.default}`"
+        for field in fields(ReweightingArguments)
+    }
+    assert rows == defaults
+
+
+def test_citation_is_that_of_the_model_cards():
+    assert blocks("bibtex") == [CITATION + "\n"]
