@@ -1,0 +1,112 @@
+"""Re-weighted gradient descent in plain torch: one process, one forward pass a step, autograd through the surrogate."""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from cut_cases import GLOBAL_BATCH, STEPS, Setting
+from cut_tasks import Collator, make_data, make_model, oracle_losses
+from torch import Tensor
+
+from rgd_hf import rgd_surrogate, rgd_weights
+
+LEARNING_RATE = {"sgd": 0.5, "adamw_torch": 0.02}
+ADAM_EPSILON = (
+    1e-4  # attention keys have no gradient but rounding, which a smaller one would blow up to a step
+)
+MAX_GRAD_NORM = 0.5
+EVAL_SAMPLES = 11
+SEED = 42
+
+
+class Trajectory(NamedTuple):
+    """What a run of `STEPS` steps leaves behind."""
+
+    start: Tensor
+    parameters: Tensor
+    logs: list[dict[str, float]]
+    train_loss: float
+    eval_loss: float
+
+
+def parameters_of(model: torch.nn.Module) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+@lru_cache(maxsize=None)
+def brute_force(setting: Setting) -> Trajectory:
+    """The trajectory that every way of cutting the batches has to give."""
+    model = make_model(setting.task).train()
+    start = parameters_of(model)
+    data = make_data(setting.task, setting.samples, weights=setting.sample_weight)
+    learning_rate = LEARNING_RATE[setting.optim]
+    optimizer: torch.optim.Optimizer
+    if setting.optim == "sgd":
+        optimizer = torch.optim.SGD(model.parameters(), learning_rate)
+    else:
+        optimizer = torch.optim.AdamW(model.parameters(), learning_rate, eps=ADAM_EPSILON, weight_decay=0.0)
+    logs, batches, epoch = [], iter(()), 0
+    for step in range(STEPS):
+        samples = next(batches, None)
+        if samples is None:
+            batches, epoch = iter(_epoch(setting, epoch)), epoch + 1
+            samples = next(batches)
+        logs.append(_step(setting, model, optimizer, [data[i] for i in samples], step))
+    return Trajectory(
+        start,
+        parameters_of(model),
+        logs,
+        sum(log["loss"] for log in logs) / STEPS,
+        _eval_loss(setting, model),
+    )
+
+
+def _epoch(setting: Setting, epoch: int) -> list[list[int]]:
+    order = list(range(setting.samples))
+    if setting.shuffle:
+        # accelerate's seedable sampler
+        generator = torch.Generator().manual_seed(SEED + epoch)
+        order = torch.randperm(setting.samples, generator=generator).tolist()
+    return [order[i : i + GLOBAL_BATCH] for i in range(0, len(order), GLOBAL_BATCH)]
+
+
+def _step(setting: Setting, model, optimizer, examples: list[dict], step: int) -> dict[str, float]:
+    losses, valid = oracle_losses(setting.task, model, Collator()(examples))
+    by_sample = torch.ones(len(examples))
+    if setting.sample_weight:
+        by_sample = torch.stack([example["sample_weight"] for example in examples])
+    if losses.dim() > 1 and setting.level == "sample":
+        kept = [row.any() for row in valid]
+        items = torch.stack([row[mask].mean() for row, mask in zip(losses, valid) if mask.any()])
+        reference = torch.stack([weight for weight, keep in zip(by_sample, kept) if keep])
+    else:
+        items = losses[valid]
+        reference = by_sample.reshape(-1, *[1] * (losses.dim() - 1)).expand_as(losses)[valid]
+    divergence = "none" if step < setting.warmup * STEPS else setting.divergence
+    weights = rgd_weights(items, divergence, setting.tau)
+    mass = (reference * weights).sum() if setting.normalize else reference.sum()
+    optimizer.zero_grad()
+    ((reference * rgd_surrogate(items, divergence, setting.tau)).sum() / mass).backward()
+    grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
+    optimizer.step()
+    items = items.detach()
+    log = {
+        "loss": (reference * weights * items).sum() / mass,
+        "grad_norm": grad_norm,
+        "weight_mean": (reference * weights).sum() / reference.sum(),
+        "weight_max": weights.max(),
+        "effective_sample_size": (reference * weights).sum() ** 2
+        / (reference.sum() * (reference * weights**2).sum()),
+        "clipped_fraction": (reference * (items > setting.tau)).sum() / reference.sum(),
+        "unweighted_loss": (reference * items).sum() / reference.sum(),
+    }
+    if setting.divergence == "none":
+        log = {name: log[name] for name in ("loss", "grad_norm")}
+    return {name: value.item() for name, value in log.items()}
+
+
+@torch.no_grad()
+def _eval_loss(setting: Setting, model) -> float:
+    data = make_data(setting.task, EVAL_SAMPLES, seed=1)
+    losses, valid = oracle_losses(setting.task, model.eval(), Collator()(data))
+    return losses[valid].mean().item()
