@@ -161,6 +161,12 @@ def test_plain_training_is_called_plain_training(make_args):
     assert "tau" not in card.text and "Trained with" not in card.text and "mean weight" not in card.text
 
 
+def test_class_weights_are_named(make_args):
+    for divergence in ("kl", "none"):
+        card = written(trained(make_args, reweighting=divergence, class_weights="balanced"))
+        assert "| `class_weights` | `balanced` |" in card.text
+
+
 @pytest.mark.parametrize("divergence", sorted(set(DIVERGENCES) - {"none"}))
 def test_the_formula_is_that_of_the_weights(divergence):
     losses = torch.tensor([0.0, 0.3, 0.7, 1.5])

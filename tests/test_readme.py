@@ -3,6 +3,7 @@
 import re
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 from datasets import Dataset
@@ -63,9 +64,8 @@ def test_options_of_the_recipe_commands_exist():
     glue = pytest.importorskip("glue", reason="the recipes' requirements are not installed")
     from recipe_lib.runs import RunArguments
 
-    parser = HfArgumentParser(
-        [glue.DataArguments, glue.ModelArguments, RunArguments, ReweightedTrainingArguments]
-    )
+    groups: Any = [glue.DataArguments, glue.ModelArguments, RunArguments, ReweightedTrainingArguments]
+    parser = HfArgumentParser(groups)
     known = {option for action in parser._actions for option in action.option_strings}
     section = TEXT.split("## Recipes")[1].split("\n## ")[0]
     used = set(re.findall(r"--[a-z_]+", section))
