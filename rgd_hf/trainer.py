@@ -104,10 +104,7 @@ class ReweightingMixin(ModelCardMixin, PlainEvaluationMixin):
     def _check_set_up(self) -> None:
         args = self.args
         check_reweighting(args)
-        parallelism = getattr(self.accelerator, "parallelism_config", None)
-        if parallelism is not None and (
-            self.get_cp_size() > 1 or self.get_sp_size() > 1 or self.get_tp_size() > 1
-        ):
+        if max(self.get_cp_size(), self.get_sp_size(), self.get_tp_size()) > 1:
             raise NotImplementedError(
                 "Re-weighting is not written for context, sequence or tensor parallelism, where one process sees a "
                 "part of a sample or several see the same: use data parallelism (DDP, FSDP, DeepSpeed ZeRO)."
@@ -164,9 +161,9 @@ class ReweightingMixin(ModelCardMixin, PlainEvaluationMixin):
         if setting is not None:
             if head.classes is None:
                 raise ValueError(_NO_CLASSES)
-            weights = class_weights_of(
-                setting, model.config.num_labels, self.train_dataset, *head.label_names
-            )
+            num_labels = model.config.num_labels
+            weights = class_weights_of(setting, num_labels, self.train_dataset, *head.label_names)
+            weights = weights.to(self.args.device)
         return HeadLosses(head, model, weights)
 
     @property
@@ -296,10 +293,9 @@ class ReweightingMixin(ModelCardMixin, PlainEvaluationMixin):
         if self.args.normalize_weights or isinstance(source, CustomLosses):
             # Any constant that is the same on every process will do: the gradients are rescaled afterwards.
             args = self.args
-            return torch.tensor(
-                float(args.train_batch_size * args.gradient_accumulation_steps * args.world_size),
-                device=device,
-            )
+            samples = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+            # Not torch.tensor, which waits for the device to copy.
+            return torch.full((), float(samples), device=device)
         level = self._level()
         counts = [
             reference_at_level(source.reference(batch), level, batch.get(SAMPLE_WEIGHT)).sum().to(device)
@@ -341,11 +337,15 @@ class ReweightingMixin(ModelCardMixin, PlainEvaluationMixin):
         Raises:
             NonFiniteLossError: a loss was NaN or infinite; checkpoints written before are kept.
         """
-        self._reset_step_state()
-        self._check_set_up()
         result = super().train(*args, **kwargs)
         stop_if_not_finite(self._statistics.first_bad_step(self.accelerator.gather), self.args.output_dir)
         return result
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any):
+        # Only here a search's trial has its model and settings; a batch size that did not fit begins here again.
+        self._reset_step_state()
+        self._check_set_up()
+        return super()._inner_training_loop(*args, **kwargs)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """As the Trainer's; training logs also carry what the weights did since the last one."""
