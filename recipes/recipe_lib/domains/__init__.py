@@ -1,0 +1,1 @@
+"""Domain generalization: environments, algorithms, sweeps, model selection, reports (`recipes/domainbed.py`)."""
