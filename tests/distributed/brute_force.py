@@ -1,6 +1,6 @@
 """Re-weighted gradient descent in plain torch: one process, one forward pass a step, autograd through the surrogate."""
 
-from functools import lru_cache
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -33,7 +33,7 @@ def parameters_of(model: torch.nn.Module) -> Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
-@lru_cache(maxsize=None)
+@cache
 def brute_force(setting: Setting) -> Trajectory:
     """The trajectory that every way of cutting the batches has to give."""
     model = make_model(setting.task).train()

@@ -148,4 +148,24 @@ FOUR_PROCESSES = [
     Case(Setting(samples=3), Cut(2, 1, 4)),
 ]
 
+RESUMED = [
+    Setting("token", "token", optim="adamw_torch", shuffle=True),
+    Setting(normalize=True, optim="adamw_torch"),
+]
+
+FSDP_SETTINGS = [
+    Setting(),
+    Setting(normalize=True, optim="adamw_torch"),
+    Setting("token", "token", "chi2", optim="adamw_torch"),
+    Setting("token", "sample", "reverse_kl", normalize=True),
+    Setting("own", "token"),
+    Setting(divergence="none"),
+]
+
+ZERO_SETTINGS = [
+    Setting(),
+    Setting("token", "token", optim="adamw_torch"),
+    Setting("token", "sample", "reverse_kl"),
+]
+
 BY_PROCESSES = {1: ONE_PROCESS, 2: TWO_PROCESSES, 4: FOUR_PROCESSES}

@@ -63,13 +63,15 @@ def make_args(case: Case, folder: Path, **kwargs: Any) -> ReweightedTrainingArgu
     return ReweightedTrainingArguments(**(defaults | kwargs))
 
 
-def make_trainer(case: Case, folder: Path, callbacks: list | None = None, **kwargs: Any) -> ReweightedTrainer:
+def make_trainer(
+    case: Case, folder: Path, callbacks: list | None = None, model: Any = None, **kwargs: Any
+) -> ReweightedTrainer:
     setting, cut = case.setting, case.cut
     data = make_data(setting.task, setting.samples, weights=setting.sample_weight)
     # accelerate dispatches batches by concatenating them, which needs one length for all.
     fixed_length = cut.iterable or dict(cut.accelerator).get("dispatch_batches", False)
     return ReweightedTrainer(
-        make_model(setting.task),
+        model or make_model(setting.task),
         make_args(case, folder, **kwargs),
         train_dataset=Stream(data) if cut.iterable else data,
         eval_dataset=make_data(setting.task, EVAL_SAMPLES, seed=1),

@@ -13,7 +13,7 @@ import torch
 HERE = Path(__file__).parent
 
 
-def launch(scenario: str, processes: int, folder: Path, timeout: float = 240) -> list[dict[str, Any]]:
+def launch(scenario: str, processes: int, folder: Path, timeout: float = 500) -> list[dict[str, Any]]:
     """Run the `scenario` of `scenarios.py` on `processes` ranks; return the results of every rank, by name.
 
     Raises:
@@ -28,6 +28,7 @@ def launch(scenario: str, processes: int, folder: Path, timeout: float = 240) ->
         "WORLD_SIZE": str(processes),
         "LOCAL_WORLD_SIZE": str(processes),
         "OMP_NUM_THREADS": "1",
+        "DS_ACCELERATOR": "cpu",
         "HF_HUB_OFFLINE": "1",
         "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent), str(HERE.parent.parent)]),
     }

@@ -13,8 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cut_cases import BY_PROCESSES
-from cut_training import train
+from brute_force import Trajectory, parameters_of
+from cut_cases import BY_PROCESSES, FSDP_SETTINGS, RESUMED, ZERO_SETTINGS, Case, Cut, Setting
+from cut_tasks import make_data, make_model
+from cut_training import make_trainer, train
+from tiny import tiny_bert
+from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, TrainerCallback
+from transformers.distributed import DistributedConfig
+
+from rgd_hf.trainer import NonFiniteLossError
 
 torch.set_num_threads(1)
 # Every train() collects garbage; what importing left behind is not worth looking through each time.
@@ -26,8 +33,129 @@ def cuts(folder: Path) -> dict[str, Any]:
     return {str(case): train(case, folder) for case in BY_PROCESSES[int(os.environ["WORLD_SIZE"])]}
 
 
+def two(folder: Path) -> dict[str, Any]:
+    """All that needs two processes of data parallelism."""
+    return cuts(folder) | {
+        "resumed": [resumed(setting, folder) for setting in RESUMED],
+        "non-finite": [non_finite(folder, normalize) for normalize in (False, True)],
+    }
+
+
+class StopAfter(TrainerCallback):
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step >= self.step
+
+
+def resumed(setting: Setting, folder: Path) -> Trajectory:
+    """Stop after step 4 of 10, with the last checkpoint at step 3 in the middle of an epoch; go on from there."""
+    case, saving = Case(setting, Cut(2, 2, 2)), {"save_strategy": "steps", "save_steps": 3}
+    make_trainer(case, folder / "resumed", [StopAfter(4)], **saving).train()
+    trainer = make_trainer(case, folder / "resumed", **saving)
+    start = parameters_of(trainer.model)
+    trainer.train(resume_from_checkpoint=True)
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    return Trajectory(start, parameters_of(trainer.model), logs, 0.0, trainer.evaluate()["eval_loss"])
+
+
+def non_finite(folder: Path, normalize: bool) -> dict[str, Any]:
+    """Only the second process sees a NaN, in step 3; checkpoints are due every second step."""
+    case = Case(Setting(normalize=normalize), Cut(2, 2, 2))
+    trainer = make_trainer(
+        case, folder / "non-finite", save_strategy="steps", save_steps=2, logging_steps=4, max_steps=10
+    )
+    trainer.model = trainer.model_wrapped = tiny_bert(num_labels=1)
+    data = make_data("sequence", 37)
+    for example in data:
+        example["labels"] = example["labels"].float()
+    data[2 * 8 + 2]["labels"] = torch.tensor(float("nan"))
+    trainer.train_dataset = data
+    found: dict[str, Any] = {"error": None}
+    try:
+        trainer.train()
+    except NonFiniteLossError as error:
+        found["error"] = str(error)
+    found["checkpoints"] = sorted(path.name for path in Path(trainer.args.output_dir).glob("checkpoint-*"))
+    return found
+
+
+def fsdp(folder: Path) -> dict[str, Any]:
+    """FSDP2 on gloo: transformers shards the model with `fully_shard` when it loads it."""
+    for setting in FSDP_SETTINGS:
+        # In a process group save_pretrained would write on the first rank alone; there is none yet.
+        make_model(setting.task).save_pretrained(_saved(folder, setting))
+    return {str(setting): _train_sharded(setting, folder) for setting in FSDP_SETTINGS}
+
+
+def _saved(folder: Path, setting: Setting) -> Path:
+    return folder / f"model-{setting}-{os.environ['RANK']}"
+
+
+def _train_sharded(setting: Setting, folder: Path) -> Trajectory:
+    cls = (
+        AutoModelForSequenceClassification if setting.task == "sequence" else AutoModelForTokenClassification
+    )
+    plan = {"bert.embeddings": "free_full_weight", "bert.encoder.layer.*": "free_full_weight"}
+    config = DistributedConfig(fsdp_size=int(os.environ["WORLD_SIZE"]), fsdp_plan=plan)
+    model = cls.from_pretrained(_saved(folder, setting), distributed_config=config)
+    trainer = make_trainer(Case(setting, Cut(2, 2, 2)), folder, model=model)
+
+    def whole() -> torch.Tensor:
+        assert all(hasattr(p, "full_tensor") for p in trainer.model.parameters()), "the model is not sharded"
+        return torch.cat([p.detach().full_tensor().flatten() for p in trainer.model.parameters()])
+
+    start, output = whole(), trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    end = whole()  # evaluation leaves the outermost parameters gathered
+    eval_loss = trainer.evaluate()["eval_loss"]
+    return Trajectory(start, end, logs, output.training_loss, eval_loss)
+
+
+def zero(folder: Path) -> dict[str, Any]:
+    """DeepSpeed ZeRO-2 and ZeRO-3 on gloo, and what is refused with them."""
+    found: dict[str, Any] = {}
+    for stage in (2, 3):
+        for setting in ZERO_SETTINGS:
+            found[f"{stage}-{setting}"] = _train_with_deepspeed(setting, folder, stage)
+    found["refused"] = []
+    for setting in (Setting(normalize=True), Setting("own", "token")):
+        try:
+            make_trainer(Case(setting, Cut(2, 2, 2)), folder, deepspeed=_deepspeed_config(2))
+        except ValueError as error:
+            found["refused"].append(str(error))
+    return found
+
+
+def _deepspeed_config(stage: int) -> dict[str, Any]:
+    return {
+        "zero_optimization": {"stage": stage},
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_allow_untested_optimizer": True,
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+    }
+
+
+def _train_with_deepspeed(setting: Setting, folder: Path, stage: int) -> Trajectory:
+    import deepspeed
+
+    start = parameters_of(make_model(setting.task))
+    trainer = make_trainer(Case(setting, Cut(2, 2, 2)), folder, deepspeed=_deepspeed_config(stage))
+    output = trainer.train()
+    with deepspeed.zero.GatheredParameters(list(trainer.model.parameters())):
+        end = parameters_of(trainer.model).clone()
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    return Trajectory(start, end, logs, output.training_loss, trainer.evaluate()["eval_loss"])
+
+
 SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {
-    "cuts": cuts,
+    "two": two,
+    "four": cuts,
+    "fsdp": fsdp,
+    "zero": zero,
 }
 
 

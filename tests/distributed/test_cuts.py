@@ -7,14 +7,14 @@ every step holds the same eight samples, in another order.
 """
 
 import gc
-from functools import lru_cache
 
 import pytest
 import torch
 from brute_force import brute_force
-from cut_cases import FOUR_PROCESSES, ONE_PROCESS, TWO_PROCESSES, Case
+from cut_cases import FOUR_PROCESSES, FSDP_SETTINGS, ONE_PROCESS, RESUMED, TWO_PROCESSES, Setting
 from cut_training import train
-from process_group import launch
+
+pytestmark = pytest.mark.timeout(600)  # the first test of a scenario waits for its launch
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -25,28 +25,8 @@ def fast_garbage_collection():
     gc.unfreeze()
 
 
-@pytest.fixture(scope="module")
-def launched(tmp_path_factory):
-    """Trajectories of all cases of a number of processes: one launch, when first asked for."""
-
-    @lru_cache(maxsize=None)
-    def results(processes: int) -> list[dict] | Exception:
-        try:
-            return launch("cuts", processes, tmp_path_factory.mktemp(f"cuts{processes}"))
-        except Exception as error:  # one launch, one failure: every test reports it, none launches again
-            return error
-
-    def trajectories(case: Case) -> list:
-        ranks = results(case.cut.processes)
-        if isinstance(ranks, Exception):
-            raise ranks
-        return [rank[str(case)] for rank in ranks]
-
-    return trajectories
-
-
-def check(case: Case, found) -> None:
-    expected = brute_force(case.setting)
+def check(setting: Setting, found) -> None:
+    expected = brute_force(setting)
     torch.testing.assert_close(found.start, expected.start, rtol=0, atol=0)
     moved = (expected.parameters - expected.start).norm()
     assert moved > 0.3, "a trajectory that goes nowhere proves nothing"
@@ -56,24 +36,47 @@ def check(case: Case, found) -> None:
     for step, (logged, right) in enumerate(zip(found.logs, expected.logs), start=1):
         for name, value in right.items():
             assert logged[name] == pytest.approx(value, rel=1e-4), f"{name} of step {step}"
-    assert found.train_loss == pytest.approx(expected.train_loss, rel=1e-5)
+    if found.train_loss:
+        assert found.train_loss == pytest.approx(expected.train_loss, rel=1e-5)
     assert found.eval_loss == pytest.approx(expected.eval_loss, rel=1e-5)
 
 
 @pytest.mark.parametrize("case", ONE_PROCESS, ids=str)
 def test_one_process(case, tmp_path):
-    check(case, train(case, tmp_path))
+    check(case.setting, train(case, tmp_path))
 
 
 @pytest.mark.parametrize("case", TWO_PROCESSES, ids=str)
 def test_two_processes(case, launched):
-    first, second = launched(case)
-    check(case, first)
+    first, second = launched("two", 2, str(case))
+    check(case.setting, first)
     assert torch.equal(first.parameters, second.parameters)
 
 
 @pytest.mark.parametrize("case", FOUR_PROCESSES, ids=str)
 def test_four_processes(case, launched):
-    first, *others = launched(case)
-    check(case, first)
+    first, *others = launched("four", 4, str(case))
+    check(case.setting, first)
     assert all(torch.equal(first.parameters, other.parameters) for other in others)
+
+
+@pytest.mark.parametrize("index", range(len(RESUMED)), ids=[str(setting) for setting in RESUMED])
+def test_a_run_resumed_in_the_middle_of_an_epoch_equals_one_never_stopped(index, launched):
+    first, second = launched("two", 2, "resumed")
+    check(RESUMED[index], first[index])
+    assert torch.equal(first[index].parameters, second[index].parameters)
+
+
+@pytest.mark.parametrize("index", range(2), ids=["plain", "normalized"])
+def test_a_nan_on_one_process_stops_all_and_leaves_the_checkpoint_before_it(index, launched):
+    for rank in launched("two", 2, "non-finite"):
+        assert "optimizer step 3" in rank[index]["error"]
+        assert rank[index]["checkpoints"] == ["checkpoint-2"]
+
+
+@pytest.mark.parametrize("setting", FSDP_SETTINGS, ids=str)
+def test_fsdp2(setting, launched):
+    """Sharded parameters and gradients (DTensors), clipped and rescaled: the single process's trajectory."""
+    first, second = launched("fsdp", 2, str(setting))
+    check(setting, first)
+    assert torch.equal(first.parameters, second.parameters)
