@@ -65,7 +65,7 @@ def load_efficientnet_lite0(num_classes: int | None = None) -> tuple[nn.Module, 
     Raises:
         UserError: the package is not installed or holds other weights.
     """
-    model = timm.create_model(ARCHITECTURE)
+    model: Any = timm.create_model(ARCHITECTURE)
     model.load_state_dict(efficientnet_lite0_weights())
     config = resolve_model_data_config(model)
     if num_classes is not None:

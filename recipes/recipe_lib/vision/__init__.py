@@ -1,0 +1,1 @@
+"""Image classification: data sources, augmentation, models, averaged weights, costs, pictures."""
