@@ -178,10 +178,12 @@ def main(argv: list[str] | None = None) -> list[dict]:
             compute_metrics=make_compute_metrics(metric),
         )
 
-    card = {"tasks": "text-classification", "finetuned_from": Path(model_name).name}
+    card = {"tasks": "text-classification"}
     if data_args.task_name:
         card |= {"dataset": f"GLUE {data_args.task_name.upper()}", "dataset_tags": HUB_NAME}
         card |= {"dataset_args": data_args.task_name, "language": "en"}
+    else:
+        card["dataset"] = Path(data_args.train_file or data_args.dataset_dir or "").name
     records = train_runs(plan, build_trainer, card)
     title = f"{data_args.task_name or 'Text classification'}: {len(data['train']):,} rows to train on"
     print_table(title, records, shown_metrics(records[0]))

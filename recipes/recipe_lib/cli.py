@@ -61,13 +61,17 @@ def parse_args(
 
 def run_recipe(main: Callable[[], Any]) -> None:
     """Call `main` and end the process: user errors as one line on stderr, anything else with its traceback."""
+    name = Path(sys.argv[0]).name
     try:
         main()
-    except (UserError, FloatingPointError) as error:
-        _say(f"{Path(sys.argv[0]).name}: error: {error}")
+    except UserError as error:
+        _say(f"{name}: error: {error}")
+        sys.exit(EXIT_USER_ERROR)
+    except FloatingPointError as error:  # in the middle of a progress bar's line, as the next
+        _say(f"\n{name}: error: {error}")
         sys.exit(EXIT_USER_ERROR)
     except KeyboardInterrupt:
-        _say("Interrupted. The same command goes on from the last checkpoint.")
+        _say("\nInterrupted. The same command goes on from the last checkpoint.")
         sys.exit(EXIT_INTERRUPTED)
 
 

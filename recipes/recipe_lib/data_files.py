@@ -31,16 +31,18 @@ def read_file(filename: str | Path) -> Dataset:
         raise UserError(f"there is no file {str(filename)!r} (looked in {Path.cwd()}).")
     if path.suffix.lower() not in READERS:
         raise UserError(f"{path}: the suffix must be one of {listed(READERS)}, not {path.suffix!r}.")
+    if path.stat().st_size == 0:
+        raise UserError(f"{path} is empty: at least one row is needed.")
     reader, options = READERS[path.suffix.lower()]
     try:
         dataset = load_dataset(reader, data_files={"train": str(path)}, split="train", **options)
     except (DatasetGenerationError, ValueError, OSError) as error:
+        if "corresponds to no data" in str(error):  # what a header alone gives
+            raise UserError(f"{path} has no rows.") from error
         reason = " ".join(str(error.__cause__ or error).split())
-        if path.stat().st_size == 0 or 'Instruction "train" corresponds to no data' in reason:
-            raise UserError(f"{path} is empty: at least one row is needed.") from error
         raise UserError(f"{path} could not be read as {reader}: {reason[:300]}") from error
     if len(dataset) == 0:
-        raise UserError(f"{path} has columns {listed(dataset.column_names)} but no rows.")
+        raise UserError(f"{path} has no rows.")
     return dataset
 
 

@@ -17,7 +17,7 @@ class SeededLengthGroupedSampler(LengthGroupedSampler):
     (batches then overlap from the second epoch on) and which differs after a resume in the middle of an epoch.
 
     Args:
-        batch_size: of an optimizer step on one process.
+        batch_size: of an optimizer step, all processes together.
         lengths: the length of every sample.
         seed: of the order.
         epoch: tells the current epoch, from 0.
@@ -45,7 +45,7 @@ class LengthGroupedTrainer(ReweightedTrainer):
         if self.args.train_sampling_strategy != "group_by_length" or column not in dataset.column_names:
             return super()._get_train_sampler(train_dataset)
         return SeededLengthGroupedSampler(
-            self.args.train_batch_size * self.args.gradient_accumulation_steps,
+            self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size,
             lengths=list(dataset[column]),
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
             epoch=lambda: int(self.state.epoch or 0),

@@ -1,7 +1,6 @@
 """Runs: which methods are trained, in which directories; going on after an interruption; never losing a result."""
 
 import copy
-import gc
 import json
 import shutil
 import time
@@ -94,7 +93,8 @@ def plan_runs(args: ReweightedTrainingArguments, compare: bool) -> list[Run]:
         )
     # Only the re-weighted model goes to the Hub: both would land in the same repository.
     plain = _in_subdirectory(args, "erm", reweighting="none", push_to_hub=False)
-    reweighted = _in_subdirectory(args, args.reweighting)
+    repository = args.hub_model_id or Path(str(args.output_dir)).name
+    reweighted = _in_subdirectory(args, args.reweighting, hub_model_id=repository)
     return [Run("erm", method_name(plain), plain), Run(args.reweighting, method_name(reweighted), reweighted)]
 
 
@@ -171,7 +171,8 @@ def train_runs(
     for run in plan.runs:
         record = _same_everywhere(read_results(str(run.args.output_dir)))
         if record is None:
-            record = _train_run(run, build_trainer, plan.settings, card)
+            name = plan.root.name if len(plan.runs) == 1 else f"{plan.root.name}-{run.name}"
+            record = _train_run(run, build_trainer, plan.settings, {"model_name": name, **card})
         else:
             say("", f"{run.method}: finished before, results read from {run.args.output_dir}")
         records.append(record)
@@ -212,8 +213,6 @@ def _train_run(
         trainer.create_model_card(**card)
     write_results(directory, record)
     PartialState().wait_for_everyone()
-    del trainer
-    gc.collect()
     return record
 
 

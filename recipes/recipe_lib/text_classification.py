@@ -181,12 +181,13 @@ def tokenize(
         text_columns: one column, or two that are encoded as a pair.
         label_column: name of the label column.
         labels: what it holds.
-        max_length: longer texts are cut; the model's own limit where None.
+        max_length: longer texts are cut; never above the tokenizer's own limit, which None stands for.
         names: how to call a split in messages, by split name.
 
     Raises:
         UserError: a split lacks a column or has a label that `labels` does not allow.
     """
+    limit = min(max_length or tokenizer.model_max_length, tokenizer.model_max_length)
     done = DatasetDict()
     for split, dataset in data.items():
         where = (names or {}).get(split, f"the {split} split")
@@ -195,7 +196,7 @@ def tokenize(
 
         def encode(batch: dict[str, list[Any]]) -> dict[str, Any]:
             texts = [[text or "" for text in batch[column]] for column in text_columns]
-            encoded = dict(tokenizer(*texts, truncation=True, max_length=max_length))
+            encoded = dict(tokenizer(*texts, truncation=True, max_length=limit))
             encoded["length"] = [len(ids) for ids in encoded["input_ids"]]
             return encoded
 

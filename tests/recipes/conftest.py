@@ -1,0 +1,120 @@
+"""A tiny BERT with a tiny tokenizer on disk, and small files of sentences that it can learn."""
+
+import gc
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+ROOT = Path(__file__).resolve().parents[2]
+WORDS = ["good", "bad", *(f"word{i}" for i in range(40))]
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def frozen_imports():
+    """Every `train()` collects garbage; what the imports made need not be walked each time (half a second)."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A directory that `from_pretrained` takes: configuration, random weights, tokenizer."""
+    folder = tmp_path_factory.mktemp("tiny_bert")
+    vocabulary = {word: i for i, word in enumerate(SPECIAL + WORDS)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        model_max_length=32,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=32,
+    )
+    BertModel(config).save_pretrained(folder)
+    return str(folder)
+
+
+def sentences(count: int, seed: int = 0) -> list[dict]:
+    """Rows of `text` and `label`: 1 where the sentence says good, 0 where it says bad."""
+    draw = random.Random(seed)
+    rows = []
+    for number in range(count):
+        label = number % 2
+        words = draw.choices(WORDS[2:], k=draw.randint(1, 12))
+        words.insert(draw.randint(0, len(words)), "good" if label else "bad")
+        rows.append({"text": " ".join(words), "label": label})
+    return rows
+
+
+@pytest.fixture
+def write_rows(tmp_path: Path) -> Callable[[str, list[dict]], str]:
+    """Write rows into a file of the temporary folder; the suffix decides the format."""
+
+    def write(name: str, rows: list[dict]) -> str:
+        path = tmp_path / name
+        frame = pd.DataFrame(rows)
+        if path.suffix == ".csv":
+            frame.to_csv(path, index=False)
+        elif path.suffix == ".parquet":
+            frame.to_parquet(path)
+        else:
+            frame.to_json(path, orient="records", lines=path.suffix == ".jsonl")
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def tiny_run(tiny_model_dir: str, write_rows, tmp_path: Path) -> list[str]:
+    """Command-line arguments of `glue.py` for a training of a second or two on the CPU."""
+    return [
+        *("--train_file", write_rows("train.csv", sentences(48))),
+        *("--validation_file", write_rows("validation.csv", sentences(24, seed=1))),
+        *("--model_name_or_path", tiny_model_dir),
+        *("--output_dir", str(tmp_path / "out")),
+        *("--learning_rate", "1e-3", "--per_device_train_batch_size", "8", "--num_train_epochs", "2"),
+        *("--disable_tqdm", "true", "--use_cpu", "--logging_steps", "2", "--seed", "3"),
+    ]
+
+
+def launch(
+    arguments: list[str], *launcher_options: str, script: str = "glue.py"
+) -> subprocess.CompletedProcess:
+    """`accelerate launch recipes/<script> ...` as a user types it, on the CPU."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", *launcher_options]
+    return subprocess.run(
+        [*command, str(ROOT / "recipes" / script), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+    )

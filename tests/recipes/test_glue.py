@@ -1,0 +1,206 @@
+"""`glue.py` in this process: what it trains, writes, refuses and goes on with."""
+
+import json
+import re
+from pathlib import Path
+
+import glue
+import pytest
+import torch
+from recipe_lib.errors import UserError
+from transformers import AutoConfig, AutoModelForSequenceClassification, pipeline
+
+from tests.recipes.conftest import sentences
+
+
+def changed(arguments: list[str], **options) -> list[str]:
+    """`arguments` with options replaced, or left out where None."""
+    pairs = list(arguments)
+    for name, value in options.items():
+        if f"--{name}" in pairs:
+            position = pairs.index(f"--{name}")
+            del pairs[position : position + 2]
+        if value is not None:
+            pairs += [f"--{name}", *(value if isinstance(value, list) else [str(value)])]
+    return pairs
+
+
+def output_of(arguments: list[str]) -> Path:
+    return Path(arguments[arguments.index("--output_dir") + 1])
+
+
+def test_a_run_leaves_a_model_results_and_a_card(tiny_run, capsys):
+    (record,) = glue.main([*tiny_run, "--reweighting", "chi2", "--tau", "2"])
+    out = output_of(tiny_run)
+    assert record["method"] == "RGD (chi2, tau=2)"
+    assert json.loads((out / "all_results.json").read_text()) == record
+    assert record["settings"]["learning_rate"] == 1e-3 and record["settings"]["seed"] == 3
+    assert {"torch", "transformers", "rgd-hf"} <= set(record["versions"])
+    assert record["seconds"] > 0 and 0 <= record["eval_accuracy"] <= 1
+    classify = pipeline("text-classification", model=str(out))
+    assert {classify(row["text"])[0]["label"] for row in sentences(20)} <= {"0", "1"}
+    assert "chi-squared" in (out / "README.md").read_text()
+    shown = capsys.readouterr().out
+    assert f"{record['eval_accuracy']:.4f}" in shown and "RGD (chi2, tau=2)" in shown
+
+
+def test_the_reported_accuracy_is_that_of_the_saved_model(tiny_run, write_rows):
+    (record,) = glue.main(tiny_run)
+    classify = pipeline("text-classification", model=str(output_of(tiny_run)))
+    right = [classify(row["text"])[0]["label"] == str(row["label"]) for row in sentences(24, seed=1)]
+    assert record["eval_accuracy"] == pytest.approx(sum(right) / len(right))
+
+
+def test_compare_trains_both_from_the_same_seed(tiny_run, capsys):
+    plain, reweighted = glue.main([*tiny_run, "--compare"])
+    out = output_of(tiny_run)
+    assert [plain["method"], reweighted["method"]] == ["ERM", "RGD (kl, tau=1)"]
+    assert json.loads((out / "all_results.json").read_text())["runs"] == {"erm": plain, "kl": reweighted}
+    shown = capsys.readouterr().out
+    difference = reweighted["eval_loss"] - plain["eval_loss"]
+    assert "difference" in shown and f"{difference:+.4f}" in shown
+    assert plain["eval_loss"] != reweighted["eval_loss"]
+
+    (alone,) = glue.main(changed([*tiny_run, "--reweighting", "none"], output_dir=out.parent / "alone"))
+    assert alone["eval_loss"] == plain["eval_loss"]
+    states = [
+        AutoModelForSequenceClassification.from_pretrained(d).state_dict()
+        for d in (out / "erm", out.parent / "alone")
+    ]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+@pytest.mark.parametrize("task", sorted(glue.GLUE_TASKS))
+def test_every_task_of_glue_trains_from_local_files(task, tiny_run, write_rows, tmp_path):
+    facts = glue.GLUE_TASKS[task]
+    rows = [
+        {
+            **{column: row["text"] for column in facts.columns},
+            "label": number % len(facts.labels) if facts.labels else number % 6 * 1.0,
+            "idx": number,
+        }
+        for number, row in enumerate(sentences(18))
+    ]
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for split in ("train", *facts.validation):
+        write_rows(f"data/{split}.parquet", rows)
+    arguments = changed(tiny_run, train_file=None, validation_file=None, dataset_dir=folder, task_name=task)
+    (record,) = glue.main(changed(arguments, num_train_epochs=None, max_steps=2))
+    metrics = set(re.findall(r"eval_(?:matched_|mismatched_)?(\w+)", " ".join(record)))
+    official = {
+        "cola": {"matthews_correlation"},
+        "stsb": {"pearson", "spearmanr"},
+        "mrpc": {"accuracy", "f1"},
+        "qqp": {"accuracy", "f1"},
+    }
+    assert official.get(task, {"accuracy"}) <= metrics
+    assert ("eval_mismatched_accuracy" in record and "eval_matched_accuracy" in record) == (task == "mnli")
+    config = AutoConfig.from_pretrained(output_of(tiny_run))
+    assert tuple(config.id2label[i] for i in range(config.num_labels)) == (facts.labels or ("LABEL_0",))
+    assert config.problem_type == ("single_label_classification" if facts.labels else "regression")
+
+
+@pytest.mark.parametrize(
+    "label, problem_type, metric",
+    [
+        (lambda n: ["ham", "spam"][n % 2], "single_label_classification", "eval_f1_macro"),
+        (lambda n: n % 5 / 2, "regression", "eval_spearmanr"),
+        (lambda n: [["a"], ["b"], ["a", "b"]][n % 3], "multi_label_classification", "eval_f1_micro"),
+    ],
+)
+def test_own_files_of_every_kind_of_label(label, problem_type, metric, tiny_run, write_rows):
+    rows = [{"text": row["text"], "label": label(n)} for n, row in enumerate(sentences(18))]
+    files = {"train_file": write_rows("t.jsonl", rows), "validation_file": write_rows("v.jsonl", rows)}
+    (record,) = glue.main(changed(tiny_run, **files, num_train_epochs=None, max_steps=2))
+    assert metric in record
+    assert AutoConfig.from_pretrained(output_of(tiny_run)).problem_type == problem_type
+
+
+def test_settings_from_a_file(tiny_run, tmp_path):
+    path = tmp_path / "settings.yaml"
+    settings = {"tau": 3.0, "reweighting": "reverse_kl", "max_train_samples": 8, "max_steps": 1}
+    path.write_text(json.dumps(settings))
+    (record,) = glue.main([str(path), *tiny_run, "--tau", "4"])
+    assert record["method"] == "RGD (reverse_kl, tau=4)" and record["settings"]["max_train_samples"] == 8
+
+
+def test_a_finished_run_is_left_alone_unless_told_otherwise(tiny_run):
+    short = changed(tiny_run, num_train_epochs=None, max_steps=1)
+    glue.main(short)
+    before = (output_of(short) / "all_results.json").read_text()
+    with pytest.raises(UserError, match=r"finished run.*--overwrite_output_dir"):
+        glue.main(short)
+    with pytest.raises(UserError, match="finished run"):
+        glue.main([*short, "--compare"])
+    assert (output_of(short) / "all_results.json").read_text() == before
+    (record,) = glue.main([*short, "--overwrite_output_dir", "--tau", "5"])
+    assert (
+        json.loads((output_of(short) / "all_results.json").read_text())["settings"]["tau"]
+        == 5
+        == record["settings"]["tau"]
+    )
+
+
+def test_an_unfinished_run_does_not_go_on_with_other_settings(tiny_run):
+    glue.main(tiny_run)
+    (output_of(tiny_run) / "all_results.json").unlink()  # as if killed before the last line
+    with pytest.raises(
+        UserError, match=r"unfinished run with other settings \(tau: 1.0, now 2.0\).*Give the same"
+    ):
+        glue.main([*tiny_run, "--tau", "2"])
+    glue.main([*tiny_run, "--logging_steps", "1"])
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tiny_run, tiny_model_dir, tmp_path):
+    # One step at this rate makes the weights overflow: the checkpoint after it is the last good one.
+    arguments = changed(tiny_run, learning_rate=1e38, warmup_steps=0, save_strategy="steps", save_steps=1)
+    arguments = changed(arguments, optim="sgd", max_grad_norm=0, eval_strategy="no", logging_steps=1)
+    with pytest.raises(FloatingPointError, match=r"step \d"):
+        glue.main(arguments)
+    out = output_of(arguments)
+    assert [path.name for path in out.glob("checkpoint-*")] == ["checkpoint-1"]
+    assert not (out / "all_results.json").exists()
+
+
+BAD_INPUT = [
+    ({"task_name": "imdb"}, "unknown --task_name 'imdb': choose one of 'cola', 'sst2'"),
+    ({"train_file": None}, "both --train_file and --validation_file"),
+    ({"train_file": None, "validation_file": None}, "no data: give --task_name.*--dataset_dir"),
+    ({"dataset_dir": "."}, "either --dataset_dir or --train_file"),
+    ({"task_name": "mrpc"}, r"lacks the column\(s\) 'sentence1', 'sentence2'; found: 'text', 'label'"),
+    (
+        {"task_name": "cola", "text_columns": "text", "label_column": "score"},
+        r"'score'; found: 'text', 'label'",
+    ),
+    ({"model_name_or_path": "/no/such/model"}, "the model '/no/such/model' could not be loaded"),
+    (
+        {"model_name_or_path": "nobody/nothing"},
+        "'nobody/nothing' could not be loaded.*works without a network",
+    ),
+    (
+        {"train_file": None, "validation_file": None, "task_name": "rte"},
+        "rte.*Without a network.*--dataset_dir DIR",
+    ),
+    ({"reweighting": "none", "compare": "true"}, "choose one with --reweighting"),
+    ({"max_eval_samples": "0"}, "--max_eval_samples must be at least 1"),
+]
+
+
+@pytest.mark.parametrize("options, complaint", BAD_INPUT)
+def test_bad_input_is_explained_before_training(options, complaint, tiny_run):
+    with pytest.raises(UserError, match=complaint):
+        glue.main(changed(tiny_run, **options))
+    assert not output_of(tiny_run).exists()
+
+
+def test_labels_out_of_range_and_empty_splits(tiny_run, write_rows):
+    strange = write_rows("strange.csv", [{"text": "a", "label": 7}])
+    with pytest.raises(UserError, match="validation split has labels out of range: '7'; allowed: '0', '1'"):
+        glue.main(changed(tiny_run, validation_file=strange))
+    empty = Path(strange).with_name("empty.csv")
+    empty.write_text("text,label\n")
+    with pytest.raises(UserError, match="has no rows"):
+        glue.main(changed(tiny_run, validation_file=empty))
+    with pytest.raises(UserError, match="out of range"):
+        glue.main(changed(tiny_run, task_name="sst2", text_columns="text", validation_file=strange))

@@ -1,0 +1,116 @@
+"""The command line of recipes: options, one file, errors that a user can act on."""
+
+import json
+import sys
+from dataclasses import dataclass, field
+
+import pytest
+from recipe_lib.cli import parse_args, run_recipe
+from recipe_lib.errors import UserError
+
+from rgd_hf import ReweightedTrainingArguments
+
+
+@dataclass
+class Things:
+    """Things to choose."""
+
+    count: int = field(default=1, metadata={"help": "how many"})
+    rate: float = 0.5
+    names: list[str] | None = None
+    flag: bool = False
+    options: dict | str | None = None
+
+
+def parse(*argv: str, **kwargs) -> Things:
+    return parse_args([Things], list(argv), description="Choose.", **kwargs)[0]
+
+
+@pytest.mark.parametrize("name", ["settings.yaml", "settings.yml", "settings.json"])
+def test_command_line_overrules_the_file_and_the_file_the_defaults(tmp_path, name):
+    path = tmp_path / name
+    settings = {"count": 3, "rate": 0.25, "names": ["a", "b"], "flag": True}
+    path.write_text(json.dumps(settings))  # JSON is YAML too
+    parsed = parse(str(path), "--count", "7", defaults={"rate": 9.0, "count": 9})
+    assert parsed == Things(count=7, rate=0.25, names=["a", "b"], flag=True)
+
+
+def test_yaml_numbers_in_scientific_notation_are_numbers(tmp_path):
+    path = tmp_path / "settings.yaml"
+    path.write_text("rate: 5e-5\nnames:\n  - x\ncount: null\n")
+    assert parse(str(path)) == Things(rate=5e-5, names=["x"])
+
+
+@pytest.mark.parametrize(
+    "content, complaint",
+    [
+        ("cuont: 3", "'cuont': did you mean 'count'"),
+        ("count: many", "--count"),
+        ("just words", "name: value"),
+        ("count: [", "not valid YAML"),
+    ],
+)
+def test_a_wrong_file_is_named_with_its_problem(tmp_path, content, complaint):
+    path = tmp_path / "settings.yaml"
+    path.write_text(content)
+    with pytest.raises(UserError, match=complaint.replace("[", r"\[")):
+        parse(str(path))
+
+
+@pytest.mark.parametrize(
+    "argv, complaint",
+    [
+        (["--cuont", "3"], "unknown option '--cuont': did you mean 'count'"),
+        (["--count", "x"], "--count"),
+        (["nowhere.yaml"], "no configuration file 'nowhere.yaml'"),
+        (["notes.txt"], "neither an option"),
+    ],
+)
+def test_a_wrong_command_line_is_explained(argv, complaint):
+    with pytest.raises(UserError, match=complaint):
+        parse(*argv)
+
+
+@pytest.mark.parametrize(
+    "argv, allowed",
+    [
+        (["--reweighting", "entropy"], "'kl', 'chi2', 'reverse_kl', 'none'"),
+        (["--tau", "-1"], "positive"),
+        (["--tau", "nan"], "finite"),
+    ],
+)
+def test_settings_of_the_reweighting_say_what_is_allowed(argv, allowed, tmp_path):
+    with pytest.raises(UserError, match=allowed):
+        parse_args([ReweightedTrainingArguments], ["--output_dir", str(tmp_path), *argv], description="")
+
+
+def test_a_default_for_an_unknown_option_is_a_mistake_in_the_recipe():
+    with pytest.raises(TypeError, match="warmup"):
+        parse(defaults={"warmup": 1})
+
+
+@pytest.mark.parametrize(
+    "error, code, line",
+    [
+        (UserError("no such task"), 2, "glue.py: error: no such task\n"),
+        (FloatingPointError("loss is nan in step 3"), 2, "\nglue.py: error: loss is nan in step 3\n"),
+        (KeyboardInterrupt(), 130, "\nInterrupted. The same command goes on from the last checkpoint.\n"),
+    ],
+)
+def test_user_errors_are_one_line_and_an_exit_code(error, code, line, monkeypatch, capsys):
+    def main():
+        raise error
+
+    monkeypatch.setattr(sys, "argv", ["recipes/glue.py"])
+    with pytest.raises(SystemExit) as stopped:
+        run_recipe(main)
+    assert stopped.value.code == code
+    assert capsys.readouterr().err == line
+
+
+def test_help_shows_the_recipes_own_options_with_defaults(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse("--help", defaults={"count": 5})
+    assert stopped.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Things to choose:" in shown and "how many (default: 5)" in shown and "CONFIG" in shown

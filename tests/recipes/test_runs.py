@@ -1,0 +1,72 @@
+"""What runs are planned, and which checkpoint a run goes on from."""
+
+import dataclasses
+import json
+
+import pytest
+from recipe_lib.errors import UserError
+from recipe_lib.results import read_results, settings_of, write_results
+from recipe_lib.runs import last_checkpoint, method_name, plan_runs
+
+from rgd_hf import ReweightedTrainingArguments
+
+
+@pytest.fixture
+def args(tmp_path) -> ReweightedTrainingArguments:
+    return ReweightedTrainingArguments(
+        output_dir=str(tmp_path / "out"), use_cpu=True, tau=2.5, hub_token="secret"
+    )
+
+
+def test_one_run_stays_in_the_output_directory(args):
+    (run,) = plan_runs(args, compare=False)
+    assert (run.name, run.method, run.args) == ("kl", "RGD (kl, tau=2.5)", args)
+
+
+def test_a_comparison_differs_in_the_method_alone(args):
+    args.push_to_hub = True
+    plain, reweighted = plan_runs(args, compare=True)
+    assert (plain.name, plain.method) == ("erm", "ERM") and reweighted.method == "RGD (kl, tau=2.5)"
+    differing = {
+        field.name
+        for field in dataclasses.fields(args)
+        if getattr(plain.args, field.name) != getattr(reweighted.args, field.name)
+    }
+    assert differing == {"output_dir", "reweighting", "push_to_hub", "hub_model_id"}
+    assert not plain.args.push_to_hub and reweighted.args.hub_model_id == "out"
+    assert args.reweighting == "kl" and args.output_dir.endswith("out")
+
+
+def test_comparing_erm_with_itself_is_refused(args):
+    args.reweighting = "none"
+    with pytest.raises(UserError, match="--reweighting kl"):
+        plan_runs(args, compare=True)
+
+
+def test_the_method_name_tells_normalized_weights(args):
+    args.normalize_weights = True
+    assert method_name(args) == "RGD (kl, tau=2.5, mean-one weights)"
+
+
+def test_settings_are_what_differs_from_the_defaults_without_tokens(args):
+    settings = settings_of(args)
+    assert settings["tau"] == 2.5 and "hub_token" not in settings and "weight_decay" not in settings
+    assert json.loads(json.dumps(settings)) == settings
+
+
+def test_half_written_checkpoints_are_passed_over(tmp_path):
+    assert last_checkpoint(tmp_path / "nowhere") is None
+    for step, state in {9: "{}", 10: "{}", 11: '{"glo', 12: None}.items():
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        if state is not None:
+            (folder / "trainer_state.json").write_text(state)
+    (tmp_path / "checkpoint-best").mkdir()
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+
+
+def test_results_are_written_whole(tmp_path):
+    assert read_results(tmp_path) is None
+    write_results(tmp_path / "deep", {"eval_accuracy": 0.5})
+    assert read_results(tmp_path / "deep") == {"eval_accuracy": 0.5}
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["all_results.json"]
