@@ -1,0 +1,114 @@
+"""Re-weighting never waits for the device between two logs: no `.item()` of ours, nor anything that becomes one."""
+
+from collections import Counter
+
+import pytest
+import torch
+from tiny import classification_data, tiny_bert
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
+
+from rgd_hf import ReweightedTrainer
+
+# `nonzero` is what indexing with a mask becomes: its output's shape depends on the data.
+WAITING = {
+    "aten::_local_scalar_dense",
+    "aten::nonzero",
+    "aten::is_nonzero",
+    "aten::equal",
+    "aten::masked_select",
+}
+
+
+class CountWaits(TorchDispatchMode):
+    """Counts the operators after which the host has to wait for the device."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func._schema.name in WAITING:
+            self.counts[func._schema.name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+class CountSteps(TrainerCallback):
+    """Counts from the second optimizer step on (the first checks the labels) and leaves out the last, which logs."""
+
+    def __init__(self, mode):
+        self.mode = mode
+        self.per_step = []
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.per_step.append(self.mode.counts)
+        self.mode.counts = Counter()
+
+
+def llama():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=30,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=32,
+    )
+    return LlamaForCausalLM(config)
+
+
+def token_data():
+    data = []
+    for i, example in enumerate(classification_data(32)):
+        labels = example["input_ids"] % 30
+        labels[: i % 4] = -100
+        data.append({"input_ids": example["input_ids"] % 30, "labels": labels})
+    return data
+
+
+TASKS = {"classification": (tiny_bert, classification_data(32)), "causal LM": (llama, token_data())}
+
+
+def waits(cls, task, make_args, keywords, **settings):
+    model, data = TASKS[task]
+    mode = CountWaits()
+    counter = CountSteps(mode)
+    args = make_args(
+        max_steps=6, logging_steps=6, gradient_accumulation_steps=2, per_device_train_batch_size=4, **settings
+    )
+    trainer = cls(model(), args, train_dataset=data, callbacks=[counter], **keywords)
+    with mode:
+        trainer.train()
+    return counter.per_step[1:-1]
+
+
+CASES = [
+    ({"reweighting": "none"}, {}),
+    ({"reweighting": "kl"}, {}),
+    ({"reweighting": "reverse_kl", "reweighting_warmup_ratio": 0.5}, {}),
+    ({"reweighting": "kl", "normalize_weights": True}, {}),
+    ({"reweighting": "kl", "reweighting_level": "sample"}, {}),
+    ({"reweighting": "kl"}, {"label_smoothing_factor": 0.1}),
+]
+
+
+@pytest.mark.parametrize("task", list(TASKS))
+@pytest.mark.parametrize(("keywords", "settings"), CASES, ids=str)
+def test_waits_for_the_device_no_more_often_than_the_stock_trainer(task, keywords, settings, make_args):
+    stock = waits(Trainer, task, make_args, {}, **settings)
+    ours = waits(ReweightedTrainer, task, make_args, keywords, **settings)
+    assert len(ours) == len(stock) == 4
+    for expected, found in zip(stock, ours, strict=True):
+        assert not found - expected, f"{found} instead of {expected} in one step"
+
+
+def test_the_count_sees_a_wait(make_args):
+    class Waits(ReweightedTrainer):
+        def compute_loss(self, *args, **kwargs):
+            loss = super().compute_loss(*args, **kwargs)
+            loss.item()
+            return loss
+
+    stock, ours = (waits(cls, "classification", make_args, {}) for cls in (Trainer, Waits))
+    assert ours[0]["aten::_local_scalar_dense"] == stock[0]["aten::_local_scalar_dense"] + 2
