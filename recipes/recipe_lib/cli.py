@@ -131,5 +131,5 @@ def _config_arguments(filename: str, parser: _Parser) -> list[str]:
 def _say(line: str) -> None:
     """Print an error once: other processes leave it to the first of their machine, which ends the launch."""
     if os.environ.get("LOCAL_RANK", "0") != "0":
-        time.sleep(5)
+        time.sleep(10)
     print(line, file=sys.stderr, flush=True)

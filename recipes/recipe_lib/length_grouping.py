@@ -36,14 +36,15 @@ class SeededLengthGroupedSampler(LengthGroupedSampler):
 class LengthGroupedTrainer(ReweightedTrainer):
     """`ReweightedTrainer` whose `train_sampling_strategy="group_by_length"` is reproducible.
 
-    The training set has a column of lengths, named by `length_column_name`.
+    With it the training set needs a column of lengths, named by `length_column_name`.
     """
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
-        dataset: Any = self.train_dataset if train_dataset is None else train_dataset
-        column = self.args.length_column_name
-        if self.args.train_sampling_strategy != "group_by_length" or column not in dataset.column_names:
+        if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(train_dataset)
+        # The argument has lost its column of lengths with the others that the model does not take.
+        dataset: Any = self.train_dataset
+        column = self.args.length_column_name
         return SeededLengthGroupedSampler(
             self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size,
             lengths=list(dataset[column]),

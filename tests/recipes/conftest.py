@@ -108,8 +108,10 @@ def tiny_run(tiny_model_dir: str, write_rows, tmp_path: Path) -> list[str]:
 def launch(
     arguments: list[str], *launcher_options: str, script: str = "glue.py"
 ) -> subprocess.CompletedProcess:
-    """`accelerate launch recipes/<script> ...` as a user types it, on the CPU."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", *launcher_options]
+    """`accelerate launch recipes/<script> ...` as a user types it; several processes are `--multi_gpu` on a CPU too."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", *launcher_options]
+    if "--multi_gpu" in launcher_options:
+        command += ["--main_process_port", "0"]  # any free one: tests run side by side
     return subprocess.run(
         [*command, str(ROOT / "recipes" / script), *arguments],
         capture_output=True,
