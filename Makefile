@@ -37,6 +37,10 @@ venv: $(VENV)/.dev  ## Make .venv with everything that recipes, tests and lint n
 demo: $(VENV)/.recipes  ## Fine-tune a BERT on human-rated sentences, ERM against RGD (about 3 minutes, no hub)
 	HF_HUB_OFFLINE=1 $(BIN)/python recipes/demo.py
 
+.PHONY: demo-domains
+demo-domains: $(VENV)/.recipes  ## Train on digits of some angles, test on another: ERM against RGD (about 3 minutes, no network)
+	HF_HUB_OFFLINE=1 $(BIN)/python recipes/domainbed.py recipes/configs/rotated_digits.yaml
+
 # --- checks -----------------------------------------------------------------------------------------------------------
 
 .PHONY: test

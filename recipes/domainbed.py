@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from datasets import concatenate_datasets
 from recipe_lib.cli import parse_args, run_recipe
 from recipe_lib.domains.algorithms import ALGORITHMS
@@ -39,7 +40,7 @@ DEFAULTS = {
     "learning_rate": 5e-5,
     "max_steps": 5000,
     "eval_strategy": "steps",
-    "eval_steps": 300,
+    "eval_steps": 250,
     "save_strategy": "no",
     "logging_strategy": "no",
     "lr_scheduler_type": "constant",
@@ -271,7 +272,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
             PartialState().wait_for_everyone()
 
         number, count = shard
-        run_jobs(names[number - 1 :: count], file.read, train, say)
+        run_jobs(names[number - 1 :: count], lambda: broadcast_object_list([file.read()])[0], train, say)
     finished = file.read()
     runs = [finished[name] for name, _ in names if name in finished]
     if PartialState().is_main_process:

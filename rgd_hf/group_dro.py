@@ -48,7 +48,8 @@ class GroupDROMixin(_Base):
         group_names: names for the logs (default: the numbers).
 
     Raises:
-        ValueError: `num_groups` is below 1 or `group_step_size` is negative, or (in training) a batch lacks the column.
+        ValueError: `num_groups` is below 1 or `group_step_size` is negative; in training: a batch lacks the
+            column, or the first step has a group that is not below `num_groups`.
 
     Note:
         With `normalize_weights`, or a `per_sample_loss_fn`, the objective is also divided by the sum of the weights of
@@ -74,6 +75,7 @@ class GroupDROMixin(_Base):
         self.num_groups, self.group_step_size, self.group_column = num_groups, group_step_size, group_column
         self.group_names = group_names or [str(number) for number in range(num_groups)]
         self._batch_groups: Tensor | None = None
+        self._groups_checked = False
         super().__init__(*args, **kwargs)
         self.group_weights: Tensor = torch.full((num_groups,), 1 / num_groups, device=self.args.device)
         """Weights of the groups, float32 `[num_groups]`, that sum to one."""
@@ -114,6 +116,16 @@ class GroupDROMixin(_Base):
         inputs = {name: value for name, value in inputs.items() if name != self.group_column}
         return super().prediction_step(model, inputs, *args, **kwargs)
 
+    def _check_groups(self, groups: Tensor) -> None:
+        # On the first step alone, because it waits for the device.
+        low, high = int(groups.min()), int(groups.max())
+        if low < 0 or high >= self.num_groups:
+            raise ValueError(
+                f"The column {self.group_column!r} of the first step has groups from {low} to {high}, but "
+                f"num_groups={self.num_groups} allows 0 to {self.num_groups - 1}."
+            )
+        self._groups_checked = True
+
     # --- group weights ----------------------------------------------------------------------------------------------
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
@@ -123,6 +135,8 @@ class GroupDROMixin(_Base):
             return None
         self._update_group_weights()
         groups = [self._groups_of(batch) for batch in batch_samples]
+        if not self._groups_checked:
+            self._check_groups(torch.cat(groups))
         weights = [
             batch[SAMPLE_WEIGHT].float()
             if SAMPLE_WEIGHT in batch

@@ -44,7 +44,7 @@ def stages_of(model: nn.Module) -> list[nn.Module]:
             f"{type(model).__name__} has no list of layers whose outputs MIRO could compare. Choose another backbone, "
             "or another of --algorithms."
         )
-    return list(max(lists, key=len))
+    return list(max(lists, key=lambda layers: len(layers)))
 
 
 @contextmanager

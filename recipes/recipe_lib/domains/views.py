@@ -47,17 +47,7 @@ class ImageView:
     ):
         self.environment, self.size = environment, size
         self.normalize = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])
-        self.augmentation = v2.Compose(
-            [
-                v2.RandomResizedCrop(size, scale=(0.7, 1.0), antialias=True),
-                v2.RandomHorizontalFlip(),
-                v2.ColorJitter(0.3, 0.3, 0.3, 0.3),
-                v2.RandomGrayscale(0.1),
-            ]
-            if augment
-            else []
-        )
-        self.augment = augment
+        self.augmentation = _augmentation(size) if augment else None
         self.decoded: Tensor | None = None
         if len(environment.labels) * size * size * 3 < MAX_BYTES_IN_MEMORY:
             self.decoded = torch.stack([self._decode(number) for number in range(len(environment.labels))])
@@ -65,7 +55,7 @@ class ImageView:
     def sample(self, number: int, seed: int | None) -> dict[str, Any]:
         """`pixel_values` float32 `[3, size, size]` and `labels`."""
         image = self._decode(number) if self.decoded is None else self.decoded[number]
-        if self.augment and seed is not None:
+        if self.augmentation is not None and seed is not None:
             # The same crop for every algorithm, and for any number of worker processes.
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
@@ -75,6 +65,17 @@ class ImageView:
     def _decode(self, number: int) -> Tensor:
         image = v2.functional.to_image(self.environment.inputs[number])
         return v2.functional.resize(image, [self.size, self.size], antialias=True).as_subclass(Tensor)
+
+
+def _augmentation(size: int) -> v2.Transform:
+    return v2.Compose(
+        [
+            v2.RandomResizedCrop(size, scale=(0.7, 1.0), antialias=True),
+            v2.RandomHorizontalFlip(),
+            v2.ColorJitter(0.3, 0.3, 0.3, 0.3),
+            v2.RandomGrayscale(0.1),
+        ]
+    )
 
 
 class TextView:

@@ -1,0 +1,163 @@
+"""Where domains come from: every layout gives the same environments, and what cannot work is said before training."""
+
+import io
+
+import domainbed
+import numpy as np
+import pytest
+from datasets import Dataset
+from PIL import Image
+from recipe_lib.domains.digits import ANGLES, coloured_digits, grey_images, rotated_digits
+from recipe_lib.domains.environments import Environment
+from recipe_lib.domains.sources import read_directory, read_table
+from recipe_lib.domains.views import ImageView
+from recipe_lib.errors import UserError
+
+DOMAINS = {"photo": 200, "sketch": 20}
+CLASSES = ("cat", "dog")
+
+
+def picture(value):
+    return Image.fromarray(np.full((6, 6, 3), value, np.uint8))
+
+
+def png(value):
+    buffer = io.BytesIO()
+    picture(value).save(buffer, "png")
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def samples():
+    return [
+        (domain, c, value + 5 * n) for domain, value in DOMAINS.items() for c in CLASSES for n in range(3)
+    ]
+
+
+def write_folders(root, leave_out=()):
+    for number, (domain, name, value) in enumerate(samples()):
+        folder = root / domain / name
+        folder.mkdir(parents=True, exist_ok=True)
+        if (domain, name) not in leave_out:
+            picture(value).save(folder / f"{number:02}.png")
+    return root
+
+
+def as_arrays(data):
+    return {
+        e.name: [
+            (np.asarray(e.inputs[i])[0, 0, 0].item(), data.classes[e.labels[i]]) for i in range(len(e.labels))
+        ]
+        for e in data.environments
+    }
+
+
+def test_folders_parquet_and_a_column_give_the_same_environments(tmp_path):
+    expected = {d: [(v, c) for domain, c, v in samples() if domain == d] for d in DOMAINS}
+    assert as_arrays(read_directory(write_folders(tmp_path / "folders"), "label")) == expected
+
+    rows = [{"image": png(v), "animal": c, "place": d} for d, c, v in samples()]
+    (tmp_path / "files").mkdir()
+    for domain in DOMAINS:
+        part = Dataset.from_list([row for row in rows if row["place"] == domain])
+        part.remove_columns("place").to_parquet(tmp_path / "files" / f"{domain}.parquet")
+    assert as_arrays(read_directory(tmp_path / "files", "animal")) == expected
+
+    Dataset.from_list(rows).to_parquet(tmp_path / "all.parquet")
+    assert as_arrays(read_table("place", "animal", data_file=str(tmp_path / "all.parquet"))) == expected
+
+
+def test_texts_with_a_domain_column(tmp_path):
+    rows = [{"text": f"{d} {n}", "label": n % 2, "domain": d} for d in ("tweet", "movie") for n in range(6)]
+    Dataset.from_list(rows).to_csv(tmp_path / "texts.csv")
+    data = read_table("domain", "label", data_file=str(tmp_path / "texts.csv"))
+    assert data.kind == "text" and data.names == ["movie", "tweet"] and data.classes == ("0", "1")
+    assert data.environments[1].inputs[:2] == ["tweet 0", "tweet 1"]
+    assert data.environments[1].labels.tolist() == [0, 1, 0, 1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    "options,message",
+    [
+        (["--dataset_dir", "nowhere"], "no directory 'nowhere'"),
+        ([], "exactly one source of data, not 0"),
+        (
+            ["--dataset", "rotated_digits", "--held_out", "0", "360"],
+            "no domain '360'; domains: '0', '15', '30'",
+        ),
+        (["--dataset", "rotated_digits", "--algorithms", "irm"], "--algorithms must be one or more of 'erm'"),
+        (["--dataset", "rotated_digits", "--reweighting", "kl"], "--reweightings none kl"),
+        (
+            ["--dataset", "rotated_digits", "--max_steps", "10", "--eval_steps", "3"],
+            "multiple of --eval_steps 3",
+        ),
+        (["--dataset", "rotated_digits", "--n_trials", "0"], "--n_trials must be at least 1"),
+        (["--dataset", "rotated_digits", "--shard", "3/2"], "--shard must be i/n"),
+        (
+            ["--dataset", "rotated_digits", "--pretrained", "false", "--model_name_or_path", "none_such"],
+            "list_models",
+        ),
+    ],
+)
+def test_bad_options_are_told_before_training(options, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        domainbed.main([*options, "--output_dir", str(tmp_path), "--use_cpu"])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "leave_out,message",
+    [
+        ([("sketch", "dog")], "'sketch' has no image of the class.*'dog'"),
+        ([("sketch", "dog"), ("sketch", "cat")], "'sketch' have no images"),
+    ],
+)
+def test_bad_folders(tmp_path, leave_out, message):
+    with pytest.raises(UserError, match=message):
+        read_directory(write_folders(tmp_path, leave_out), "label")
+
+
+def test_single_and_missing_domains(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"neither folders.*nor files"):
+        read_directory(tmp_path / "empty", "label")
+    Dataset.from_dict({"text": ["a", "b"] * 5, "label": [0, 1] * 5, "domain": ["x"] * 10}).to_csv(
+        tmp_path / "one.csv"
+    )
+    with pytest.raises(UserError, match="found 1 domain"):
+        read_table("domain", "label", data_file=str(tmp_path / "one.csv"))
+    with pytest.raises(UserError, match=r"lacks the column.*'region'"):
+        read_table("region", "label", data_file=str(tmp_path / "one.csv"))
+
+
+def test_digits():
+    images, labels = grey_images()
+    assert images.shape == (1797, 28, 28) and images.dtype == np.uint8 and images.max() == 255
+    data = rotated_digits(images, labels)
+    assert data.names == [str(a) for a in ANGLES] and sum(len(e.labels) for e in data.environments) == 1797
+    upright, turned = data.environments[0], data.environments[-1]
+    assert np.array_equal(upright.inputs[3][..., 0], images[18]) and upright.labels[3] == labels[18]
+    back = np.asarray(
+        Image.fromarray(turned.inputs[0][..., 0]).rotate(-75, Image.Resampling.BILINEAR)
+    ).astype(float)
+    assert np.corrcoef(back.ravel(), images[5].ravel())[0, 1] > 0.9
+
+
+def test_colour_tells_the_label_as_often_as_it_says():
+    data = coloured_digits(*grey_images())
+    agreement = {}
+    for e in data.environments:
+        red = e.inputs[..., 0].max(axis=(1, 2)) > 0
+        green = e.inputs[..., 1].max(axis=(1, 2)) > 0
+        assert (red ^ green).all() and e.inputs[..., 2].max() == 0
+        agreement[e.name] = (red == e.labels).mean()
+    assert agreement == pytest.approx({"+90%": 0.9, "+80%": 0.8, "-90%": 0.1}, abs=0.04)
+
+
+def test_augmentation_depends_on_the_seed_alone():
+    random = np.random.RandomState(0)
+    noise = random.randint(0, 255, (1, 20, 20, 3)).astype(np.uint8)
+    view = ImageView(Environment("a", noise, np.array([0])), 16, (0.5,) * 3, (0.5,) * 3)
+    one, same, other = (view.sample(0, seed)["pixel_values"] for seed in (1, 1, 2))
+    assert one.equal(same) and not one.equal(other) and one.shape == (3, 16, 16)
+    plain = view.sample(0, None)["pixel_values"]
+    assert plain.equal(view.sample(0, None)["pixel_values"]) and plain.min() >= -1 and plain.max() <= 1

@@ -1,0 +1,143 @@
+"""GroupDRO against a loop that follows the paper, for any cut of a step, with groups that a batch lacks."""
+
+import json
+
+import pytest
+import torch
+from tiny import classification_data, parameters_of, relative_error, stack, tiny_bert
+from torch.nn import functional as F
+from torch.utils.data import SequentialSampler
+
+from rgd_hf import rgd_weights
+from rgd_hf.group_dro import GROUP_WEIGHTS_NAME, GroupDROTrainer
+
+GROUPS = 4  # the last one never occurs
+BATCH = 8
+STEP_SIZE = 0.7
+LEARNING_RATE = 0.5
+MEMBERS = [0, 1, 2, 1, 1, 1, 1, 1] + [0, 0, 0, 0, 0, 0, 1, 1] + [2, 1, 0, 2, 1, 0, 2, 1] + [1] * 8
+
+
+class InOrder(GroupDROTrainer):
+    def _get_train_sampler(self, train_dataset=None):
+        return SequentialSampler(self.train_dataset)
+
+
+def grouped_data():
+    data = classification_data(len(MEMBERS))
+    for example, group in zip(data, MEMBERS, strict=True):
+        example["group"] = group
+    return data
+
+
+def trainer_for(make_args, divergence="none", micro_batches=1, **kwargs):
+    args = make_args(
+        per_device_train_batch_size=BATCH // micro_batches,
+        gradient_accumulation_steps=micro_batches,
+        max_steps=len(MEMBERS) // BATCH,
+        learning_rate=LEARNING_RATE,
+        **kwargs,
+    )
+    return InOrder(
+        tiny_bert(),
+        args,
+        train_dataset=grouped_data(),
+        reweighting=divergence,
+        num_groups=GROUPS,
+        group_step_size=STEP_SIZE,
+    )
+
+
+def brute_force(divergence):
+    model, data = tiny_bert().train(), classification_data(len(MEMBERS))
+    weights, seen = torch.full((GROUPS,), 1 / GROUPS), [torch.full((GROUPS,), 1 / GROUPS)]
+    for step in range(len(MEMBERS) // BATCH):
+        chosen = range(step * BATCH, (step + 1) * BATCH)
+        batch = stack([data[i] for i in chosen])
+        losses = F.cross_entropy(model(batch["input_ids"]).logits, batch["labels"], reduction="none")
+        objective, updated = torch.zeros(()), weights.clone()
+        for group in range(GROUPS):
+            members = [k for k, i in enumerate(chosen) if MEMBERS[i] == group]
+            if members:
+                weighted = rgd_weights(losses[members], divergence) * losses[members]
+                objective = objective + weights[group] * weighted.mean()
+                updated[group] = weights[group] * torch.exp(STEP_SIZE * losses[members].detach().mean())
+        model.zero_grad()
+        objective.backward()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.grad is not None:
+                    parameter -= LEARNING_RATE * parameter.grad
+        weights = updated / updated.sum()
+        seen.append(weights)
+    return model, seen
+
+
+@pytest.mark.parametrize("divergence", ["none", "kl"])
+@pytest.mark.parametrize("micro_batches", [1, 4])
+def test_trajectory_is_that_of_the_algorithm(make_args, divergence, micro_batches):
+    trainer = trainer_for(make_args, divergence, micro_batches)
+    trainer.train()
+    model, weights = brute_force(divergence)
+    start = parameters_of(tiny_bert())
+    assert relative_error(parameters_of(trainer.model) - start, parameters_of(model) - start) < 1e-4
+    assert torch.allclose(trainer.group_weights, weights[-1], atol=1e-5)
+    logged = [[entry[f"group_weight_{g}"] for g in range(GROUPS)] for entry in trainer.state.log_history[:-1]]
+    assert torch.allclose(torch.tensor(logged), torch.stack(weights[1:]), atol=1e-5)
+
+
+def test_absent_groups_keep_their_share_and_weigh_nothing(make_args):
+    trainer = trainer_for(make_args)
+    trainer.train()
+    # Groups 2 and 3 are both absent from the second step: their ratio is what the first step made it.
+    logs = trainer.state.log_history
+    ratios = [logs[step]["group_weight_2"] / logs[step]["group_weight_3"] for step in range(3)]
+    assert ratios[0] == pytest.approx(ratios[1], rel=1e-5) and ratios[2] > 1.1 * ratios[1]
+    assert trainer.group_weights.sum().item() == pytest.approx(1)
+
+
+def test_equal_groups_with_step_size_zero_are_erm(make_args):
+    from rgd_hf import ReweightedTrainer
+
+    class PlainInOrder(ReweightedTrainer):
+        def _get_train_sampler(self, train_dataset=None):
+            return SequentialSampler(self.train_dataset)
+
+    data = classification_data(16)
+    grouped = [{**example, "group": number % 2} for number, example in enumerate(data)]
+    plain = PlainInOrder(tiny_bert(), make_args(), train_dataset=data)
+    trainer = InOrder(tiny_bert(), make_args(), train_dataset=grouped, num_groups=2, group_step_size=0.0)
+    plain.train()
+    trainer.train()
+    assert relative_error(parameters_of(trainer.model), parameters_of(plain.model)) < 1e-6
+
+
+def test_resuming_goes_on_with_the_group_weights(make_args, tmp_path):
+    whole = trainer_for(make_args, "kl", save_strategy="steps", save_steps=2, output_dir=str(tmp_path / "a"))
+    whole.train()
+    saved = json.loads((tmp_path / "a" / "checkpoint-2" / GROUP_WEIGHTS_NAME).read_text())
+    assert torch.allclose(torch.tensor(saved), brute_force("kl")[1][2], atol=1e-5)
+    resumed = trainer_for(make_args, "kl", output_dir=str(tmp_path / "b"))
+    resumed.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-2"))
+    assert torch.allclose(parameters_of(resumed.model), parameters_of(whole.model), atol=1e-6)
+    assert torch.allclose(resumed.group_weights, whole.group_weights, atol=1e-6)
+
+
+def test_evaluation_ignores_groups(make_args):
+    trainer = trainer_for(make_args)
+    with_groups = trainer.evaluate(grouped_data())["eval_loss"]
+    assert with_groups == pytest.approx(trainer.evaluate(classification_data(len(MEMBERS)))["eval_loss"])
+
+
+def test_settings_and_batches_that_cannot_work(make_args):
+    with pytest.raises(ValueError, match="at least one group"):
+        InOrder(tiny_bert(), make_args(), num_groups=0)
+    with pytest.raises(ValueError, match="2 names for num_groups=3"):
+        InOrder(tiny_bert(), make_args(), num_groups=3, group_names=["a", "b"])
+    trainer = InOrder(tiny_bert(), make_args(), train_dataset=classification_data(8), num_groups=2)
+    with pytest.raises(ValueError, match=r"column 'group'.*only input_ids, labels"):
+        trainer.train()
+    out_of_range = [{**example, "group": 2} for example in classification_data(8)]
+    trainer = InOrder(tiny_bert(), make_args(), train_dataset=out_of_range, num_groups=2)
+    with pytest.raises(ValueError, match="groups from 2 to 2, but num_groups=2 allows 0 to 1"):
+        trainer.train()
