@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
         options.append("--overwrite_output_dir")  # an interrupted demo goes on, a finished one is shown again
     say("The same by hand: accelerate launch recipes/glue.py " + " ".join([*options, *extra]))
     plain, reweighted = glue.main([*options, *extra])
-    say("", verdict(plain, reweighted, VALIDATION_ROWS))
+    say("", verdict(plain, reweighted, plain["settings"]["max_eval_samples"]))
     model_directory = OUTPUT_DIR / reweighted["name"]
     say("", f'pipeline("text-classification", model="{model_directory}"):')
     classify = pipeline("text-classification", model=str(model_directory))
