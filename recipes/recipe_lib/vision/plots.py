@@ -49,7 +49,8 @@ def plot_curves(histories: Mapping[str, list[dict[str, Any]]], path: str | Path)
         axis.set(title=title, xlabel="epoch")
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0].legend(frameon=False)
+    if axes[0].lines:
+        axes[0].legend(frameon=False)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 

@@ -93,7 +93,7 @@ class _LayersByName:
 
     def __init__(self, model: nn.Module):
         self.named_parameters = model.named_parameters
-        layers = group_parameters(self, self.group_matcher())  # type: ignore[arg-type]
+        layers = group_parameters(self, self.group_matcher(), reverse=True)  # type: ignore[arg-type]
         if max(layers.values()) < 3:
             raise UserError(
                 f"--layer_decay: the layers of {type(model).__name__} cannot be told from the names of its parameters. "
@@ -101,10 +101,12 @@ class _LayersByName:
             )
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        layer = r"(?:layers?|blocks?|stages)\.(\d+)\."
         return {
             "stem": r".*embeddings",
             "blocks": [
-                (r".*\.(?:layers?|blocks?|stages)\.(\d+)(?:\.(?:layers?|blocks?)\.(\d+))?\.", None),
+                (rf".*?\.{layer}(?:.*?\.)?{layer}", None),
+                (rf".*?\.{layer}", None),
                 (r".*", (99999,)),
             ],
         }

