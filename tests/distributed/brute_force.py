@@ -1,5 +1,6 @@
 """Re-weighted gradient descent in plain torch: one process, one forward pass a step, autograd through the surrogate."""
 
+from collections.abc import Iterator
 from functools import cache
 from typing import NamedTuple
 
@@ -45,7 +46,9 @@ def brute_force(setting: Setting) -> Trajectory:
         optimizer = torch.optim.SGD(model.parameters(), learning_rate)
     else:
         optimizer = torch.optim.AdamW(model.parameters(), learning_rate, eps=ADAM_EPSILON, weight_decay=0.0)
-    logs, batches, epoch = [], iter(()), 0
+    logs: list[dict[str, float]] = []
+    batches: Iterator[list[int]] = iter(())
+    epoch = 0
     for step in range(STEPS):
         samples = next(batches, None)
         if samples is None:
@@ -83,7 +86,7 @@ def _step(setting: Setting, model, optimizer, examples: list[dict], step: int) -
         items = losses[valid]
         reference = by_sample.reshape(-1, *[1] * (losses.dim() - 1)).expand_as(losses)[valid]
     divergence = "none" if step < setting.warmup * STEPS else setting.divergence
-    weights = rgd_weights(items, divergence, setting.tau)
+    weights = rgd_weights(items.detach(), divergence, setting.tau)
     mass = (reference * weights).sum() if setting.normalize else reference.sum()
     optimizer.zero_grad()
     ((reference * rgd_surrogate(items, divergence, setting.tau)).sum() / mass).backward()

@@ -6,8 +6,6 @@ step: process r gets the micro-batches r, r + P, r + 2P, ... of the sampler, so 
 every step holds the same eight samples, in another order.
 """
 
-import gc
-
 import pytest
 import torch
 from brute_force import brute_force
@@ -15,14 +13,6 @@ from cut_cases import FOUR_PROCESSES, FSDP_SETTINGS, ONE_PROCESS, RESUMED, TWO_P
 from cut_training import train
 
 pytestmark = pytest.mark.timeout(600)  # the first test of a scenario waits for its launch
-
-
-@pytest.fixture(scope="module", autouse=True)
-def fast_garbage_collection():
-    """Every train() collects garbage; what importing left behind is not worth looking through each time."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def check(setting: Setting, found) -> None:
