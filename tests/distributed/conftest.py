@@ -1,6 +1,5 @@
 """Launches of process groups, one for all the tests that read its results."""
 
-import gc
 from functools import cache
 from typing import Any
 
@@ -26,11 +25,3 @@ def launched(tmp_path_factory):
         return [rank[name] for rank in ranks]
 
     return result
-
-
-@pytest.fixture(scope="module", autouse=True)
-def fast_garbage_collection():
-    """Every train() collects garbage; what importing left behind is not worth looking through each time."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
