@@ -5,6 +5,7 @@ them; options that you add go to `glue.py`, e.g. `python recipes/demo.py --tau 3
 """
 
 import math
+import shlex
 import sys
 from pathlib import Path
 
@@ -37,15 +38,15 @@ def main(argv: list[str] | None = None) -> None:
         rows.to_parquet(CACHE_DIR / f"{split}.parquet")
     options = ["--dataset_dir", str(CACHE_DIR), "--model_name_or_path", minilm_directory()]
     options += ["--max_train_samples", str(TRAIN_ROWS), "--max_eval_samples", str(VALIDATION_ROWS)]
-    options += ["--compare", "--num_train_epochs", "2", "--learning_rate", "5e-5", "--max_seq_length", "64"]
+    options += ["--compare", "--num_train_epochs", "2", "--learning_rate", "2e-4", "--max_seq_length", "64"]
     options += ["--eval_strategy", "no", "--logging_steps", "20"]  # evaluation once, at the end
     options += ["--output_dir", str(OUTPUT_DIR)]
     if (OUTPUT_DIR / RESULTS_NAME).is_file():
         options.append("--overwrite_output_dir")  # an interrupted demo goes on, a finished one is shown again
-    say("The same by hand: accelerate launch recipes/glue.py " + " ".join([*options, *extra]))
+    say("The same by hand: accelerate launch recipes/glue.py " + shlex.join([*options, *extra]))
     plain, reweighted = glue.main([*options, *extra])
     say("", verdict(plain, reweighted, plain["settings"]["max_eval_samples"]))
-    model_directory = OUTPUT_DIR / reweighted["name"]
+    model_directory = Path(reweighted["settings"]["output_dir"])
     say("", f'pipeline("text-classification", model="{model_directory}"):')
     classify = pipeline("text-classification", model=str(model_directory))
     for sentence in EXAMPLES:
