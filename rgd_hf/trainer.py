@@ -88,6 +88,8 @@ class ReweightingMixin(ModelCardMixin, PlainEvaluationMixin):
         self.args: Any
         self.data_collator: Any
         self.per_sample_loss_fn = per_sample_loss_fn
+        # Whether the loss of the micro-batch is the objective of this class, not of a subclass that leaves it out.
+        self._weighed = True
         self._source_found_for: tuple[Any, str | None] = (None, None)
         self._source: HeadLosses | CustomLosses | None = None
         super().__init__(model, args, *rest, **kwargs)
@@ -115,6 +117,11 @@ class ReweightingMixin(ModelCardMixin, PlainEvaluationMixin):
                 raise self._cannot_unreduce()
             return
         self._level()
+        if self.per_sample_loss_fn is None and getattr(args, "loss_type", "nll") == "dft":
+            raise ValueError(
+                "loss_type='dft' of TRL's SFTTrainer weights tokens in a way of its own, which re-weighted training "
+                "would silently leave out: set loss_type='nll'."
+            )
         if self.per_sample_loss_fn is not None and args.label_smoothing_factor:
             raise ValueError(
                 "label_smoothing_factor does not reach a per_sample_loss_fn: smooth the labels inside that function "
@@ -175,7 +182,7 @@ class ReweightingMixin(ModelCardMixin, PlainEvaluationMixin):
     @property
     def loss_is_scaled_for_ga(self) -> bool | None:  # type: ignore[override]
         """Tells the Trainer that the loss is already divided by the items of the whole optimizer step."""
-        return None if self._loss_source() is None else True
+        return True if self._weighed and self._loss_source() is not None else None
 
     def _level(self) -> str:
         level, source = self.args.reweighting_level, self._loss_source()
@@ -257,6 +264,7 @@ class ReweightingMixin(ModelCardMixin, PlainEvaluationMixin):
         return item_weights(items.losses, args.reweighting, args.tau, warming_up)
 
     def _objective(self, batch: BatchLosses, inputs: Any, num_items: Any) -> Tensor:
+        self._weighed = True
         level = self._level()
         reference = reference_at_level(batch.reference, level, inputs.get(SAMPLE_WEIGHT))
         losses = losses_at_level(batch.losses, batch.reference, level)
@@ -305,8 +313,15 @@ class ReweightingMixin(ModelCardMixin, PlainEvaluationMixin):
 
     def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
         """One micro-batch forward and backward; after a step's last one, its gradients get their exact scale."""
+        self._weighed = False
         loss = super().training_step(model, inputs, *args, **kwargs)
-        if not self._rescales:
+        if not self._weighed and self.args.reweighting != "none":
+            raise NotImplementedError(
+                f"The compute_loss of {type(self).__name__} never calls that of ReweightingMixin, so nothing is "
+                "re-weighted. Call super().compute_loss in it, pass per_sample_loss_fn=(outputs, labels) -> un-reduced "
+                "losses in its stead, or set reweighting='none'."
+            )
+        if not (self._weighed and self._rescales):
             return loss
         so_far = self._step_loss
         self._step_loss = so_far + loss

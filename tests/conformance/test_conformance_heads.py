@@ -378,3 +378,25 @@ def test_the_stock_trainer_multiplies_hard_coded_mean_losses(tmp_path):
     )
     norms = [r.trainer.state.log_history[0]["grad_norm"] for r in (whole, cut)]
     assert norms[1] == pytest.approx(4 * norms[0], rel=1e-4)
+
+
+class OwnLoss:
+    """A user's `compute_loss`, which knows nothing of ours."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        outputs = model(**inputs)
+        return (outputs.loss * 0.5, outputs) if return_outputs else outputs.loss * 0.5
+
+
+@pytest.mark.parametrize("is_scaled", [None, False])
+def test_a_compute_loss_of_the_users_own_is_scaled_as_by_the_stock_trainer(is_scaled, tmp_path):
+    own = type("Own", (OwnLoss,), {} if is_scaled is None else {"loss_is_scaled_for_ga": is_scaled})
+    stock, ours = type("A", (own, Trainer), {}), type("B", (own, ReweightedTrainer), {})
+    keywords = {"gradient_accumulation_steps": 2, "evaluate": False, "eval_strategy": "no"}
+    expected = run(stock, BERT_TASK, tmp_path, **keywords)
+    assert_same_run(expected, run(ours, BERT_TASK, tmp_path, reweighting="none", **keywords), rtol=1e-5)
+
+
+def test_a_compute_loss_that_leaves_ours_out_is_refused(tmp_path):
+    with pytest.raises(NotImplementedError, match=r"super\(\)\.compute_loss"):
+        run(type("B", (OwnLoss, ReweightedTrainer), {}), BERT_TASK, tmp_path)

@@ -1,0 +1,178 @@
+"""`class X(ReweightingMixin, SFTTrainer)`: TRL's fused LM head gives no logits, so ours asks for them, and is right.
+
+The oracle is autograd through the surrogate of every token's loss, from the logits of the model's plain forward.
+"""
+
+import datasets
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch.nn import functional as F
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from rgd_hf import ReweightingMixin, rgd_surrogate
+
+trl = pytest.importorskip("trl")
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+WORDS = [f"w{i}" for i in range(30)]
+TAU = 20.0
+
+
+class ReweightedSFTTrainer(ReweightingMixin, trl.SFTTrainer):
+    """What a user writes."""
+
+
+def tokenizer():
+    vocabulary = {word: i for i, word in enumerate(["<pad>", "<eos>", "<unk>", *WORDS])}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
+    )
+
+
+def llama():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=33,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        initializer_range=0.3,
+        pad_token_id=0,
+        eos_token_id=1,
+    )
+    return LlamaForCausalLM(config)
+
+
+def text(n=8, completions=False):
+    generator = torch.Generator().manual_seed(0)
+
+    def words(least, most):
+        length = int(torch.randint(least, most, (), generator=generator))
+        return " ".join(WORDS[i] for i in torch.randint(0, 30, (length,), generator=generator))
+
+    if completions:
+        return datasets.Dataset.from_list(
+            [{"prompt": words(2, 5), "completion": words(2, 7)} for _ in range(n)]
+        )
+    return datasets.Dataset.from_list([{"text": words(3, 9)} for _ in range(n)])
+
+
+def trainer_of(cls, make_args, data=None, model=None, ours=None, **settings):
+    defaults = {"max_length": 32, "max_steps": 2, "bf16": False, "gradient_checkpointing": False}
+    args = make_args(trl.SFTConfig, **defaults | settings)
+    return cls(
+        model or llama(),
+        args,
+        train_dataset=text() if data is None else data,
+        eval_dataset=text() if data is None else data,
+        processing_class=tokenizer(),
+        **(ours or {}),
+    )
+
+
+def gradients(model, loss):
+    model.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_same_gradients(found, expected):
+    assert found.keys() == expected.keys()
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-7)
+
+
+def token_losses(model, batch, smoothing=0.0):
+    labels = batch["labels"][:, 1:]
+    logits = model(**{k: v for k, v in batch.items() if k != "labels"}).logits[:, :-1]
+    losses = F.cross_entropy(
+        logits.flatten(0, 1), labels.flatten(), reduction="none", ignore_index=-100, label_smoothing=smoothing
+    )
+    return losses[labels.flatten() != -100]
+
+
+SETTINGS = pytest.mark.parametrize(
+    ("settings", "completions"),
+    [
+        ({}, False),
+        ({}, True),
+        ({"completion_only_loss": False}, True),
+        ({"label_smoothing_factor": 0.2}, False),
+        ({"packing": True, "packing_strategy": "wrapped"}, False),
+        ({"padding_free": True, "max_length": None}, False),
+        ({"gradient_checkpointing": True}, False),
+    ],
+    ids=["text", "completions", "prompts too", "label smoothing", "packed", "padding-free", "checkpointing"],
+)
+
+
+@SETTINGS
+def test_kl_has_the_gradient_of_the_surrogate(settings, completions, make_args):
+    trainer = trainer_of(
+        ReweightedSFTTrainer, make_args, text(completions=completions), ours={"tau": TAU}, **settings
+    )
+    model = trainer.model.train()
+    batch = next(iter(trainer.get_train_dataloader()))
+    found = gradients(model, trainer.compute_loss(model, dict(batch)))
+    losses = token_losses(model, batch, settings.get("label_smoothing_factor", 0.0))
+    assert 4 < len(losses) < batch["input_ids"].numel()
+    assert_same_gradients(found, gradients(model, rgd_surrogate(losses, "kl", TAU).mean()))
+
+
+@SETTINGS
+def test_none_trains_as_the_stock_sft_trainer(settings, completions, make_args):
+    if "label_smoothing_factor" in settings:
+        settings = settings | {"eval_strategy": "no"}
+    runs = []
+    for cls, ours in ((trl.SFTTrainer, {}), (ReweightedSFTTrainer, {"reweighting": "none"})):
+        trainer = trainer_of(
+            cls,
+            make_args,
+            text(completions=completions),
+            ours=ours,
+            per_device_train_batch_size=2,
+            gradient_accumulation_steps=2,
+            learning_rate=0.05,
+            **settings,
+        )
+        trainer.train()
+        runs.append(trainer)
+    stock, ours = runs
+    for (name, left), right in zip(stock.model.named_parameters(), ours.model.parameters(), strict=True):
+        torch.testing.assert_close(right, left, rtol=1e-4, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
+    for before, after in zip(stock.state.log_history[:2], ours.state.log_history[:2], strict=True):
+        assert after["loss"] == pytest.approx(before["loss"], rel=1e-4)
+
+
+def test_evaluates_the_plain_loss(make_args):
+    model = llama()
+    # One batch: the stock trainer averages over batches, ours over tokens.
+    stock, ours = (trainer_of(cls, make_args, model=model) for cls in (trl.SFTTrainer, ReweightedSFTTrainer))
+    assert ours.evaluate()["eval_loss"] == pytest.approx(stock.evaluate()["eval_loss"], rel=1e-5)
+
+
+def test_lora_through_peft_config(make_args):
+    peft = pytest.importorskip("peft")
+    trainer = ReweightedSFTTrainer(
+        llama(),
+        make_args(trl.SFTConfig, max_length=32, bf16=False),
+        train_dataset=text(),
+        processing_class=tokenizer(),
+        peft_config=peft.LoraConfig(task_type="CAUSAL_LM", r=2),
+        tau=TAU,
+    )
+    trainer.train()
+    assert trainer.state.log_history[0]["weight_max"] > 1
+    assert any("lora_B" in n and p.abs().sum() > 0 for n, p in trainer.model.named_parameters())
+
+
+@pytest.mark.parametrize("reweighting", ["kl", "none"])
+def test_another_loss_type_is_refused(reweighting, make_args):
+    """DFT weights tokens by their own probability; training on plain losses instead would be silent."""
+    with pytest.raises(ValueError, match="loss_type"):
+        trainer_of(ReweightedSFTTrainer, make_args, ours={"reweighting": reweighting}, loss_type="dft")
