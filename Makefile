@@ -41,6 +41,14 @@ demo: $(VENV)/.recipes  ## Fine-tune a BERT on human-rated sentences, ERM agains
 demo-domains: $(VENV)/.recipes  ## Train on digits of some angles, test on another: ERM against RGD (about 3 minutes, no network)
 	HF_HUB_OFFLINE=1 $(BIN)/python recipes/domainbed.py recipes/configs/rotated_digits.yaml
 
+.PHONY: demo-tabular
+demo-tabular: $(VENV)/.recipes  ## Compare all tabular methods on two embedded tables (about a minute, no hub)
+	HF_HUB_OFFLINE=1 $(BIN)/python recipes/tabular.py recipes/configs/tabular_demo.yaml --overwrite_output_dir
+
+.PHONY: demo-vision
+demo-vision: $(VENV)/.recipes  ## Train a small ViT on handwritten digits, ERM against RGD, and draw both (about a minute, no network)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python recipes/imagenet.py recipes/configs/digits_vit.yaml --overwrite_output_dir
+
 # --- checks -----------------------------------------------------------------------------------------------------------
 
 .PHONY: test

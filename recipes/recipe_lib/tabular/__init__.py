@@ -1,0 +1,1 @@
+"""Tabular classification and regression: tables, networks, rivals, and their comparison."""

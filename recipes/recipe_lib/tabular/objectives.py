@@ -1,0 +1,96 @@
+"""What a network is trained on: un-reduced losses, how they are weighted, and what the tables call it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rgd_hf.divergences import DIVERGENCES
+
+DIVERGENCE_NAMES = tuple(name for name in DIVERGENCES if name != "none")
+OBJECTIVES = ("erm", *DIVERGENCE_NAMES, "focal", "class_weights")
+FOR_CLASSES_ONLY = ("focal", "class_weights")
+
+
+def focal_losses(logits: Tensor, labels: Tensor, gamma: float = 2.0) -> Tensor:
+    """Focal loss `-(1 - p)**gamma * log p` of each sample, p the probability of its class.
+
+    Source: Lin et al., "Focal Loss for Dense Object Detection", 2017 (arXiv 1708.02002), without its alpha.
+
+    Args:
+        logits: `[batch, classes]`.
+        labels: class indices `[batch]`.
+        gamma: 0 makes it the cross-entropy.
+
+    Returns:
+        float32 `[batch]`.
+    """
+    cross_entropy = F.cross_entropy(logits.float(), labels, reduction="none")
+    wrong = -torch.expm1(-cross_entropy)
+    return wrong**gamma * cross_entropy
+
+
+def cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of each sample, float32 `[batch]`."""
+    return F.cross_entropy(logits.float(), labels, reduction="none")
+
+
+def squared_errors(logits: Tensor, labels: Tensor) -> Tensor:
+    """Squared error of each sample, float32 `[batch]`, of logits `[batch, 1]`."""
+    return (logits.squeeze(-1).float() - labels.float()).square()
+
+
+def per_sample_loss(loss: Callable[..., Tensor], **settings: Any) -> Callable[[Any, Tensor], Tensor]:
+    """A `per_sample_loss_fn`: of an ensemble, the mean over the losses of its members, which train side by side.
+
+    Args:
+        loss: `(logits [batch, outputs], labels [batch]) -> [batch]`.
+        settings: passed on to `loss`.
+    """
+
+    def losses(outputs: Any, labels: Tensor) -> Tensor:
+        members = outputs.get("member_logits")
+        if members is None:
+            return loss(outputs["logits"], labels, **settings)
+        batch, k = members.shape[:2]
+        return loss(members.flatten(0, 1), labels.repeat_interleave(k), **settings).view(batch, k).mean(dim=1)
+
+    return losses
+
+
+def class_weights(y: np.ndarray, classes: int) -> np.ndarray:
+    """Weight of each sample that makes all classes weigh the same and the mean weight 1, float32 `[rows]`."""
+    counts = np.bincount(y, minlength=classes)
+    return (len(y) / (np.count_nonzero(counts) * np.maximum(counts, 1)))[y].astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """How a network is trained.
+
+    Attributes:
+        name: one of `OBJECTIVES`.
+        tau: of a divergence.
+        gamma: of the focal loss.
+    """
+
+    name: str
+    tau: float = 1.0
+    gamma: float = 2.0
+
+    @property
+    def reweighting(self) -> str:
+        """The divergence, `"none"` where samples are not weighted by their loss."""
+        return self.name if self.name in DIVERGENCE_NAMES else "none"
+
+    def loss(self, is_regression: bool) -> Callable[[Any, Tensor], Tensor]:
+        """The `per_sample_loss_fn`."""
+        if is_regression:
+            return per_sample_loss(squared_errors)
+        if self.name == "focal":
+            return per_sample_loss(focal_losses, gamma=self.gamma)
+        return per_sample_loss(cross_entropies)

@@ -1,0 +1,185 @@
+"""From a raw table to numbers: typed columns, imputed and quantile-transformed numerics, ordinal categories.
+
+All encoders are scikit-learn's, fitted on the training split alone and saved with `skops`, which unlike a pickle runs
+no code when it is loaded.
+"""
+
+import json
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import sklearn
+import skops.io
+from sklearn.impute import MissingIndicator, SimpleImputer
+from sklearn.preprocessing import OrdinalEncoder, QuantileTransformer
+from transformers.utils import cached_file
+
+ENCODERS_NAME = "preprocessing.skops"
+VERSIONS_NAME = "preprocessing_versions.json"
+MISSING = "<missing>"
+MAX_CATEGORIES = 200
+_NOISE = 1e-5
+
+
+class TablePreprocessor:
+    """Encodes a table as `x_num` and `x_cat`.
+
+    Numeric columns (and parts of dates): median imputation, quantile transform to a normal distribution, and a 0/1
+    column for every one that has missing values. Categorical columns: a missing value is a category of its own, rare
+    ones beyond `MAX_CATEGORIES` share one code, categories not seen in training have code 0.
+
+    Args:
+        columns: `{"name": ..., "kind": "numeric" | "categorical" | "date"}` of every column that is used.
+    """
+
+    def __init__(self, columns: list[dict[str, str]]):
+        self.columns = columns
+        self.encoders: dict[str, Any] = {}
+
+    def fit(self, frame: pd.DataFrame, seed: int = 0) -> "TablePreprocessor":
+        """Fit all encoders on the rows of `frame`, the training split."""
+        numeric, categories = self._typed(frame)
+        if numeric.shape[1]:
+            imputer = SimpleImputer(strategy="median", keep_empty_features=True).fit(numeric)
+            filled = imputer.transform(numeric)
+            # Ties spread over their quantiles, so that a value with many ties lands in their middle, not at an end.
+            noise = np.random.default_rng(seed).normal(size=filled.shape) * filled.std(axis=0) * _NOISE
+            quantiles = QuantileTransformer(
+                n_quantiles=max(min(len(filled) // 30, 1000), min(10, len(filled))),
+                output_distribution="normal",
+                subsample=None,
+                random_state=seed,
+            ).fit(filled + noise)
+            self.encoders |= {"imputer": imputer, "quantiles": quantiles}
+            if np.isnan(numeric).any():
+                self.encoders["missing"] = MissingIndicator(error_on_new=False).fit(numeric)
+        if categories.shape[1]:
+            ordinal = OrdinalEncoder(
+                handle_unknown="use_encoded_value",
+                unknown_value=-1,
+                max_categories=MAX_CATEGORIES,
+                dtype=np.int64,
+            ).fit(categories)
+            self.encoders["ordinal"] = ordinal
+        return self
+
+    def transform(self, frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+        """Encode rows.
+
+        Returns:
+            `x_num` float32 `[rows, numeric features]` and `x_cat` int64 `[rows, categorical features]`; either may
+            have no features.
+
+        Raises:
+            ValueError: a column is missing.
+        """
+        numeric, categories = self._typed(frame)
+        if not len(frame):
+            return np.empty((0, self.n_num_features), np.float32), np.empty(categories.shape, np.int64)
+        x_num = np.empty((len(frame), 0), np.float32)
+        x_cat = np.empty((len(frame), 0), np.int64)
+        if "imputer" in self.encoders:
+            parts = [self.encoders["quantiles"].transform(self.encoders["imputer"].transform(numeric))]
+            if "missing" in self.encoders:
+                parts.append(self.encoders["missing"].transform(numeric))
+            x_num = np.hstack(parts).astype(np.float32)
+        if "ordinal" in self.encoders:
+            x_cat = self.encoders["ordinal"].transform(categories) + 1
+        return x_num, x_cat
+
+    @property
+    def n_num_features(self) -> int:
+        """Numeric features of the encoded table."""
+        missing = self.encoders.get("missing")
+        quantiles = self.encoders.get("quantiles")
+        count = 0 if quantiles is None else quantiles.n_features_in_
+        return count + (0 if missing is None else len(missing.features_))
+
+    @property
+    def cardinalities(self) -> list[int]:
+        """Number of codes of each categorical feature, code 0 included."""
+        ordinal = self.encoders.get("ordinal")
+        if ordinal is None:
+            return []
+        sizes = []
+        for known, infrequent in zip(ordinal.categories_, ordinal.infrequent_categories_):
+            rare = 0 if infrequent is None else len(infrequent)
+            sizes.append(1 + len(known) - rare + (rare > 0))
+        return sizes
+
+    def _typed(self, frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+        absent = [column["name"] for column in self.columns if column["name"] not in frame.columns]
+        if absent:
+            raise ValueError(
+                f"The table lacks the column(s) {', '.join(map(repr, absent))}; it has: "
+                f"{', '.join(map(repr, map(str, frame.columns)))}."
+            )
+        numeric, categories = [], []
+        for column in self.columns:
+            values = frame[column["name"]]
+            if column["kind"] == "numeric":
+                numeric.append(as_numbers(values)[:, None])
+            elif column["kind"] == "date":
+                numeric.append(date_parts(values))
+            else:
+                categories.append(as_categories(values)[:, None])
+        rows = len(frame)
+        return (
+            np.hstack(numeric) if numeric else np.empty((rows, 0)),
+            np.hstack(categories) if categories else np.empty((rows, 0), dtype=object),
+        )
+
+    def save_pretrained(self, directory: str | PathLike) -> None:
+        """Write the fitted encoders, and the versions that they were written with, into `directory`."""
+        skops.io.dump(self.encoders, Path(directory) / ENCODERS_NAME)
+        versions = {"scikit-learn": sklearn.__version__, "skops": skops.__version__}
+        (Path(directory) / VERSIONS_NAME).write_text(json.dumps(versions, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str, columns: list[dict[str, str]]) -> "TablePreprocessor":
+        """Read the encoders from a folder, or from a repository on the Hub."""
+        preprocessor = cls(columns)
+        preprocessor.encoders = skops.io.load(
+            cached_file(name_or_path, ENCODERS_NAME), trusted=["numpy.dtype"]
+        )
+        return preprocessor
+
+
+def as_numbers(values: pd.Series) -> np.ndarray:
+    """A column as float64, NaN where it is missing, infinite or no number."""
+    numbers = pd.to_numeric(values, errors="coerce").astype("float64").to_numpy(copy=True)
+    numbers[~np.isfinite(numbers)] = np.nan
+    return numbers
+
+
+def as_categories(values: pd.Series) -> np.ndarray:
+    """A column as strings, `MISSING` where it is missing; 1 and 1.0 are the same category."""
+    return np.array([_as_category(value) for value in values.astype(object)], dtype=object)
+
+
+def _as_category(value: Any) -> str:
+    if value is None or value is pd.NA or value is pd.NaT or value != value:
+        return MISSING
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)
+
+
+def date_parts(values: pd.Series) -> np.ndarray:
+    """A column of dates as `[rows, 5]`: days since 1970, month, day of the month, day of the week, hour."""
+    dates = as_dates(values)
+    days = (dates - pd.Timestamp("1970-01-01", tz="UTC")) / pd.Timedelta(days=1)
+    parts = [days, dates.dt.month, dates.dt.day, dates.dt.dayofweek, dates.dt.hour]
+    return np.stack([part.to_numpy(dtype="float64", na_value=np.nan) for part in parts], axis=1)
+
+
+def as_dates(values: pd.Series) -> pd.Series:
+    """A column as timestamps in UTC, NaT where it is missing or no date."""
+    if not pd.api.types.is_datetime64_any_dtype(values):
+        values = values.astype(object).where(values.notna(), None)
+    return pd.to_datetime(
+        values, errors="coerce", utc=True, format=None if values.dtype != object else "mixed"
+    )

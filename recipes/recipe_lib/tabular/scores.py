@@ -1,0 +1,88 @@
+"""Scores of predictions: classification and regression."""
+
+import numpy as np
+from sklearn.metrics import (
+    accuracy_score,
+    balanced_accuracy_score,
+    f1_score,
+    log_loss,
+    mean_absolute_error,
+    r2_score,
+    roc_auc_score,
+    root_mean_squared_error,
+)
+
+CLASSIFICATION_SCORES = ("accuracy", "balanced_accuracy", "f1_macro", "auroc", "log_loss", "ece")
+REGRESSION_SCORES = ("rmse", "mae", "r2")
+LOWER_IS_BETTER = ("log_loss", "ece", "rmse", "mae")
+
+
+def expected_calibration_error(y: np.ndarray, probabilities: np.ndarray, bins: int = 15) -> float:
+    """Mean gap between confidence and accuracy over equally wide bins of confidence, weighted by their size.
+
+    Source: Guo et al., "On Calibration of Modern Neural Networks", 2017 (arXiv 1706.04599).
+
+    Args:
+        y: class indices `[rows]`.
+        probabilities: `[rows, classes]`.
+        bins: number of bins.
+    """
+    confidence = probabilities.max(axis=1)
+    right = probabilities.argmax(axis=1) == y
+    bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
+    gaps = np.bincount(bin_of, right, minlength=bins) - np.bincount(bin_of, confidence, minlength=bins)
+    return float(np.abs(gaps).sum() / len(y))
+
+
+def macro_auroc(y: np.ndarray, probabilities: np.ndarray) -> float:
+    """Area under the ROC curve, one class against the rest, averaged over the classes that occur; NaN if one does."""
+    if probabilities.shape[1] == 2:
+        present = [1] if 0 < y.sum() < len(y) else []
+    else:
+        present = [c for c in range(probabilities.shape[1]) if 0 < (y == c).sum() < len(y)]
+    areas = [roc_auc_score(y == c, probabilities[:, c]) for c in present]
+    return float(np.mean(areas)) if areas else float("nan")
+
+
+def classification_scores(y: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+    """All of `CLASSIFICATION_SCORES`.
+
+    Args:
+        y: class indices `[rows]`.
+        probabilities: `[rows, classes]`.
+    """
+    predicted = probabilities.argmax(axis=1)
+    classes = np.arange(probabilities.shape[1])
+    normalized = probabilities / probabilities.sum(axis=1, keepdims=True)
+    return {
+        "accuracy": float(accuracy_score(y, predicted)),
+        "balanced_accuracy": float(balanced_accuracy_score(y, predicted)),
+        "f1_macro": float(f1_score(y, predicted, average="macro", labels=np.unique(y), zero_division=0)),
+        "auroc": macro_auroc(y, probabilities),
+        "log_loss": float(log_loss(y, normalized, labels=classes)),
+        "ece": expected_calibration_error(y, normalized),
+    }
+
+
+def regression_scores(y: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+    """All of `REGRESSION_SCORES`; both arguments float `[rows]`."""
+    return {
+        "rmse": float(root_mean_squared_error(y, predicted)),
+        "mae": float(mean_absolute_error(y, predicted)),
+        "r2": float(r2_score(y, predicted)),
+    }
+
+
+def scores(y: np.ndarray, predicted: np.ndarray, is_regression: bool) -> dict[str, float]:
+    """Scores of predicted values `[rows]`, or of probabilities `[rows, classes]`."""
+    return regression_scores(y, predicted) if is_regression else classification_scores(y, predicted)
+
+
+def main_score(is_regression: bool) -> str:
+    """The score that methods are selected and ranked by."""
+    return "rmse" if is_regression else "accuracy"
+
+
+def better_is_larger(name: str, value: float) -> float:
+    """`value` with the sign that makes larger better."""
+    return -value if name in LOWER_IS_BETTER else value

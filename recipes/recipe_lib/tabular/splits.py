@@ -1,0 +1,122 @@
+"""Training, validation and test rows, encoded once for all methods."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+
+from recipe_lib.errors import UserError
+from recipe_lib.tabular.columns import Target
+from recipe_lib.tabular.preprocessing import TablePreprocessor
+
+
+@dataclass(frozen=True)
+class Part:
+    """One split.
+
+    Attributes:
+        x_num: float32 `[rows, numeric features]`.
+        x_cat: int64 codes `[rows, categorical features]`.
+        y: class indices int64 `[rows]`, or the raw target, float64 `[rows]`.
+    """
+
+    x_num: np.ndarray
+    x_cat: np.ndarray
+    y: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def features(self) -> dict[str, Tensor]:
+        """A model's inputs; a kind of features that the table lacks is left out."""
+        inputs = {"x_num": torch.from_numpy(self.x_num), "x_cat": torch.from_numpy(self.x_cat)}
+        return {name: values for name, values in inputs.items() if values.shape[1]}
+
+
+@dataclass(frozen=True)
+class Splits:
+    """A table cut and encoded for one seed.
+
+    Attributes:
+        train: what the encoders and the methods are fitted on.
+        validation: decides on early stopping and tuning.
+        test: looked at once, for the report.
+        target: what is predicted.
+        preprocessor: the fitted encoders.
+        seed: of the cut between training and validation.
+    """
+
+    train: Part
+    validation: Part
+    test: Part
+    target: Target
+    preprocessor: TablePreprocessor
+    seed: int
+
+
+def limit_rows(
+    frame: pd.DataFrame, y: np.ndarray, target: Target, rows: int, seed: int
+) -> tuple[pd.DataFrame, np.ndarray]:
+    """A random subset of at most `rows` rows, with the classes' proportions kept."""
+    if rows >= len(frame):
+        return frame, y
+    kept, _ = _cut(np.arange(len(frame)), y, rows, target, seed, "--max_rows")
+    return frame.iloc[kept], y[kept]
+
+
+@dataclass(frozen=True)
+class PreparedTable:
+    """A table whose columns and target are known.
+
+    Attributes:
+        name: of the data.
+        frame: the table.
+        y: the encoded target of every row.
+        target: what `y` means; classes keep their proportions in all splits.
+        columns: as `TablePreprocessor` takes them.
+        test_size: share of all rows.
+        validation_size: share of the rows that are not for the test.
+        split_seed: of the test rows.
+    """
+
+    name: str
+    frame: pd.DataFrame
+    y: np.ndarray
+    target: Target
+    columns: list[dict[str, str]]
+    test_size: float = 0.2
+    validation_size: float = 0.2
+    split_seed: int = 0
+
+    def split(self, seed: int) -> Splits:
+        """The same test rows for every seed, validation rows that depend on the seed; all encoded.
+
+        Raises:
+            UserError: there are too few rows.
+        """
+        target, y, rows = self.target, self.y, np.arange(len(self.frame))
+        rest, test = _cut(rows, y, 1 - self.test_size, target, self.split_seed, "--test_size")
+        train, validation = _cut(rest, y[rest], 1 - self.validation_size, target, seed, "--validation_size")
+        preprocessor = TablePreprocessor(self.columns).fit(self.frame.iloc[train], seed)
+
+        def encode(rows: np.ndarray) -> Part:
+            return Part(*preprocessor.transform(self.frame.iloc[rows]), y[rows])
+
+        return Splits(encode(train), encode(validation), encode(test), target, preprocessor, seed)
+
+
+def _cut(
+    rows: np.ndarray, y: np.ndarray, first: float | int, target: Target, seed: int, option: str
+) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        one, other = train_test_split(
+            rows, train_size=first, random_state=seed, stratify=None if target.is_regression else y
+        )
+    except ValueError as error:
+        raise UserError(
+            f"{len(rows)} rows in {max(1, len(target.classes))} class(es) cannot be split ({option}): {error}"
+        ) from error
+    return np.sort(one), np.sort(other)

@@ -1,0 +1,299 @@
+"""All methods on all tables with all seeds: one JSON line a finished run, and going on where a study stopped."""
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+from recipe_lib.errors import UserError, listed
+from recipe_lib.results import say, write_json
+from recipe_lib.tabular.card import write_card
+from recipe_lib.tabular.columns import ColumnArguments, choose_columns, find_target
+from recipe_lib.tabular.configuration import NETWORKS
+from recipe_lib.tabular.objectives import FOR_CLASSES_ONLY, OBJECTIVES, Objective
+from recipe_lib.tabular.options import NetworkArguments
+from recipe_lib.tabular.rivals import RIVALS, is_installed
+from recipe_lib.tabular.scores import better_is_larger, main_score, scores
+from recipe_lib.tabular.sources import Table
+from recipe_lib.tabular.splits import PreparedTable, Splits, limit_rows
+from recipe_lib.tabular.trainer import with_changes
+from recipe_lib.tabular.training import TrainedNetwork, train_network
+from recipe_lib.tabular.tuning import tune
+from rgd_hf import ReweightedTrainingArguments
+
+RUNS_NAME = "runs.jsonl"
+SETTINGS_NAME = "run_settings.json"
+
+
+@dataclass
+class StudyArguments:
+    """Methods and seeds."""
+
+    networks: list[str] = field(
+        default_factory=lambda: ["mlp"],
+        metadata={"help": f"Networks: {', '.join(NETWORKS)}, or 'all'."},
+    )
+    objectives: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": f"What each network is trained on: {', '.join(OBJECTIVES)}. By default erm, the chosen "
+            "--reweighting, focal and class_weights; a regression has the first two."
+        },
+    )
+    rivals: list[str] = field(
+        default_factory=lambda: ["all"],
+        metadata={"help": f"Rivals: {', '.join(RIVALS)}; 'all' for those that are installed, or 'none'."},
+    )
+    seeds: int = field(default=1, metadata={"help": "Runs of every method, with seeds 0, 1, ..."})
+    tune: int = field(
+        default=0,
+        metadata={
+            "help": "Trials of Optuna for every method (the first is the default settings), on the validation split "
+            "of seed 0; the test split stays untouched."
+        },
+    )
+    test_size: float = field(default=0.2, metadata={"help": "Share of the rows to test on."})
+    validation_size: float = field(
+        default=0.2, metadata={"help": "Share of the other rows for early stopping and tuning."}
+    )
+    split_seed: int = field(default=0, metadata={"help": "Seed of the cut between test and other rows."})
+    save_models: bool = field(
+        default=True,
+        metadata={
+            "help": "Save every network of seed 0, with its preprocessing, below the output directory."
+        },
+    )
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Discard the results that the output directory holds."}
+    )
+
+
+def methods_of(args: StudyArguments, reweighting: str, is_regression: bool) -> list[str]:
+    """Names of the methods: rivals, then `network/objective`.
+
+    Raises:
+        UserError: an unknown name, a rival that is not installed, or an objective that does not fit the task.
+    """
+    networks = list(NETWORKS) if args.networks == ["all"] else args.networks
+    default = ["erm", *([reweighting] if reweighting != "none" else []), "focal", "class_weights"]
+    objectives = default if args.objectives is None else args.objectives
+    rivals = {"all": [name for name in RIVALS if is_installed(name)], "none": []}.get(
+        args.rivals[0] if len(args.rivals) == 1 else "", args.rivals
+    )
+    for kind, given, known in (
+        ("networks", networks, NETWORKS),
+        ("objectives", objectives, OBJECTIVES),
+        ("rivals", rivals, RIVALS),
+    ):
+        unknown = [name for name in given if name not in known]
+        if unknown:
+            raise UserError(f"unknown --{kind} {listed(unknown)}: choose among {listed(known)}.")
+    absent = [name for name in rivals if not is_installed(name)]
+    if absent:
+        raise UserError(f"not installed: {listed(absent)}. pip install them, or choose other --rivals.")
+    if is_regression:
+        if args.objectives and set(args.objectives) & set(FOR_CLASSES_ONLY):
+            raise UserError(f"{listed(FOR_CLASSES_ONLY)} need classes, but this is a regression.")
+        objectives = [name for name in objectives if name not in FOR_CLASSES_ONLY]
+    return [*rivals, *(f"{network}/{objective}" for network in networks for objective in objectives)]
+
+
+class Study:
+    """Runs what is not yet in the output directory.
+
+    Args:
+        study: methods and seeds.
+        networks: sizes of the networks.
+        columns: what the user says about the columns.
+        training: training arguments that all networks share; `output_dir` is the study's directory.
+    """
+
+    def __init__(
+        self,
+        study: StudyArguments,
+        networks: NetworkArguments,
+        columns: ColumnArguments,
+        training: ReweightedTrainingArguments,
+    ):
+        self.study = study
+        self.networks = networks
+        self.columns = columns
+        self.training = training
+        self.directory = Path(str(training.output_dir))
+        self.records: list[dict[str, Any]] = []
+
+    def start(self, settings: Mapping[str, Any]) -> None:
+        """Read what earlier runs left; `settings` are those that decide what a run gives.
+
+        Raises:
+            UserError: the directory holds runs with other settings.
+        """
+        problem = None
+        if PartialState().is_main_process:
+            problem = self._open(json.loads(json.dumps(settings, default=str)))
+        problem, self.records = broadcast_object_list([problem, self.records])
+        if problem is not None:
+            raise UserError(problem)
+
+    def _open(self, settings: dict[str, Any]) -> str | None:
+        runs, before = self.directory / RUNS_NAME, self.directory / SETTINGS_NAME
+        if self.directory.exists() and not self.directory.is_dir():
+            return f"the output directory {self.directory} is a file. Choose another --output_dir."
+        if self.study.overwrite_output_dir:
+            runs.unlink(missing_ok=True)
+        if runs.is_file():
+            self.records = read_runs(runs)
+        if self.records and before.is_file():
+            old = json.loads(before.read_text(encoding="utf-8"))
+            changed = [name for name in sorted({*old, *settings}) if old.get(name) != settings.get(name)]
+            if changed:
+                details = "; ".join(f"{n}: {old.get(n)!r}, now {settings.get(n)!r}" for n in changed)
+                return (
+                    f"{self.directory} holds runs with other settings ({details}). Choose another --output_dir, or "
+                    "give --overwrite_output_dir to discard them."
+                )
+        write_json(before, settings)
+        return None
+
+    def run(self, table: Table) -> None:
+        """Run all methods with all seeds on one table."""
+        say("", f"{table.name}: {len(table.frame):,} rows")
+
+        def warn(message: str) -> None:
+            say(f"  warning: {message}")
+
+        columns = choose_columns(table.frame, table.target, self.columns, warn)
+        frame, target = find_target(table.frame, table.target, self.columns, warn)
+        y = target.encode(frame[table.target])
+        if table.max_rows:
+            frame, y = limit_rows(frame, y, target, table.max_rows, self.study.split_seed)
+        kinds = [column["kind"] for column in columns]
+        described = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
+        task = "regression" if target.is_regression else f"{len(target.classes)} classes"
+        say(f"  predicting {target.name!r} ({task}) of {len(frame):,} rows from {described} columns")
+        prepared = PreparedTable(
+            table.name,
+            frame,
+            y,
+            target,
+            columns,
+            self.study.test_size,
+            self.study.validation_size,
+            self.study.split_seed,
+        )
+        methods = methods_of(self.study, self.training.reweighting, target.is_regression)
+        for seed, todo in self._unfinished(table.name, methods):
+            splits = prepared.split(seed)
+            for method in todo:
+                settings = self._tuned(method, prepared) if self.study.tune else {}
+                self._add(self._run(table.name, method, splits, settings))
+
+    def _unfinished(self, data: str, methods: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
+        done = {(r["method"], r["seed"]) for r in self.records if r["data"] == data}
+        for seed in range(self.study.seeds):
+            todo = [method for method in methods if (method, seed) not in done]
+            if todo:
+                yield seed, todo
+
+    def _run(self, data: str, method: str, splits: Splits, settings: dict[str, Any]) -> dict[str, Any]:
+        started = time.perf_counter()
+        if method in RIVALS:
+            test, details = self._fit_rival(method, splits, settings), {}
+        else:
+            trained = self._train(method, splits, settings)
+            test, details = trained.test, {"best_epoch": round(trained.best_epoch)}
+            if self.study.save_models and splits.seed == 0:
+                self._save(data, method, trained)
+        found = {} if test is None else scores(splits.test.y, test, splits.target.is_regression)
+        record = {
+            "data": data,
+            "method": method,
+            "seed": splits.seed,
+            **{name: round(value, 6) for name, value in found.items()},
+            "seconds": round(time.perf_counter() - started, 2),
+            **details,
+            **({"tuned": settings} if self.study.tune else {}),
+        }
+        return broadcast_object_list([record])[0]
+
+    def _tuned(self, method: str, prepared: PreparedTable) -> dict[str, Any]:
+        for record in self.records:
+            if record["data"] == prepared.name and record["method"] == method:
+                return record["tuned"]
+        # Always on seed 0, so that all seeds share the settings; its test rows are those of every seed.
+        splits = prepared.split(0)
+
+        def validation_score(settings: dict[str, Any]) -> float:
+            if method not in RIVALS:
+                return self._train(method, splits, settings).validation_score
+            predicted = self._fit_rival(method, splits, settings, on="validation")
+            if predicted is None:
+                return 0.0
+            name = main_score(splits.target.is_regression)
+            found = scores(splits.validation.y, predicted, splits.target.is_regression)
+            return better_is_larger(name, found[name])
+
+        return broadcast_object_list([tune(method, validation_score, self.study.tune)])[0]
+
+    def _fit_rival(
+        self, method: str, splits: Splits, settings: dict[str, Any], on: str = "test"
+    ) -> np.ndarray | None:
+        # These libraries know nothing of processes: the main one fits.
+        if not PartialState().is_main_process:
+            return None
+        return RIVALS[method](splits, settings, splits.seed)(getattr(splits, on))
+
+    def _train(self, method: str, splits: Splits, settings: dict[str, Any]) -> TrainedNetwork:
+        network, name = method.split("/")
+        objective = Objective(
+            name,
+            tau=settings.get("tau", self.training.tau),
+            gamma=settings.get("gamma", self.networks.focal_gamma),
+        )
+        sizes = {n: settings[n] for n in ("n_blocks", "d_block", "dropout") if n in settings}
+        changes = {n: settings[n] for n in ("learning_rate", "weight_decay") if n in settings}
+        args = with_changes(self.training, seed=splits.seed, **changes)
+        return train_network(splits, network, objective, replace(self.networks, **sizes), args)
+
+    def _save(self, data: str, method: str, trained: TrainedNetwork) -> None:
+        directory = self.directory / data / method.replace("/", "_")
+        trained.trainer.save_model(str(directory))
+        write_card(trained.trainer, directory, data, method)
+
+    def _add(self, record: dict[str, Any]) -> None:
+        self.records.append(record)
+        if PartialState().is_main_process:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            with (self.directory / RUNS_NAME).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        name = "rmse" if "rmse" in record else "accuracy"
+        say(
+            f"  seed {record['seed']:2d}  {record['method']:28s} {name} {record[name]:.4f}  "
+            f"({record['seconds']:.1f} s)"
+        )
+
+
+def read_runs(path: Path) -> list[dict[str, Any]]:
+    """The records of a `runs.jsonl`; a last line that a killed process left unfinished is cut off."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    records = []
+    for number, line in enumerate(lines):
+        try:
+            records.append(json.loads(line))
+        except ValueError as error:
+            if number + 1 < len(lines):
+                raise UserError(f"{path}, line {number + 1} is no JSON: {error}") from error
+            path.write_text("".join(f"{kept}\n" for kept in lines[:-1]), encoding="utf-8")
+    return records
+
+
+def deciding_settings(*groups: Any) -> dict[str, Any]:
+    """The options that decide what a run gives; those that say which runs there are may change."""
+    which = {"networks", "objectives", "rivals", "seeds", "save_models", "overwrite_output_dir"}
+    return {name: value for group in groups for name, value in asdict(group).items() if name not in which}
