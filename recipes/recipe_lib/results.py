@@ -61,7 +61,7 @@ def write_json(path: Path, content: Any) -> None:
     """Write JSON to a temporary file, then move it into place: a killed process leaves no half file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8")
+    partial.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
     os.replace(partial, path)
 
 
