@@ -46,7 +46,7 @@ demo-tabular: $(VENV)/.recipes  ## Compare all tabular methods on two embedded t
 	HF_HUB_OFFLINE=1 $(BIN)/python recipes/tabular.py recipes/configs/tabular_demo.yaml --overwrite_output_dir
 
 .PHONY: demo-vision
-demo-vision: $(VENV)/.recipes  ## Train a small ViT on handwritten digits, ERM against RGD, and draw both (about a minute, no network)
+demo-vision: $(VENV)/.recipes  ## Train a small ViT on handwritten digits, ERM against RGD, and draw both (about two minutes, no network)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python recipes/imagenet.py recipes/configs/digits_vit.yaml --overwrite_output_dir
 
 # --- checks -----------------------------------------------------------------------------------------------------------

@@ -4,8 +4,14 @@
     accelerate launch recipes/imagenet.py --data_dir photos --timm_model vit_small_patch16_224 --compare \
         --ignore_mismatched_sizes --output_dir runs/photos
 
-Models are timm's or transformers', images come from the Hub, class folders or parquet files. The last lines are a
-table of accuracies; the output directory has `all_results.json`, `curves.png` and `weights.png`.
+Models are timm's or transformers' and are saved so that `pipeline("image-classification")` loads them. Images come from
+the Hub (`--streaming` does not store them), from class folders, or from parquet files. `recipes/configs/` holds the
+published settings of DeiT-S and of MAE fine-tuning. The last lines are a table of accuracies; the output directory has
+`all_results.json`, `curves.png` and `weights.png`. `--dry_run` tells beforehand what a run would cost, and which share of
+the losses a tau would clip: Mixup, CutMix and label smoothing put a floor under the loss, so that a small tau clips all.
+
+Mixing comes before weighting: a sample is a mixed image, its weight comes from the cross-entropy with its soft label.
+Order and augmentation depend on seed, epoch and position alone: a run that was interrupted goes on to the same numbers.
 """
 
 from dataclasses import dataclass, field

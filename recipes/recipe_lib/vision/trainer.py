@@ -107,6 +107,6 @@ class _LayersByName:
             "blocks": [
                 (rf".*?\.{layer}(?:.*?\.)?{layer}", None),
                 (rf".*?\.{layer}", None),
-                (r".*", (99999,)),
+                (r".*norm", (99999,)),  # the norm behind the last layer goes with it
             ],
         }
