@@ -100,12 +100,14 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     study.start(settings)
     # Every training starts with a garbage collection, which would walk through all modules again and again.
     gc.freeze()
-    for table in tables:
-        study.run(table)
+    try:
+        for table in tables:
+            study.run(table)
+    finally:
+        gc.unfreeze()
     if PartialState().is_main_process:
         report(study, argv, settings)
     PartialState().wait_for_everyone()
-    gc.unfreeze()
     return study.records
 
 

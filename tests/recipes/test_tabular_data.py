@@ -146,6 +146,26 @@ def test_the_encoders_survive_saving(tmp_path):
         again.transform(frame.drop(columns="city"))
 
 
+def test_odd_numbers_are_encoded_and_constant_features_left_out():
+    frame = pd.DataFrame(
+        {
+            "huge": np.random.default_rng(0).normal(size=60) * 1e300,
+            "nearly_missing": [1.5, *[np.nan] * 59],
+            "infinite": [np.inf, -np.inf] * 30,
+            "date": pd.date_range("2020-01-01", periods=60),
+            "waited": pd.to_timedelta(range(60), unit="h"),
+            "maybe": pd.array([True, None, False] * 20, dtype="boolean"),
+            "y": ["a", "b"] * 30,
+        }
+    )
+    kinds, warnings = chosen(frame)
+    assert kinds["waited"] == "numeric" and kinds["maybe"] == "categorical" and "infinite" not in kinds
+    assert not any("mixes" in warning for warning in warnings)
+    x_num, _ = fitted(frame).transform(frame)
+    # huge, whether nearly_missing is missing, four parts of the date (it has no hour), waited
+    assert np.isfinite(x_num).all() and x_num.shape[1] == 7 and (np.ptp(x_num, axis=0) > 0).all()
+
+
 def test_a_value_with_many_ties_lands_in_their_middle():
     values = np.concatenate([np.zeros(300), np.linspace(1, 2, 100)])
     frame = pd.DataFrame({"x": values, "y": ["a", "b"] * 200})

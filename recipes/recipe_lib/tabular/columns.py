@@ -93,6 +93,8 @@ def _unusable(values: pd.Series) -> str | None:
     present = values.dropna()
     if not len(present):
         return "all missing"
+    if pd.api.types.is_numeric_dtype(present) and not np.isfinite(present.to_numpy(dtype="float64")).any():
+        return "all missing"
     if isinstance(present.iloc[0], dict | list | np.ndarray | bytes):
         return "lists, dicts or bytes"
     if len(present) == len(values) and (values == values.iloc[0]).all():
@@ -113,13 +115,15 @@ def infer_kind(values: pd.Series, warn: Callable[[str], Any]) -> str:
     if pd.api.types.is_datetime64_any_dtype(values):
         return "date"
     present = values.dropna()
-    if isinstance(values.dtype, pd.CategoricalDtype):
+    if pd.api.types.is_timedelta64_dtype(values):
+        return "numeric"
+    if isinstance(values.dtype, pd.CategoricalDtype) or all(isinstance(value, bool) for value in present):
         return "categorical"
     texts = present.astype(str)
     mixed = len({type(value) for value in present}) > 1
     numbers = as_numbers(present)
     share = 1 - np.isnan(numbers).mean()
-    if share >= _SHARE and not all(isinstance(value, bool) for value in present):
+    if share >= _SHARE:
         if share < 1:
             odd = sorted(set(texts[np.isnan(numbers)]))[:5]
             warn(f"column {name!r} is numeric but for {listed(odd)}, taken as missing.")

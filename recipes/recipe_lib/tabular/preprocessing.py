@@ -28,7 +28,7 @@ class TablePreprocessor:
     """Encodes a table as `x_num` and `x_cat`.
 
     Numeric columns (and parts of dates): median imputation, quantile transform to a normal distribution, and a 0/1
-    column for every one that has missing values. Categorical columns: a missing value is a category of its own, rare
+    column for every one that has missing values; features that are constant in training are left out. Categorical columns: a missing value is a category of its own, rare
     ones beyond `MAX_CATEGORIES` share one code, categories not seen in training have code 0.
 
     Args:
@@ -46,7 +46,7 @@ class TablePreprocessor:
             imputer = SimpleImputer(strategy="median", keep_empty_features=True).fit(numeric)
             filled = imputer.transform(numeric)
             # Ties spread over their quantiles, so that a value with many ties lands in their middle, not at an end.
-            noise = np.random.default_rng(seed).normal(size=filled.shape) * filled.std(axis=0) * _NOISE
+            noise = np.random.default_rng(seed).normal(size=filled.shape) * _spread(filled) * _NOISE
             quantiles = QuantileTransformer(
                 n_quantiles=max(min(len(filled) // 30, 1000), min(10, len(filled))),
                 output_distribution="normal",
@@ -56,6 +56,8 @@ class TablePreprocessor:
             self.encoders |= {"imputer": imputer, "quantiles": quantiles}
             if np.isnan(numeric).any():
                 self.encoders["missing"] = MissingIndicator(error_on_new=False).fit(numeric)
+            # E.g. the hour of dates without one, or a value that the training split happens to have alone.
+            self.encoders["varying"] = np.flatnonzero(np.ptp(self._numeric_features(numeric), axis=0) > 0)
         if categories.shape[1]:
             ordinal = OrdinalEncoder(
                 handle_unknown="use_encoded_value",
@@ -82,21 +84,21 @@ class TablePreprocessor:
         x_num = np.empty((len(frame), 0), np.float32)
         x_cat = np.empty((len(frame), 0), np.int64)
         if "imputer" in self.encoders:
-            parts = [self.encoders["quantiles"].transform(self.encoders["imputer"].transform(numeric))]
-            if "missing" in self.encoders:
-                parts.append(self.encoders["missing"].transform(numeric))
-            x_num = np.hstack(parts).astype(np.float32)
+            x_num = self._numeric_features(numeric)[:, self.encoders["varying"]]
         if "ordinal" in self.encoders:
             x_cat = self.encoders["ordinal"].transform(categories) + 1
         return x_num, x_cat
 
+    def _numeric_features(self, numeric: np.ndarray) -> np.ndarray:
+        parts = [self.encoders["quantiles"].transform(self.encoders["imputer"].transform(numeric))]
+        if "missing" in self.encoders:
+            parts.append(self.encoders["missing"].transform(numeric))
+        return np.hstack(parts).astype(np.float32)
+
     @property
     def n_num_features(self) -> int:
         """Numeric features of the encoded table."""
-        missing = self.encoders.get("missing")
-        quantiles = self.encoders.get("quantiles")
-        count = 0 if quantiles is None else quantiles.n_features_in_
-        return count + (0 if missing is None else len(missing.features_))
+        return len(self.encoders.get("varying", ()))
 
     @property
     def cardinalities(self) -> list[int]:
@@ -146,6 +148,13 @@ class TablePreprocessor:
             cached_file(name_or_path, ENCODERS_NAME), trusted=["numpy.dtype"]
         )
         return preprocessor
+
+
+def _spread(numbers: np.ndarray) -> np.ndarray:
+    """Standard deviation of each column, also where squares would overflow."""
+    scale = np.abs(numbers).max(axis=0)
+    scale[scale == 0] = 1.0
+    return (numbers / scale).std(axis=0) * scale
 
 
 def as_numbers(values: pd.Series) -> np.ndarray:

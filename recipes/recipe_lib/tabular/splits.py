@@ -101,6 +101,10 @@ class PreparedTable:
         rest, test = _cut(rows, y, 1 - self.test_size, target, self.split_seed, "--test_size")
         train, validation = _cut(rest, y[rest], 1 - self.validation_size, target, seed, "--validation_size")
         preprocessor = TablePreprocessor(self.columns).fit(self.frame.iloc[train], seed)
+        if not preprocessor.n_num_features and not preprocessor.cardinalities:
+            raise UserError(
+                f"all columns of {self.name} are constant in the {len(train)} training rows, so nothing can be learned."
+            )
 
         def encode(rows: np.ndarray) -> Part:
             return Part(*preprocessor.transform(self.frame.iloc[rows]), y[rows])
