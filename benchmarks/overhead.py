@@ -17,6 +17,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -209,26 +210,23 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     console = Console()
-    results = []
+    on_gpu = torch.cuda.is_available()
+    device = torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads"
+    results: list[dict[str, Any]] = []
+    report = {
+        "device": device,
+        "torch": torch.__version__,
+        "repeats": options.repeats,
+        "results": results,
+    }
+    options.output.parent.mkdir(parents=True, exist_ok=True)
     with Progress(console=console) as progress:
         for name in options.workloads:
             task = progress.add_task(name, total=options.warmup + options.repeats)
-            results.append(
-                measure(name, options.repeats, options.warmup, lambda task=task: progress.advance(task))
-            )  # type: ignore[misc]
+            results.append(measure(name, options.repeats, options.warmup, partial(progress.advance, task)))
+            # After each workload, so that an interrupted run keeps what it measured.
+            options.output.write_text(json.dumps(report, indent=2))
     console.print(table_of(results, options.repeats))
-    device = (
-        torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else f"CPU, {torch.get_num_threads()} threads"
-    )
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(
-        json.dumps(
-            {"device": device, "torch": torch.__version__, "repeats": options.repeats, "results": results},
-            indent=2,
-        )
-    )
     console.print(f"{device}; written to {options.output}")
 
 
