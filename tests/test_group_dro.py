@@ -1,12 +1,17 @@
 """GroupDRO against a loop that follows the paper, for any cut of a step, with groups that a batch lacks."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from tiny import classification_data, parameters_of, relative_error, stack, tiny_bert
 from torch.nn import functional as F
 from torch.utils.data import SequentialSampler
+from transformers import TrainingArguments
 
 from rgd_hf import rgd_weights
 from rgd_hf.group_dro import GROUP_WEIGHTS_NAME, GroupDROTrainer
@@ -141,3 +146,41 @@ def test_settings_and_batches_that_cannot_work(make_args):
     trainer = InOrder(tiny_bert(), make_args(), train_dataset=out_of_range, num_groups=2)
     with pytest.raises(ValueError, match="groups from 2 to 2, but num_groups=2 allows 0 to 1"):
         trainer.train()
+
+
+def test_two_processes_take_the_steps_of_one(tmp_path):
+    tests = Path(__file__).parent
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", __file__, str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": f"{tests}{os.pathsep}{tests.parent}", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    model, weights = brute_force("kl")
+    start = parameters_of(tiny_bert())
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt")
+        assert relative_error(found["parameters"] - start, parameters_of(model) - start) < 1e-4
+        assert torch.allclose(found["group_weights"], weights[-1], atol=1e-5)
+
+
+def train_on_this_process(folder):
+    """What each of two processes runs: half of every batch."""
+
+    def make(**kwargs):
+        return TrainingArguments(output_dir=folder, use_cpu=True, optim="sgd", report_to=[], **kwargs)
+
+    constant = {
+        "lr_scheduler_type": "constant",
+        "max_grad_norm": 0.0,
+        "save_strategy": "no",
+        "logging_steps": 1,
+    }
+    trainer = trainer_for(make, "kl", micro_batches=1, **constant)
+    trainer.args.per_device_train_batch_size = trainer._train_batch_size = BATCH // 2
+    trainer.train()
+    found = {"parameters": parameters_of(trainer.model), "group_weights": trainer.group_weights}
+    torch.save(found, Path(folder) / f"{trainer.args.process_index}.pt")
+
+
+if __name__ == "__main__":
+    train_on_this_process(sys.argv[1])

@@ -38,13 +38,14 @@ def stages_of(model: nn.Module) -> list[nn.Module]:
     if backbone is not None and getattr(backbone, "feature_info", None):
         names = [info["module"] for info in backbone.feature_info]
         return [backbone.get_submodule(name) for name in names]
-    lists: list[Any] = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
     if not lists:
         raise UserError(
             f"{type(model).__name__} has no list of layers whose outputs MIRO could compare. Choose another backbone, "
             "or another of --algorithms."
         )
-    return list(max(lists, key=lambda layers: len(layers)))
+    longest: Any = max(lists, key=len)
+    return list(longest)
 
 
 @contextmanager

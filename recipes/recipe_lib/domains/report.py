@@ -4,6 +4,7 @@ import html
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.console import Console
 from rich.table import Table
 
 from recipe_lib.domains.comparison import ERM, Comparison, Estimate, Method
@@ -19,10 +20,13 @@ NOTE = (
 )
 SINGLE_TRIAL = "With one trial there is no standard error and no interval: differences may be chance."
 Rows = list[list[str]]
+WIDTH_OF_FILES = 240
 
 
 def print_tables(comparison: Comparison, rules: Sequence[str]) -> None:
     """Print the tables of the finished runs."""
+    # A file or a pipe has no width of its own; that of a usual terminal would break the numbers there.
+    wide = console if console.is_terminal else Console(width=WIDTH_OF_FILES)
     for rule in rules:
         header, rows = accuracy_table(comparison, rule)
         table = Table(title=f"{RULES[rule][0]}{_progress(comparison)}", title_justify="left")
@@ -30,16 +34,20 @@ def print_tables(comparison: Comparison, rules: Sequence[str]) -> None:
             table.add_column(name, justify="right" if number else "left")
         for row in rows:
             table.add_row(*row)
-        console.print(table)
+        wide.print(table)
 
 
 def accuracy_table(comparison: Comparison, rule: str) -> tuple[list[str], Rows]:
     """Header and rows: method, every environment, average, worst, ECE, differences to ERM and to the same algorithm."""
     methods = comparison.methods
-    algorithms_have_plain = any(m.reweighting != "none" and Method(m[0], "none") in methods for m in methods)
+    # For ERM itself the difference to the same algorithm is that to ERM.
+    to_its_own = any(
+        m.algorithm != "erm" and m.reweighting != "none" and Method(m.algorithm, "none") in methods
+        for m in methods
+    )
     header = ["method", *comparison.held_out, "average", "worst", "ECE"]
     header += ["difference to ERM"] if ERM in methods and len(methods) > 1 else []
-    header += ["difference of the re-weighting"] if algorithms_have_plain else []
+    header += ["difference to the same without RGD"] if to_its_own else []
     rows = []
     for method in methods:
         cells = comparison.row(rule, method)
@@ -47,7 +55,7 @@ def accuracy_table(comparison: Comparison, rule: str) -> tuple[list[str], Rows]:
         row += [_cell(cells[name]) for name in ("average", "worst", "ece")]
         if "difference to ERM" in header:
             row.append("" if method == ERM else _signed(comparison.difference(rule, method, ERM)))
-        if algorithms_have_plain:
+        if to_its_own:
             plain = Method(method.algorithm, "none")
             row.append("" if method == plain else _signed(comparison.difference(rule, method, plain)))
         rows.append(row)

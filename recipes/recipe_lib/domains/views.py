@@ -50,7 +50,10 @@ class ImageView:
         self.augmentation = _augmentation(size) if augment else None
         self.decoded: Tensor | None = None
         if len(environment.labels) * size * size * 3 < MAX_BYTES_IN_MEMORY:
-            self.decoded = torch.stack([self._decode(number) for number in range(len(environment.labels))])
+            decoded = torch.empty(len(environment.labels), 3, size, size, dtype=torch.uint8)
+            for number, image in enumerate(decoded):
+                image.copy_(self._decode(number))
+            self.decoded = decoded
 
     def sample(self, number: int, seed: int | None) -> dict[str, Any]:
         """`pixel_values` float32 `[3, size, size]` and `labels`."""
