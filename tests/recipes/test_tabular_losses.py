@@ -43,7 +43,8 @@ def tiny_batch(rows: int = 16, seed: int = 1) -> dict[str, torch.Tensor]:
 def test_focal_loss_is_its_closed_form_and_without_gamma_the_cross_entropy():
     logits, labels = torch.randn(32, 5), torch.randint(0, 5, (32,))
     p = logits.softmax(dim=1)[torch.arange(32), labels]
-    torch.testing.assert_close(focal_losses(logits, labels, 2.0), -((1 - p) ** 2) * p.log())
+    for gamma in (0.7, 2.0):
+        torch.testing.assert_close(focal_losses(logits, labels, gamma), -((1 - p) ** gamma) * p.log())
     plain = F.cross_entropy(logits, labels, reduction="none")
     torch.testing.assert_close(focal_losses(logits, labels, 0.0), plain)
 

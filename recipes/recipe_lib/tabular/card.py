@@ -19,6 +19,7 @@ def write_card(trainer: TabularTrainer, folder: Path, data: str, method: str) ->
         method: name of the method.
     """
     trainer.args.output_dir = str(folder)
+    trainer.evaluate()  # of the weights that are saved; those of the last epoch are not
     config: Any = trainer.model.config  # type: ignore[union-attr]
     task = "tabular-regression" if config.problem_type == "regression" else "tabular-classification"
     trainer.create_model_card(tags=["tabular", task], tasks=task, model_name=f"{data} {method}", dataset=data)

@@ -59,6 +59,7 @@ def per_sample_loss(loss: Callable[..., Tensor], **settings: Any) -> Callable[[A
         batch, k = members.shape[:2]
         return loss(members.flatten(0, 1), labels.repeat_interleave(k), **settings).view(batch, k).mean(dim=1)
 
+    losses.__name__ = loss.__name__  # model cards tell it
     return losses
 
 

@@ -123,7 +123,11 @@ def train_network(
     model = TabularModel(config, splits.preprocessor)
     batch_size = batch_size_for(len(splits.train) // args.world_size, args.per_device_train_batch_size)
     args = with_changes(
-        args, reweighting=objective.reweighting, tau=objective.tau, per_device_train_batch_size=batch_size
+        args,
+        reweighting=objective.reweighting,
+        reweighting_level="sample",
+        tau=objective.tau,
+        per_device_train_batch_size=batch_size,
     )
     if sizes.pretrain_epochs:
         pretrain(model, splits, sizes, args)
