@@ -123,6 +123,7 @@ def main() -> None:
     for _ in range(args.rounds):
         bare += bare_loop(models[0], table, args.batch_size, args.epochs)
         trainer += trainer_loop(models[1], table, args.batch_size, args.epochs, device.type == "cpu")
+    gc.unfreeze()
     slow, fast = statistics.median(trainer), statistics.median(bare)
     rows = f"{len(table):,} rows, batch {args.batch_size}, {torch.get_num_threads()} thread(s), {device}"
     print(f"3x256 MLP, {rows}: seconds an epoch")
