@@ -28,7 +28,6 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     DataCollatorWithPadding,
-    Trainer,
 )
 
 from rgd_hf import ReweightedTrainingArguments
@@ -163,7 +162,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
         data = tokenize(data, tokenizer, columns, data_args.label_column, labels, data_args.max_seq_length)
     validation = {split.removeprefix("validation_"): rows for split, rows in data.items() if split != "train"}
 
-    def build_trainer(args: ReweightedTrainingArguments) -> Trainer:
+    def build_trainer(args: ReweightedTrainingArguments) -> LengthGroupedTrainer:
         config = load_pretrained(AutoConfig.from_pretrained, model_name, **labels.config)
         model = load_pretrained(AutoModelForSequenceClassification.from_pretrained, model_name, config=config)
         return LengthGroupedTrainer(

@@ -60,11 +60,9 @@ class WeightStatistics:
 
         Returns:
             `weight_mean`, `weight_max`, `effective_sample_size` (as a fraction of the items: `(sum w)**2 / (n sum w**2)`,
-            1 where all weights are equal), `clipped_fraction` (of items whose loss lies above tau),
-            `unweighted_loss` (the plain mean), and `first_bad_step` (infinite where all losses were finite). Only
-            the last where nothing was added.
+            1 where all weights are equal), `clipped_fraction` (of items whose loss lies above tau)
+            and `unweighted_loss` (the plain mean); nothing where nothing was added.
         """
-        first_bad_step = self.first_bad_step(gather)
         local = torch.cat([self._sums, self._largest_weight[None]])
         table = gather(local[None])
         items, weight, squared, clipped, loss = table[:, : len(_SUMS)].sum(dim=0).tolist()
@@ -72,14 +70,13 @@ class WeightStatistics:
         self._sums.zero_()
         self._largest_weight.zero_()
         if items == 0:
-            return {"first_bad_step": first_bad_step}
+            return {}
         return {
             "weight_mean": weight / items,
             "weight_max": largest,
             "effective_sample_size": weight**2 / (items * squared) if squared > 0 else 0.0,
             "clipped_fraction": clipped / items,
             "unweighted_loss": loss / items,
-            "first_bad_step": first_bad_step,
         }
 
 

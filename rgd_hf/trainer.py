@@ -51,6 +51,11 @@ class ReweightingMixin(ModelCardMixin, PlainEvaluationMixin):
         class_weights: `"balanced"` or one non-negative number a class: together with a `sample_weight` column, the
             distribution that re-weighting departs from; overrides the field of `args` (default None).
 
+    Attributes:
+        stop_on_non_finite_loss: whether a NaN or infinite training loss ends the run with an error. None, the default,
+            does so wherever losses are re-weighted; with `reweighting="none"` the run then goes on, as the stock
+            Trainer's would.
+
     Raises:
         NotImplementedError: the model's head is not known and no `per_sample_loss_fn` is given
             (with `reweighting="none"` such a model trains as with the stock Trainer).
@@ -88,6 +93,7 @@ class ReweightingMixin(ModelCardMixin, PlainEvaluationMixin):
         self.args: Any
         self.data_collator: Any
         self.per_sample_loss_fn = per_sample_loss_fn
+        self.stop_on_non_finite_loss: bool | None = None
         # Whether the loss of the micro-batch is the objective of this class, not of a subclass that leaves it out.
         self._weighed = True
         self._source_found_for: tuple[Any, str | None] = (None, None)
@@ -353,7 +359,7 @@ class ReweightingMixin(ModelCardMixin, PlainEvaluationMixin):
             NonFiniteLossError: a loss was NaN or infinite; checkpoints written before are kept.
         """
         result = super().train(*args, **kwargs)
-        stop_if_not_finite(self._statistics.first_bad_step(self.accelerator.gather), self.args.output_dir)
+        self._stop_if_not_finite()
         return result
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any):
@@ -366,8 +372,8 @@ class ReweightingMixin(ModelCardMixin, PlainEvaluationMixin):
         """As the Trainer's; training logs also carry what the weights did since the last one."""
         # Every process comes here with a training log, which the Trainer itself gathers the loss for.
         if "loss" in logs and self._loss_source() is not None:
+            self._stop_if_not_finite()
             statistics = self._statistics.collect(self.accelerator.gather)
-            stop_if_not_finite(statistics.pop("first_bad_step"), self.args.output_dir)
             if self.args.reweighting != "none":
                 logs.update(statistics)
                 # At the start every loss is at chance level, which says nothing about the rest of the run.
@@ -380,8 +386,14 @@ class ReweightingMixin(ModelCardMixin, PlainEvaluationMixin):
         super().log(logs, *args, **kwargs)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        stop_if_not_finite(self._statistics.first_bad_step(self.accelerator.gather), self.args.output_dir)
+        self._stop_if_not_finite()
         super()._save_checkpoint(*args, **kwargs)
+
+    def _stop_if_not_finite(self) -> None:
+        stops = self.stop_on_non_finite_loss
+        if stops or (stops is None and self.args.reweighting != "none"):
+            first_bad_step = self._statistics.first_bad_step(self.accelerator.gather)
+            stop_if_not_finite(first_bad_step, self.args.output_dir)
 
 
 def _at_least_one_item(mass: Tensor) -> Tensor:

@@ -398,6 +398,24 @@ def test_a_non_finite_loss_stops_the_run_and_keeps_the_last_checkpoint(make_args
     assert sorted(p.name for p in (tmp_path / "out").glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
 
 
+def test_with_none_a_non_finite_loss_stops_the_run_only_where_asked(make_args):
+    for stops in (None, True):
+        model = tiny_bert()
+        trainer = ReweightedTrainer(
+            model,
+            make_args(max_steps=3),
+            train_dataset=classification_data(24),
+            callbacks=[Poison(model, step=2)],
+            reweighting="none",
+        )
+        trainer.stop_on_non_finite_loss = stops
+        if stops:
+            with pytest.raises(NonFiniteLossError, match="step 2,"):
+                trainer.train()
+        else:
+            assert trainer.train().global_step == 3
+
+
 def test_labels_that_do_not_fit_are_named(make_args):
     data = classification_data(8, num_labels=5)
     data[0]["labels"] = torch.tensor(4)

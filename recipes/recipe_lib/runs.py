@@ -11,7 +11,7 @@ from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from transformers import Trainer, set_seed
+from transformers import set_seed
 
 from recipe_lib.errors import UserError
 from recipe_lib.results import (
@@ -23,7 +23,7 @@ from recipe_lib.results import (
     write_json,
     write_results,
 )
-from rgd_hf import ReweightedTrainingArguments
+from rgd_hf import ReweightedTrainer, ReweightedTrainingArguments
 
 SETTINGS_NAME = "run_settings.json"
 
@@ -150,7 +150,7 @@ def prepare_runs(
 
 def train_runs(
     plan: RunPlan,
-    build_trainer: Callable[[ReweightedTrainingArguments], Trainer],
+    build_trainer: Callable[[ReweightedTrainingArguments], ReweightedTrainer],
     card: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
     """Train, evaluate, save and document every run of a plan.
@@ -183,7 +183,7 @@ def train_runs(
 
 def _train_run(
     run: Run,
-    build_trainer: Callable[[ReweightedTrainingArguments], Trainer],
+    build_trainer: Callable[[ReweightedTrainingArguments], ReweightedTrainer],
     settings: Mapping[str, Any],
     card: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -195,6 +195,7 @@ def _train_run(
     started = time.perf_counter()
     set_seed(run.args.seed)
     trainer = build_trainer(run.args)
+    trainer.stop_on_non_finite_loss = True
     training = trainer.train(resume_from_checkpoint=checkpoint)
     metrics = {**training.metrics, **trainer.evaluate()}
     trainer.save_model()
