@@ -5,10 +5,13 @@
         --algorithms erm coral swad --reweightings none kl --n_trials 3 --n_draws 20 --output_dir runs/pacs
 
 DomainBed's protocol on the Trainer. Finished runs are lines of `runs.jsonl` in the output directory: the same command
-goes on where it was stopped. The last lines are the tables; `report.md`, `report.html` and plots lie beside the runs.
+goes on where it was stopped, and with --report_only it shows what is finished. The last lines are the tables;
+`report.md`, `report.html`, `results.json` and plots lie beside the runs.
 """
 
 import json
+import shlex
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,7 +31,7 @@ from recipe_lib.domains.sources import LOCAL_HINT, from_table, read_directory, r
 from recipe_lib.domains.sweep import Job, RunFile, parse_shard, plan_jobs, run_jobs
 from recipe_lib.domains.views import ImageView, TextView, View
 from recipe_lib.errors import UserError, listed
-from recipe_lib.results import say, settings_of
+from recipe_lib.results import say, settings_of, write_json
 from recipe_lib.vader import load_vader
 
 from rgd_hf import ReweightedTrainingArguments
@@ -282,6 +285,9 @@ def main(argv: list[str] | None = None) -> list[dict]:
         where = write_report(
             comparison, rules, file.directory, json.dumps(settings, indent=2, sort_keys=True)
         )
+        command = ["accelerate", "launch", "recipes/domainbed.py", *(sys.argv[1:] if argv is None else argv)]
+        results = {"tables": comparison.summary(rules), "runs": runs}
+        write_json(file.directory / "results.json", {"command": shlex.join(command), **results})
         say("", f"Report: {where}")
     return runs
 

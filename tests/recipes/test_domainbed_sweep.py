@@ -82,6 +82,10 @@ def test_report_has_tables_intervals_and_plots(tmp_path):
     row = next(line for line in text.splitlines() if line.startswith("| ERM + RGD (kl)"))
     assert re.search(r"\d ± \d", row) and re.search(r"[+-]\d+\.\d \[[+-]\d+\.\d, [+-]\d+\.\d\]", row)
     assert "n - 1" in text and "<table>" in page
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert "--n_trials 2" in results["command"] and len(results["runs"]) == 4
+    cells = {line["method"]: line for line in results["tables"]["oracle"]}["ERM + RGD (kl)"]
+    assert cells["average"]["trials"] == 2 and f"{cells['average']['mean']:.1f}" in text
     images = re.findall(r"\]\((\S+\.png)\)", text)
     assert len(images) == 4 and all((tmp_path / name).stat().st_size > 1000 for name in images)
     assert all(run["settings"]["max_steps"] == 4 for run in RunFile(tmp_path).read().values())

@@ -57,6 +57,10 @@ def estimate(values: Sequence[float]) -> Estimate:
     return Estimate(float(np.mean(values)), error, len(values))
 
 
+def _as_json(found: Estimate) -> dict[str, Any]:
+    return {name: None if value != value else value for name, value in found._asdict().items()}
+
+
 @dataclass(frozen=True)
 class Comparison:
     """The finished runs of a sweep.
@@ -129,3 +133,17 @@ class Comparison:
                     100 * float(np.mean([ours[key].accuracy - theirs[key].accuracy for key in keys]))
                 )
         return estimate(values)
+
+    def summary(self, rules: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+        """All numbers of the tables, by rule: one dict a method, every estimate as `mean`, `error`, `trials`."""
+        return {
+            rule: [
+                {
+                    "method": method.title,
+                    **{name: _as_json(cell) for name, cell in self.row(rule, method).items()},
+                    "difference_to_erm": _as_json(self.difference(rule, method, ERM)),
+                }
+                for method in self.methods
+            ]
+            for rule in rules
+        }
