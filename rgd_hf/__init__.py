@@ -13,6 +13,8 @@ _HOME_OF = {
     "ReweightingArguments": "training_args",
     "ReweightedTrainingArguments": "training_args",
     "ReweightedSeq2SeqTrainingArguments": "training_args",
+    "GroupDROMixin": "group_dro",
+    "GroupDROTrainer": "group_dro",
     "ReweightingMixin": "trainer",
     "ReweightedTrainer": "trainer",
     "ReweightedSeq2SeqTrainer": "trainer",
@@ -21,6 +23,7 @@ _HOME_OF = {
 if TYPE_CHECKING:
     from rgd_hf.compute_loss_func import RGDLoss
     from rgd_hf.divergences import rgd_surrogate, rgd_weights
+    from rgd_hf.group_dro import GroupDROMixin, GroupDROTrainer
     from rgd_hf.trainer import ReweightedSeq2SeqTrainer, ReweightedTrainer, ReweightingMixin
     from rgd_hf.training_args import (
         ReweightedSeq2SeqTrainingArguments,
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "GroupDROMixin",
+    "GroupDROTrainer",
     "RGDLoss",
     "ReweightedSeq2SeqTrainer",
     "ReweightedSeq2SeqTrainingArguments",
