@@ -53,7 +53,7 @@ demo-vision: $(VENV)/.recipes  ## Train a small ViT on handwritten digits, ERM a
 
 .PHONY: test
 test: $(VENV)/.dev  ## Run the tests, but for the slow ones
-	$(PYTEST) -m "not slow" -n $(TEST_WORKERS)
+	$(PYTEST) -m "not slow" -n $(TEST_WORKERS) --dist loadfile
 
 .PHONY: test-slow
 test-slow: $(VENV)/.dev  ## Run the slow tests
