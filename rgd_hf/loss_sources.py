@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from rgd_hf import class_weights as classes
 from rgd_hf.data import SAMPLE_WEIGHT
-from rgd_hf.heads import Head
+from rgd_hf.heads import Head, find_head
 from rgd_hf.weighting import token_reference
 
 PerSampleLossFn = Callable[[Any, Any], Tensor | tuple[Tensor, Tensor]]
@@ -126,3 +126,43 @@ class CustomLosses:
                 f"{list(valid.shape)} and {valid.dtype}: the mask must be bool and of the same shape."
             )
         return BatchLosses(outputs, losses, valid, token_reference(valid))
+
+
+def find_loss_source(
+    model: Any,
+    per_sample_loss_fn: PerSampleLossFn | None,
+    label_names: Sequence[str],
+    class_weights: str | None,
+    train_dataset: Any,
+    device: torch.device,
+) -> HeadLosses | CustomLosses | None:
+    """What un-reduces the losses of `model` (unwrapped, but a PEFT model as it is); None where nothing does.
+
+    Args:
+        model: the model.
+        per_sample_loss_fn: goes before the head that the model is known to have.
+        label_names: columns that go to `per_sample_loss_fn` and not to the model.
+        class_weights: `"balanced"`, numbers joined by commas, or None.
+        train_dataset: whose labels `"balanced"` counts.
+        device: of the class weights.
+
+    Raises:
+        ValueError: class weights for items without classes, or as for `class_weights_of`.
+    """
+    head = None if per_sample_loss_fn is not None else find_head(model)
+    if class_weights is not None and (per_sample_loss_fn is not None or (head and head.classes is None)):
+        raise ValueError(
+            "class_weights need a head with a class for every item (classification, token classification, semantic "
+            "segmentation). Give the samples a sample_weight column, or weight the losses inside a "
+            "per_sample_loss_fn."
+        )
+    if per_sample_loss_fn is not None:
+        return CustomLosses(per_sample_loss_fn, label_names)
+    if head is None:
+        return None
+    bare = model.get_base_model() if hasattr(model, "get_base_model") else model
+    weights = None
+    if class_weights is not None:
+        num_labels = bare.config.num_labels
+        weights = classes.class_weights_of(class_weights, num_labels, train_dataset, *head.label_names)
+    return HeadLosses(head, bare, None if weights is None else weights.to(device))

@@ -12,23 +12,17 @@ import torch
 from torch import Tensor, nn
 from transformers import Seq2SeqTrainer, Trainer
 
-from rgd_hf.class_weights import as_setting, class_weights_of
+from rgd_hf.class_weights import as_setting
 from rgd_hf.data import SAMPLE_WEIGHT, SampleWeightCollator, drop_repeats
 from rgd_hf.diagnostics import NonFiniteLossError, WeightStatistics, stop_if_not_finite, warn_of_saturation
 from rgd_hf.evaluation import PlainEvaluationMixin
 from rgd_hf.gradients import check_gradients_can_be_rescaled, rescale_gradients
-from rgd_hf.heads import find_head
 from rgd_hf.hub import ModelCardMixin
-from rgd_hf.loss_sources import BatchLosses, CustomLosses, HeadLosses, PerSampleLossFn
+from rgd_hf.loss_sources import BatchLosses, CustomLosses, HeadLosses, PerSampleLossFn, find_loss_source
 from rgd_hf.training_args import check_reweighting, with_settings
 from rgd_hf.weighting import Items, item_weights, losses_at_level, reference_at_level
 
 __all__ = ["NonFiniteLossError", "ReweightedSeq2SeqTrainer", "ReweightedTrainer", "ReweightingMixin"]
-
-_NO_CLASSES = (
-    "class_weights need a head with a class for every item (classification, token classification, semantic "
-    "segmentation). Give the samples a sample_weight column, or weight the losses inside a per_sample_loss_fn."
-)
 
 
 class ReweightingMixin(ModelCardMixin, PlainEvaluationMixin):
@@ -157,27 +151,17 @@ class ReweightingMixin(ModelCardMixin, PlainEvaluationMixin):
         """What un-reduces the losses; None where everything is the stock Trainer's."""
         found_for = (self.model, self.args.class_weights)
         if self._source_found_for != found_for:
-            self._source_found_for, self._source = found_for, self._find_loss_source()
-        return self._source
-
-    def _find_loss_source(self) -> HeadLosses | CustomLosses | None:
-        setting = self.args.class_weights
-        if self.per_sample_loss_fn is not None:
-            if setting is not None:
-                raise ValueError(_NO_CLASSES)
-            return CustomLosses(self.per_sample_loss_fn, self.label_names)
-        head = find_head(self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
-        if self.compute_loss_func is not None or head is None:
-            return None
-        model: Any = self._bare_model()
-        weights = None
-        if setting is not None:
-            if head.classes is None:
-                raise ValueError(_NO_CLASSES)
-            num_labels = model.config.num_labels
-            weights = class_weights_of(setting, num_labels, self.train_dataset, *head.label_names)
-            weights = weights.to(self.args.device)
-        return HeadLosses(head, model, weights)
+            self._source_found_for = found_for
+            self._source = find_loss_source(
+                self.accelerator.unwrap_model(self.model, keep_torch_compile=False),
+                self.per_sample_loss_fn,
+                self.label_names,
+                self.args.class_weights,
+                self.train_dataset,
+                self.args.device,
+            )
+        # A loss function of the user's without un-reduced losses is the stock Trainer's affair.
+        return self._source if self.compute_loss_func is None or self.per_sample_loss_fn is not None else None
 
     @property
     def _rescales(self) -> bool:
