@@ -149,10 +149,12 @@ def test_one_update_is_brute_force_however_the_batch_is_cut(make_args, size, acc
         max_steps=1,
         train_sampling_strategy="sequential",
     )
-    trainer, _ = train(args, data, normalize_weights=normalize)
+    trainer, result = train(args, data, normalize_weights=normalize)
     oracle, batch = tiny_bert(), stack(data)
     losses = F.cross_entropy(oracle(input_ids=batch["input_ids"]).logits, batch["labels"], reduction="none")
     weights = rgd_weights(losses)
+    objective = (weights * losses).sum() / (weights.sum() if normalize else len(data))
+    assert result.training_loss == pytest.approx(objective.item(), rel=1e-6)
     (rgd_surrogate(losses).mean() if not normalize else (weights * losses).sum() / weights.sum()).backward()
     expected = parameters_of(oracle) - 0.5 * torch.cat([p.grad.flatten() for p in oracle.parameters()])
     assert (
