@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from rgd_hf.divergences import check_divergence
-from rgd_hf.heads import Head, find_head
+from rgd_hf.heads import Head, bare_model, find_head
 from rgd_hf.heads.classification import CLASSIFICATION, SINGLE_LABEL_CLASSIFICATION
 from rgd_hf.heads.tokens import ALIGNED_LM, CAUSAL_LM, ENCODER_DECODER_LM, MASKED_LM, TOKEN_CLASSIFICATION
 from rgd_hf.weighting import item_weights
@@ -48,8 +48,7 @@ class RGDLoss:
     def __init__(self, model: nn.Module, reweighting: str = "kl", tau: float = 1.0):
         check_divergence(reweighting, tau)
         self.reweighting, self.tau = reweighting, tau
-        wrapped: Any = model
-        bare = wrapped.get_base_model() if hasattr(model, "get_base_model") else wrapped
+        bare = bare_model(model)
         head = find_head(model)
         if head is None or head not in _FROM_LABELS_ALONE:
             raise NotImplementedError(

@@ -53,7 +53,7 @@ class WeightStatistics:
     def collect(self, gather: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """Gather the sums of all processes, start new ones, and return the statistics.
 
-        The one place that waits for the device; every process has to call it.
+        Waits for the device; every process has to call it.
 
         Args:
             gather: concatenates a tensor over the processes along its first dimension.

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from rgd_hf import class_weights as classes
 from rgd_hf.data import SAMPLE_WEIGHT
-from rgd_hf.heads import Head, find_head
+from rgd_hf.heads import Head, bare_model, find_head
 from rgd_hf.weighting import token_reference
 
 PerSampleLossFn = Callable[[Any, Any], Tensor | tuple[Tensor, Tensor]]
@@ -67,7 +67,9 @@ class HeadLosses:
 
     def reference(self, inputs: Mapping[str, Any]) -> Tensor:
         """Weight of each item before any re-weighting: its class weight, 0 where it has no loss; float32."""
-        valid = self.valid(inputs)
+        return self._reference(self.valid(inputs), inputs)
+
+    def _reference(self, valid: Tensor, inputs: Mapping[str, Any]) -> Tensor:
         if self.class_weights is None or self.head.classes is None:
             return token_reference(valid)
         item_classes = self.head.classes(inputs, self.model.config)
@@ -76,7 +78,8 @@ class HeadLosses:
     def run(self, model: nn.Module, inputs: Mapping[str, Any], label_smoothing: float) -> BatchLosses:
         """One forward pass of `model`, the wrapped model of training, without labels."""
         head, config = self.head, self.model.config
-        valid, reference = self.valid(inputs), self.reference(inputs)
+        valid = self.valid(inputs)
+        reference = self._reference(valid, inputs)
         withheld = {*head.label_names, *head.optional_label_names, SAMPLE_WEIGHT}
         forward = {k: v for k, v in inputs.items() if k not in withheld}
         outputs = model(**forward, **head.prepare(self.model, inputs))
@@ -160,7 +163,7 @@ def find_loss_source(
         return CustomLosses(per_sample_loss_fn, label_names)
     if head is None:
         return None
-    bare = model.get_base_model() if hasattr(model, "get_base_model") else model
+    bare = bare_model(model)
     weights = None
     if class_weights is not None:
         num_labels = bare.config.num_labels

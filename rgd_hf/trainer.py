@@ -6,7 +6,7 @@ of the WHOLE optimizer step: all its micro-batches, all processes.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from rgd_hf.data import SAMPLE_WEIGHT, SampleWeightCollator, drop_repeats
 from rgd_hf.diagnostics import NonFiniteLossError, WeightStatistics, stop_if_not_finite, warn_of_saturation
 from rgd_hf.evaluation import PlainEvaluationMixin
 from rgd_hf.gradients import check_gradients_can_be_rescaled, rescale_gradients
+from rgd_hf.heads import bare_model
 from rgd_hf.hub import ModelCardMixin
 from rgd_hf.loss_sources import BatchLosses, CustomLosses, HeadLosses, PerSampleLossFn, find_loss_source
 from rgd_hf.training_args import check_reweighting, with_settings
@@ -144,8 +145,7 @@ class ReweightingMixin(ModelCardMixin, PlainEvaluationMixin):
         )
 
     def _bare_model(self) -> nn.Module:
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        return model.get_base_model() if hasattr(model, "get_base_model") else model
+        return bare_model(self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
 
     def _loss_source(self) -> HeadLosses | CustomLosses | None:
         """What un-reduces the losses; None where everything is the stock Trainer's."""
@@ -288,15 +288,15 @@ class ReweightingMixin(ModelCardMixin, PlainEvaluationMixin):
             self.accelerator.process_index,
             self.accelerator.num_processes,
         )
-        if self.args.normalize_weights or isinstance(source, CustomLosses):
+        if self._rescales:
             # Any constant that is the same on every process will do: the gradients are rescaled afterwards.
             args = self.args
             samples = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
             # Not torch.tensor, which waits for the device to copy.
             return torch.full((), float(samples), device=device)
-        level = self._level()
+        head, level = cast(HeadLosses, source), self._level()
         counts = [
-            reference_at_level(source.reference(batch), level, batch.get(SAMPLE_WEIGHT)).sum().to(device)
+            reference_at_level(head.reference(batch), level, batch.get(SAMPLE_WEIGHT)).sum().to(device)
             for batch in batch_samples
         ]
         return _at_least_one_item(self.accelerator.reduce(torch.stack(counts).sum(), reduction="sum"))
@@ -357,8 +357,8 @@ class ReweightingMixin(ModelCardMixin, PlainEvaluationMixin):
         # Every process comes here with a training log, which the Trainer itself gathers the loss for.
         if "loss" in logs and self._loss_source() is not None:
             self._stop_if_not_finite()
-            statistics = self._statistics.collect(self.accelerator.gather)
             if self.args.reweighting != "none":
+                statistics = self._statistics.collect(self.accelerator.gather)
                 logs.update(statistics)
                 # At the start every loss is at chance level, which says nothing about the rest of the run.
                 settled = (

@@ -5,7 +5,7 @@ loss; and from the model's outputs, the loss of each of them. The first gives th
 optimizer step before any forward pass.
 """
 
-from rgd_hf.heads.base import Head, Inputs, logits_of
+from rgd_hf.heads.base import Head, Inputs, bare_model, logits_of
 from rgd_hf.heads.table import EXCLUDED, HEADS, find_head
 
-__all__ = ["EXCLUDED", "HEADS", "Head", "Inputs", "find_head", "logits_of"]
+__all__ = ["EXCLUDED", "HEADS", "Head", "Inputs", "bare_model", "find_head", "logits_of"]

@@ -61,6 +61,11 @@ class Head:
     shifts_labels: bool = False
 
 
+def bare_model(model: Any) -> Any:
+    """The model of transformers inside a PEFT model; any other as it is."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def logits_of(outputs: Any) -> Tensor:
     """The logits of a `ModelOutput`, dict or tuple that a forward without labels returned.
 

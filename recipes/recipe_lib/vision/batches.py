@@ -82,12 +82,12 @@ class SeededDraws(Sampler[Draw]):
         return (Draw(index, seed) for index, seed in zip(self.order, seeds))
 
 
-class AugmentedImages(Dataset):
-    """Training images; an unreadable one is replaced by the next readable one and counted.
+class _TransformedImages(Dataset):
+    """What training and evaluation images share.
 
     Args:
         images: the set.
-        transform: from an RGB image to a float tensor `[3, height, width]`; draws from the global random states.
+        transform: from an RGB image to a float tensor `[3, height, width]`.
         bad: what happens to unreadable images.
     """
 
@@ -98,6 +98,13 @@ class AugmentedImages(Dataset):
 
     def __len__(self) -> int:
         return len(self.images)
+
+
+class AugmentedImages(_TransformedImages):
+    """Training images; an unreadable one is replaced by the next readable one and counted.
+
+    The transform draws from the global random states, which are those of the draw's seed.
+    """
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
         for step in range(min(MAX_BAD_IN_A_ROW, len(self))):
@@ -115,22 +122,8 @@ class AugmentedImages(Dataset):
         )
 
 
-class PreparedImages(Dataset):
-    """Evaluation images; an unreadable one is black, and its label of -100 keeps it out of loss and metrics.
-
-    Args:
-        images: the set.
-        transform: from an RGB image to a float tensor `[3, height, width]`.
-        bad: what happens to unreadable images.
-    """
-
-    def __init__(self, images: ImageSet, transform: Callable[[Any], Tensor], bad: BadImages):
-        self.images = images
-        self.transform = transform
-        self.bad = bad
-
-    def __len__(self) -> int:
-        return len(self.images)
+class PreparedImages(_TransformedImages):
+    """Evaluation images; an unreadable one is black, and its label of -100 keeps it out of loss and metrics."""
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         try:
