@@ -11,12 +11,15 @@ a table of the official metrics; `all_results.json` in the output directory has 
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
 from recipe_lib.cli import parse_args, run_recipe
 from recipe_lib.data_files import first_rows, read_directory, read_splits
 from recipe_lib.errors import UserError, listed
 from recipe_lib.glue_tasks import GLUE_TASKS, HUB_NAME, GlueTask
+from recipe_lib.holdout import HELP as HOLDOUT_HELP
+from recipe_lib.holdout import hold_out
 from recipe_lib.hub import load_hub_dataset, load_pretrained
 from recipe_lib.length_grouping import LengthGroupedTrainer
 from recipe_lib.metrics import make_compute_metrics
@@ -50,6 +53,7 @@ DEFAULTS = {
     "logging_steps": 50,
     "dataloader_pin_memory": torch.accelerator.is_available(),
 }
+HOLDOUT_SEED = 0
 OWN_METRICS = {
     "single_label_classification": "accuracy_and_macro_f1",
     "multi_label_classification": "multi_label",
@@ -89,6 +93,10 @@ class DataArguments:
     max_eval_samples: int | None = field(
         default=None, metadata={"help": "Evaluate on the first so many rows."}
     )
+    holdout_fraction: float | None = field(
+        default=None,
+        metadata={"help": HOLDOUT_HELP + "Classes keep their shares; which rows, does not depend on --seed."},
+    )
 
 
 @dataclass
@@ -113,10 +121,15 @@ def find_task(args: DataArguments) -> GlueTask | None:
 
 
 def load_data(args: DataArguments, task: GlueTask | None) -> DatasetDict:
-    """The train split and the validation splits, cut to the asked number of rows."""
-    validation = task.validation if task else ("validation",)
+    """The train split and the validation splits; with `holdout_fraction` the train split alone."""
+    held_out = args.holdout_fraction is not None
+    validation = () if held_out else task.validation if task else ("validation",)
+    if held_out and args.train_file:
+        return read_splits({"train": args.train_file})
     if (args.train_file is None) != (args.validation_file is None):
-        raise UserError("give both --train_file and --validation_file, or neither.")
+        raise UserError(
+            "give both --train_file and --validation_file, or neither; or --train_file and --holdout_fraction."
+        )
     if args.train_file and args.dataset_dir:
         raise UserError("give either --dataset_dir or --train_file and --validation_file, not both.")
     if args.train_file and args.validation_file:
@@ -141,6 +154,17 @@ def describe(args: DataArguments, task: GlueTask | None, train: Dataset) -> tupl
     return columns, labels, OWN_METRICS[labels.kind]
 
 
+def with_held_out_rows(
+    data: DatasetDict, fraction: float, labels: Labels, max_rows: int | None
+) -> DatasetDict:
+    """The tokenized train split cut into `train` and `validation`, of at most `max_rows` rows."""
+    train = data["train"]
+    classes = np.asarray(train["labels"]) if labels.kind == "single_label_classification" else None
+    kept, held_out = hold_out(len(train), fraction, HOLDOUT_SEED, classes)
+    validation = first_rows(train.select(held_out), max_rows, "max_eval_samples")
+    return DatasetDict({"train": train.select(kept), "validation": validation})
+
+
 def main(argv: list[str] | None = None) -> list[dict]:
     """Run the recipe with the given command-line arguments and return one record a run."""
     data_args, model_args, run_args, training_args = parse_args(
@@ -160,6 +184,8 @@ def main(argv: list[str] | None = None) -> list[dict]:
             data[split] = first_rows(data[split], getattr(data_args, option), option)
         tokenizer = load_pretrained(AutoTokenizer.from_pretrained, model_name)
         data = tokenize(data, tokenizer, columns, data_args.label_column, labels, data_args.max_seq_length)
+        if data_args.holdout_fraction is not None:
+            data = with_held_out_rows(data, data_args.holdout_fraction, labels, data_args.max_eval_samples)
     validation = {split.removeprefix("validation_"): rows for split, rows in data.items() if split != "train"}
 
     def build_trainer(args: ReweightedTrainingArguments) -> LengthGroupedTrainer:

@@ -20,10 +20,16 @@ class PlainEvaluationMixin(TrainerBase):
 
     The stock Trainer averages the means of the batches, so that its `eval_loss` depends on the batch size where
     batches hold different numbers of tokens, and on the repeats that fill up the last batch of several processes.
+
+    Attributes:
+        eval_losses: after an evaluation, on every process: the plain loss of each sample of the evaluation set, the
+            mean over the sample's items, in the order of `EvalLoopOutput.predictions`; float32 `[samples]` on the CPU,
+            NaN for a sample without items. None where the losses are the stock Trainer's affair.
     """
 
+    eval_losses: Tensor | None = None
     _eval_items: Tensor | None = None
-    _eval_sums: Tensor | None = None
+    _eval_batches: list[Tensor]
 
     def plain_loss(self, losses: Tensor, valid: Tensor, auxiliary: Tensor | None = None) -> Tensor:
         """Mean of the valid `losses` of one evaluation batch (plus the model's auxiliary loss).
@@ -65,10 +71,9 @@ class PlainEvaluationMixin(TrainerBase):
     def _add_eval_items(self, items: Tensor) -> None:
         accelerator = self.accelerator
         if not accelerator.even_batches:
-            items = accelerator.pad_across_processes(items, dim=0)
+            items = accelerator.pad_across_processes(items, dim=0, pad_index=-1)
         # Drops the repeats at the end of the last batch, which plain gather (Seq2SeqTrainer's choice) keeps.
-        sums = accelerator.gather_for_metrics(items).double().sum(dim=0)
-        self._eval_sums = sums if self._eval_sums is None else self._eval_sums + sums
+        self._eval_batches.append(accelerator.gather_for_metrics(items))
 
     def evaluation_loop(
         self,
@@ -79,13 +84,16 @@ class PlainEvaluationMixin(TrainerBase):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """As the Trainer's, with the exact loss of the whole set."""
-        self._eval_sums = None
+        self._eval_batches, self.eval_losses = [], None
         output = super().evaluation_loop(
             dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
         )
-        if self._eval_sums is not None:
-            total, count = self._eval_sums.tolist()
-            self._eval_sums = None
-            if count > 0 and total == total:
+        if self._eval_batches:
+            items = torch.cat(self._eval_batches).cpu()
+            self._eval_batches = []
+            items = items[items[:, 1] >= 0]
+            self.eval_losses = items[:, 0] / items[:, 1]  # 0 / 0 is NaN
+            total, count = items.double().sum(dim=0).tolist()
+            if count > 0 and total == total and output.metrics is not None:
                 output.metrics[f"{metric_key_prefix}_loss"] = total / count
         return output

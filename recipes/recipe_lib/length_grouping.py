@@ -3,10 +3,12 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import Sampler
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from recipe_lib.predictions import PredictionsMixin
 from rgd_hf import ReweightedTrainer
 
 
@@ -33,10 +35,11 @@ class SeededLengthGroupedSampler(LengthGroupedSampler):
         return super().__iter__()
 
 
-class LengthGroupedTrainer(ReweightedTrainer):
+class LengthGroupedTrainer(PredictionsMixin, ReweightedTrainer):
     """`ReweightedTrainer` whose `train_sampling_strategy="group_by_length"` is reproducible.
 
-    With it the training set needs a column of lengths, named by `length_column_name`.
+    With it the training set needs a column of lengths, named by `length_column_name`; evaluation begins with the
+    longest samples, where the stock Trainer draws groups from the global random state that training goes on with.
     """
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
@@ -51,3 +54,10 @@ class LengthGroupedTrainer(ReweightedTrainer):
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
             epoch=lambda: int(self.state.epoch or 0),
         )
+
+    def evaluation_order(self, dataset: Any) -> np.ndarray | None:
+        """The longest first, where samples are grouped by length."""
+        if self.args.train_sampling_strategy != "group_by_length":
+            return None
+        lengths = np.array([len(ids) for ids in dataset["input_ids"]])
+        return np.argsort(-lengths, kind="stable")

@@ -87,22 +87,39 @@ class TextClassificationMetric(evaluate.Metric):
         return {name: float(value) for name, value in scores.items()}
 
 
+def predicted_labels(logits: Any, problem_type: str) -> np.ndarray:
+    """What logits predict.
+
+    Args:
+        logits: `[samples, classes]`, or a tuple that begins with them.
+        problem_type: as in a model's configuration.
+
+    Returns:
+        Class numbers int64 `[samples]`; for `"multi_label_classification"` 0 and 1 `[samples, classes]`; for
+        `"regression"` float64 `[samples]`.
+    """
+    logits = np.asarray(logits[0] if isinstance(logits, tuple) else logits, dtype=np.float64)
+    if problem_type == "regression":
+        return logits.reshape(-1)
+    if problem_type == "multi_label_classification":
+        return (logits > 0).astype(np.int64)
+    return logits.argmax(axis=-1)
+
+
 def make_compute_metrics(name: str) -> Callable[[EvalPrediction], dict[str, float]]:
     """A Trainer's `compute_metrics` for the metric `name`: logits `[samples, classes]` to scores."""
     metric = TextClassificationMetric(config_name=name, keep_in_memory=True)
+    problem_type = "single_label_classification"
+    if name in REAL_VALUED:
+        problem_type = "regression"
+    elif name == "multi_label":
+        problem_type = "multi_label_classification"
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-        logits = (
-            prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-        )
-        logits = np.asarray(logits, dtype=np.float64)
+        predictions = predicted_labels(prediction.predictions, problem_type)
         references = np.asarray(prediction.label_ids)
-        if name in REAL_VALUED:
-            predictions = logits.reshape(-1)
-        elif name == "multi_label":
-            predictions, references = (logits > 0).astype(int), references.astype(int)
-        else:
-            predictions = logits.argmax(axis=-1)
+        if name == "multi_label":
+            references = references.astype(int)
         return metric.compute(predictions=predictions, references=references) or {}
 
     return compute_metrics

@@ -14,6 +14,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import set_seed
 
 from recipe_lib.errors import UserError
+from recipe_lib.predictions import PREDICTIONS, PredictionsMixin, write_predictions
 from recipe_lib.results import (
     RESULTS_NAME,
     package_versions,
@@ -23,7 +24,7 @@ from recipe_lib.results import (
     write_json,
     write_results,
 )
-from rgd_hf import ReweightedTrainer, ReweightedTrainingArguments
+from rgd_hf import ReweightedTrainingArguments
 
 SETTINGS_NAME = "run_settings.json"
 
@@ -51,6 +52,17 @@ class RunArguments:
             "help": "Discard the checkpoints and results that the output directory holds and start anew. Without it an "
             "interrupted run goes on from its last checkpoint, and a finished one is left alone."
         },
+    )
+    save_predictions: bool = field(
+        default=False,
+        metadata={
+            "help": "Write predictions.parquet into the run's directory: label, prediction, whether it is correct, and "
+            "plain loss of every evaluation sample, in order (a file for each of several validation sets)."
+        },
+    )
+    save_models: bool = field(
+        default=True,
+        metadata={"help": "Write the trained model; with false a run leaves its results and card alone."},
     )
 
 
@@ -116,11 +128,13 @@ class RunPlan:
         root: the output directory.
         runs: the trainings, in order; more than one is a comparison, below `root`.
         settings: the recipe's own settings, recorded with the results.
+        options: what the runs leave behind.
     """
 
     root: Path
     runs: tuple[Run, ...]
     settings: Mapping[str, Any]
+    options: RunArguments
 
 
 def prepare_runs(
@@ -130,13 +144,17 @@ def prepare_runs(
 
     Args:
         args: training arguments; `output_dir` is the directory of all runs.
-        run_args: whether to compare, whether to start anew.
+        run_args: whether to compare, whether to start anew, what to leave behind.
         settings: the recipe's own settings (see `results.settings_of`).
 
     Raises:
-        UserError: the directory holds a finished run, or an unfinished one with other settings.
+        UserError: the directory holds a finished run, or an unfinished one with other settings; or a model is to be
+            pushed to the Hub, but not to be saved.
     """
-    plan = RunPlan(Path(str(args.output_dir)), tuple(plan_runs(args, run_args.compare)), settings)
+    if args.push_to_hub and not run_args.save_models:
+        raise UserError("--push_to_hub needs the saved model: leave out --save_models false.")
+    runs = tuple(plan_runs(args, run_args.compare))
+    plan = RunPlan(Path(str(args.output_dir)), runs, settings, run_args)
     problem = None
     if PartialState().is_main_process:
         if run_args.overwrite_output_dir:
@@ -150,18 +168,18 @@ def prepare_runs(
 
 def train_runs(
     plan: RunPlan,
-    build_trainer: Callable[[ReweightedTrainingArguments], ReweightedTrainer],
+    build_trainer: Callable[[ReweightedTrainingArguments], PredictionsMixin],
     card: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
     """Train, evaluate, save and document every run of a plan.
 
     Each run starts from the same seed. One that was interrupted goes on from its last checkpoint; one that is
-    finished (the first of two, say) is not trained again. Every run leaves its model, model card and
-    `all_results.json` in its directory; a comparison leaves another `all_results.json` above them.
+    finished (the first of two, say) is not trained again. Every run leaves its model card, `all_results.json` and what
+    `plan.options` ask for in its directory; a comparison leaves another `all_results.json` above them.
 
     Args:
         plan: from `prepare_runs`.
-        build_trainer: makes a new model and its trainer for a run's training arguments.
+        build_trainer: makes a new model and its trainer (a `ReweightedTrainer`) for a run's training arguments.
         card: keywords for `Trainer.create_model_card`.
 
     Returns:
@@ -172,7 +190,7 @@ def train_runs(
         record = _same_everywhere(read_results(str(run.args.output_dir)))
         if record is None:
             name = plan.root.name if len(plan.runs) == 1 else f"{plan.root.name}-{run.name}"
-            record = _train_run(run, build_trainer, plan.settings, {"model_name": name, **card})
+            record = _train_run(run, plan, build_trainer, {"model_name": name, **card})
         else:
             say("", f"{run.method}: finished before, results read from {run.args.output_dir}")
         records.append(record)
@@ -183,29 +201,33 @@ def train_runs(
 
 def _train_run(
     run: Run,
-    build_trainer: Callable[[ReweightedTrainingArguments], ReweightedTrainer],
-    settings: Mapping[str, Any],
+    plan: RunPlan,
+    build_trainer: Callable[[ReweightedTrainingArguments], PredictionsMixin],
     card: Mapping[str, Any],
 ) -> dict[str, Any]:
     directory = str(run.args.output_dir)
     checkpoint = _same_everywhere(last_checkpoint(directory))
     say("", f"{run.method}: " + (f"going on from {checkpoint}" if checkpoint else f"training in {directory}"))
     if PartialState().is_main_process:
-        write_json(Path(directory) / SETTINGS_NAME, _all_settings(run, settings))
+        write_json(Path(directory) / SETTINGS_NAME, _all_settings(run, plan.settings))
     started = time.perf_counter()
     set_seed(run.args.seed)
     trainer = build_trainer(run.args)
     trainer.stop_on_non_finite_loss = True
     training = trainer.train(resume_from_checkpoint=checkpoint)
     metrics = {**training.metrics, **trainer.evaluate()}
-    trainer.save_model()
+    if plan.options.save_models:
+        trainer.save_model()
     trainer.save_state()
+    if plan.options.save_predictions:
+        files = write_predictions(trainer, directory)
+        say("Predictions: " + ", ".join(map(str, files)))
     record = {
         "name": run.name,
         "method": run.method,
         "seconds": round(time.perf_counter() - started, 1),
         **metrics,
-        "settings": _all_settings(run, settings),
+        "settings": _all_settings(run, plan.settings),
         "versions": package_versions(),
     }
     if run.args.push_to_hub:
@@ -253,8 +275,13 @@ def _discard(plan: RunPlan) -> None:
     for directory in {plan.root, *(Path(str(run.args.output_dir)) for run in plan.runs)}:
         for checkpoint in directory.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
-        for name in (RESULTS_NAME, SETTINGS_NAME):
-            (directory / name).unlink(missing_ok=True)
+        left = (
+            directory / RESULTS_NAME,
+            directory / SETTINGS_NAME,
+            *directory.glob(f"{PREDICTIONS}*.parquet"),
+        )
+        for path in left:
+            path.unlink(missing_ok=True)
 
 
 def _conflict(plan: RunPlan) -> str | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import datasets
 from datasets import load_dataset
 
+from recipe_lib import holdout
 from recipe_lib.data_files import read_splits
 from recipe_lib.errors import UserError, listed
 from recipe_lib.hub import load_hub_dataset
@@ -65,11 +66,15 @@ class ImageDataArguments:
     label_noise: float = field(
         default=0.0, metadata={"help": "Share of the training labels replaced by a wrong one."}
     )
+    holdout_fraction: float | None = field(
+        default=None,
+        metadata={"help": holdout.HELP + "Classes keep their shares; held-out labels have no --label_noise."},
+    )
     subset_seed: int = field(
         default=0,
         metadata={
-            "help": "Seed of --max_train_samples, --imbalance_factor and --label_noise; apart from --seed, so that "
-            "runs with several seeds see the same data."
+            "help": "Seed of --max_train_samples, --imbalance_factor, --holdout_fraction and --label_noise; apart from "
+            "--seed, so that runs with several seeds see the same data."
         },
     )
     bad_images: str = field(
@@ -98,6 +103,7 @@ class ImageDataArguments:
         unfit = {
             "imbalance_factor": 1.0,
             "label_noise": 0.0,
+            "holdout_fraction": None,
             "max_train_samples": None,
             "max_eval_samples": None,
         }
@@ -124,8 +130,11 @@ class ImageStream:
 def load_image_sets(args: ImageDataArguments) -> tuple[ImageSet, ImageSet]:
     """The training and the validation images, with class numbers in the order of the training classes.
 
+    With `args.holdout_fraction` the second are training images, drawn after subsets and imbalance.
+
     Raises:
-        UserError: there are no such data, they are no labelled images, or a validation class is not trained.
+        UserError: there are no such data, they are no labelled images, a validation class is not trained, or they are
+            too few to hold some out.
     """
     train, validation = _read_sets(args)
     missing = [name for name, count in zip(train.classes, train.counts()) if count == 0]
@@ -136,10 +145,12 @@ def load_image_sets(args: ImageDataArguments) -> tuple[ImageSet, ImageSet]:
     validation = validation.in_order_of(train.classes)
     seed = args.subset_seed
     train = sample_rows(train, args.max_train_samples, seed, "max_train_samples")
-    validation = sample_rows(validation, args.max_eval_samples, seed, "max_eval_samples")
     if args.imbalance_factor != 1:
         train = with_imbalance(train, args.imbalance_factor, seed)
-    return train, validation
+    if args.holdout_fraction is not None:
+        kept, held_out = holdout.hold_out(len(train), args.holdout_fraction, seed, train.labels)
+        train, validation = train.select(kept), train.select(held_out)
+    return train, sample_rows(validation, args.max_eval_samples, seed, "max_eval_samples")
 
 
 def with_noise(args: ImageDataArguments, train: ImageSet) -> ImageSet:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from timm.models import group_parameters
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
@@ -10,13 +11,14 @@ from torch.utils.data import Sampler
 from transformers import Trainer
 
 from recipe_lib.errors import UserError
+from recipe_lib.predictions import PredictionsMixin
 from recipe_lib.vision.batches import AugmentedImages, SeededDraws
 from recipe_lib.vision.ema import EmaMixin
 from recipe_lib.vision.weight_histogram import WeightHistogramMixin
 from rgd_hf import ReweightedTrainer
 
 
-class ImageTrainer(WeightHistogramMixin, EmaMixin, ReweightedTrainer):
+class ImageTrainer(WeightHistogramMixin, EmaMixin, PredictionsMixin, ReweightedTrainer):
     """`ReweightedTrainer` for `AugmentedImages`.
 
     Args:
@@ -45,6 +47,10 @@ class ImageTrainer(WeightHistogramMixin, EmaMixin, ReweightedTrainer):
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
             epoch=lambda: int(self.state.epoch or 0),
         )
+
+    def predicted(self, outputs: Any) -> np.ndarray:
+        """The first of the best classes, which are what evaluation keeps (see `metrics.keep_best_classes`)."""
+        return np.asarray(outputs)[:, 0]
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The optimizer of the arguments over timm's parameter groups.
