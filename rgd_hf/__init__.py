@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 _HOME_OF = {
     "rgd_weights": "divergences",
     "rgd_surrogate": "divergences",
+    "ess_weights": "target_ess",
     "RGDLoss": "compute_loss_func",
     "ReweightingArguments": "training_args",
     "ReweightedTrainingArguments": "training_args",
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from rgd_hf.compute_loss_func import RGDLoss
     from rgd_hf.divergences import rgd_surrogate, rgd_weights
     from rgd_hf.group_dro import GroupDROMixin, GroupDROTrainer
+    from rgd_hf.target_ess import ess_weights
     from rgd_hf.trainer import ReweightedSeq2SeqTrainer, ReweightedTrainer, ReweightingMixin
     from rgd_hf.training_args import (
         ReweightedSeq2SeqTrainingArguments,
@@ -41,6 +43,7 @@ __all__ = [
     "ReweightedTrainingArguments",
     "ReweightingArguments",
     "ReweightingMixin",
+    "ess_weights",
     "rgd_surrogate",
     "rgd_weights",
 ]

@@ -5,11 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rgd_hf.divergences import check_divergence
 from rgd_hf.heads import Head, bare_model, find_head
 from rgd_hf.heads.classification import CLASSIFICATION, SINGLE_LABEL_CLASSIFICATION
 from rgd_hf.heads.tokens import ALIGNED_LM, CAUSAL_LM, ENCODER_DECODER_LM, MASKED_LM, TOKEN_CLASSIFICATION
-from rgd_hf.weighting import item_weights
+from rgd_hf.training_args import ReweightingArguments
+from rgd_hf.weighting import Items, item_weights, token_reference
 
 # Their losses need no other column of the batch, and their items are the labels that are not -100.
 _FROM_LABELS_ALONE = (
@@ -34,8 +34,9 @@ class RGDLoss:
 
     Args:
         model: the model that is trained (before any wrapping); says which loss its head has.
-        reweighting: divergence of the weights, `"kl"`, `"chi2"`, `"reverse_kl"` or `"none"`.
-        tau: loss from which on weights stop growing.
+        reweighting: as the field of `ReweightingArguments`, default `"kl"`.
+        tau: loss from which on weights stop growing, for the divergences.
+        target_ess: effective sample size of the `"kl"` weights, in place of tau.
 
     Raises:
         NotImplementedError: the losses of the model's head cannot be un-reduced from its outputs and labels alone.
@@ -45,9 +46,10 @@ class RGDLoss:
         arXiv 2306.09222, Algorithm 1.
     """
 
-    def __init__(self, model: nn.Module, reweighting: str = "kl", tau: float = 1.0):
-        check_divergence(reweighting, tau)
-        self.reweighting, self.tau = reweighting, tau
+    def __init__(
+        self, model: nn.Module, reweighting: str = "kl", tau: float = 1.0, target_ess: float | None = None
+    ):
+        self.settings = ReweightingArguments(reweighting=reweighting, tau=tau, target_ess=target_ess)
         bare = bare_model(model)
         head = find_head(model)
         if head is None or head not in _FROM_LABELS_ALONE:
@@ -80,7 +82,7 @@ class RGDLoss:
             self._checked = True
         valid = self.head.valid(inputs, self.config)
         losses = self.head.losses(outputs, inputs, self.config, 0.0)
-        weights = item_weights(losses, self.reweighting, self.tau, warming_up=not torch.is_grad_enabled())
+        weights = item_weights(Items(losses, token_reference(valid)), self.settings, torch.is_grad_enabled())
         total = (weights * losses).sum()
         items = valid.sum()
         auxiliary = self.head.auxiliary(outputs, self.config, self.model)

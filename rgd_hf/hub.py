@@ -13,9 +13,8 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from torch import nn
 from transformers.modelcard import TASK_TAG_TO_NAME_MAPPING
 
-from rgd_hf.divergences import largest_weight
+from rgd_hf.description import describe_weights, settings_in_use
 from rgd_hf.loading_snippet import find_task, loading_snippet
-from rgd_hf.training_args import ReweightingArguments
 
 if TYPE_CHECKING:
     from transformers import Trainer as TrainerBase
@@ -32,15 +31,6 @@ CITATION = """\
   year    = {2024},
   url     = {https://arxiv.org/abs/2306.09222}
 }"""
-
-PAPER = "[stochastic re-weighted gradient descent](https://arxiv.org/abs/2306.09222)"
-
-DIVERGENCE_NAMES = {
-    "kl": ("KL divergence", "exp({z})"),
-    "chi2": ("chi-squared divergence", "1 + {z}"),
-    "reverse_kl": ("reverse KL divergence", "1 / (1 - {z})"),
-}
-"""How a card calls each divergence, and its weight as a function of z = min(loss, tau) / (tau + 1)."""
 
 STATISTICS = {
     "weight_mean": "mean weight",
@@ -248,13 +238,8 @@ class ModelCardMixin(TrainerBase):
                 f"Plain training (empirical risk minimization, ERM): no {item} was re-weighted by its loss."
             )
         else:
-            prose = _describe_weights(args, item)
-        settings = {
-            field.name: getattr(args, field.name)
-            for field in dataclasses.fields(ReweightingArguments)
-            if args.reweighting != "none"
-            or field.name in ("reweighting", "reweighting_level", "class_weights")
-        }
+            prose = describe_weights(args, item)
+        settings = settings_in_use(args)
         settings["reweighting_level"] = item
         if not un_reduced:
             del settings["reweighting_level"]
@@ -264,21 +249,6 @@ class ModelCardMixin(TrainerBase):
             shown["losses"] = f"of the function `{getattr(function, '__name__', type(function).__name__)}`"
         section = f"## Re-weighting\n\n{prose}\n\n{_table('Setting', 'Value', shown)}"
         return "\n\n".join(filter(None, [section, _end_of_training(self.state.log_history)]))
-
-
-def _describe_weights(args: Any, item: str) -> str:
-    name, formula = DIVERGENCE_NAMES[args.reweighting]
-    weight = formula.format(z=f"min(loss, {args.tau:g}) / {args.tau + 1:g}")
-    prose = (
-        f"Trained with {PAPER} ({name}, tau = {args.tau:g}): in each optimization step, the gradient of every {item} "
-        f"was weighted by `{weight}` of its own, detached loss, so by 1 to "
-        f"{largest_weight(args.reweighting, args.tau):.3g}."
-    )
-    if args.normalize_weights:
-        prose += " The weights were then scaled to mean one over the step."
-    if args.reweighting_warmup_ratio:
-        prose += f" All weights were 1 in the first {args.reweighting_warmup_ratio:.0%} of the steps."
-    return f'{prose} "Training Loss", where it is shown, includes the weights; evaluation losses are plain means.'
 
 
 def _end_of_training(log_history: list[dict[str, Any]]) -> str:

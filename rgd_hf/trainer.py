@@ -5,7 +5,7 @@ One way through: batch -> model -> un-reduced losses -> weights -> one scalar ->
 of the WHOLE optimizer step: all its micro-batches, all processes.
 """
 
-from collections.abc import Sequence
+import math
 from typing import Any, cast
 
 import torch
@@ -20,8 +20,15 @@ from rgd_hf.gradients import check_gradients_can_be_rescaled, rescale_gradients
 from rgd_hf.heads import bare_model
 from rgd_hf.hub import ModelCardMixin
 from rgd_hf.loss_sources import BatchLosses, CustomLosses, HeadLosses, PerSampleLossFn, find_loss_source
-from rgd_hf.training_args import check_reweighting, with_settings
-from rgd_hf.weighting import Items, item_weights, losses_at_level, reference_at_level
+from rgd_hf.training_args import ReweightingArguments, check_reweighting, with_settings
+from rgd_hf.weighting import (
+    Items,
+    clips_at_tau,
+    compares_items,
+    item_weights,
+    losses_at_level,
+    reference_at_level,
+)
 
 __all__ = ["NonFiniteLossError", "ReweightedSeq2SeqTrainer", "ReweightedTrainer", "ReweightingMixin"]
 
@@ -37,14 +44,8 @@ class ReweightingMixin(ModelCardMixin, PlainEvaluationMixin):
             of tensors where the Trainer has several `label_names`). Return the losses before any reduction, one
             element an item: `[batch]` or `[batch, tokens]`; or a pair of them and a bool tensor of the same shape
             that says which items count.
-        reweighting: divergence of the weights; overrides `args.reweighting` (default `"kl"`).
-        tau: loss from which on weights stop growing; overrides `args.tau` (default 1.0).
-        reweighting_level: `"auto"`, `"sample"` or `"token"`; overrides the field of `args` (default `"auto"`).
-        normalize_weights: scale weights to mean one over each step; overrides the field of `args` (default False).
-        reweighting_warmup_ratio: fraction of the steps, from the start, with weights of 1; overrides the field of
-            `args` (default 0.0).
-        class_weights: `"balanced"` or one non-negative number a class: together with a `sample_weight` column, the
-            distribution that re-weighting departs from; overrides the field of `args` (default None).
+        **settings: fields of `ReweightingArguments` (`reweighting`, `tau`, `target_ess`, `normalize_weights`, ...); each
+            overrides that of `args`. `class_weights` may be a list or tensor of one non-negative number a class.
 
     Attributes:
         stop_on_non_finite_loss: whether a NaN or infinite training loss ends the run with an error. None, the default,
@@ -69,22 +70,13 @@ class ReweightingMixin(ModelCardMixin, PlainEvaluationMixin):
         args: Any = None,
         *rest: Any,
         per_sample_loss_fn: PerSampleLossFn | None = None,
-        reweighting: str | None = None,
-        tau: float | None = None,
-        reweighting_level: str | None = None,
-        normalize_weights: bool | None = None,
-        reweighting_warmup_ratio: float | None = None,
-        class_weights: str | Sequence[float] | Tensor | None = None,
-        **kwargs: Any,
+        **settings: Any,
     ):
-        given = {
-            "reweighting": reweighting,
-            "tau": tau,
-            "reweighting_level": reweighting_level,
-            "normalize_weights": normalize_weights,
-            "reweighting_warmup_ratio": reweighting_warmup_ratio,
-            "class_weights": None if class_weights is None else as_setting(class_weights),
-        }
+        names = ReweightingArguments.__dataclass_fields__
+        given = {name: value for name, value in settings.items() if name in names and value is not None}
+        if "class_weights" in given:
+            given["class_weights"] = as_setting(given["class_weights"])
+        of_the_trainer = {name: value for name, value in settings.items() if name not in names}
         self.args: Any
         self.data_collator: Any
         self.per_sample_loss_fn = per_sample_loss_fn
@@ -93,10 +85,8 @@ class ReweightingMixin(ModelCardMixin, PlainEvaluationMixin):
         self._weighed = True
         self._source_found_for: tuple[Any, str | None] = (None, None)
         self._source: HeadLosses | CustomLosses | None = None
-        super().__init__(model, args, *rest, **kwargs)
-        self.args = with_settings(
-            self.args, {name: value for name, value in given.items() if value is not None}
-        )
+        super().__init__(model, args, *rest, **of_the_trainer)
+        self.args = with_settings(self.args, given)
         self._step_mass: Tensor
         self._step_loss: Tensor
         self._reset_step_state()
@@ -117,7 +107,12 @@ class ReweightingMixin(ModelCardMixin, PlainEvaluationMixin):
             if args.reweighting != "none" or args.class_weights is not None:
                 raise self._cannot_unreduce()
             return
-        self._level()
+        level = self._level()
+        if compares_items(args) and level == "sample" and args.train_batch_size == 1:
+            raise ValueError(
+                "target_ess, tilted and cvar compare the samples of one micro-batch with one another, but it has a single "
+                "one: raise per_device_train_batch_size (and lower gradient_accumulation_steps)."
+            )
         if self.per_sample_loss_fn is None and getattr(args, "loss_type", "nll") == "dft":
             raise ValueError(
                 "loss_type='dft' of TRL's SFTTrainer weights tokens in a way of its own, which re-weighted training "
@@ -249,9 +244,10 @@ class ReweightingMixin(ModelCardMixin, PlainEvaluationMixin):
         Returns:
             Detached float32 weights of the shape of `items.losses`, without the reference weights.
         """
-        args = self.args
-        warming_up = self.state.global_step < args.reweighting_warmup_ratio * self.state.max_steps
-        return item_weights(items.losses, args.reweighting, args.tau, warming_up)
+        args, step, steps = self.args, self.state.global_step, self.state.max_steps
+        started = step >= args.reweighting_warmup_ratio * steps
+        stopped = args.reweighting_stop_ratio < 1 and step >= args.reweighting_stop_ratio * steps
+        return item_weights(items, args, started and not stopped)
 
     def _objective(self, batch: BatchLosses, inputs: Any, num_items: Any) -> Tensor:
         self._weighed = True
@@ -266,7 +262,8 @@ class ReweightingMixin(ModelCardMixin, PlainEvaluationMixin):
             # It belongs to the micro-batch, so a step has the mean of its micro-batches', by their share of the step.
             total = total + batch.auxiliary * mass.detach()
         if self.is_in_train and torch.is_grad_enabled():
-            self._statistics.add(items, weights, self.args.tau, self.state.global_step + 1)
+            limit = self.args.tau if clips_at_tau(self.args) else math.inf
+            self._statistics.add(items, weights, limit, self.state.global_step + 1)
         if num_items is None:
             return total / _at_least_one_item(mass)
         if self._rescales:

@@ -7,7 +7,7 @@ from typing import Any
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
 from rgd_hf.class_weights import parse as parse_class_weights
-from rgd_hf.divergences import DIVERGENCES, check_divergence
+from rgd_hf.weighting import REWEIGHTINGS, check_weights
 
 LEVELS = ("auto", "sample", "token")
 
@@ -23,16 +23,24 @@ class ReweightingArguments:
     reweighting: str = field(
         default="kl",
         metadata={
-            "help": "Divergence whose weights are applied to the losses: 'kl' (the paper's main one), 'chi2', "
-            "'reverse_kl', or 'none' for plain training (ERM), the fair baseline.",
-            "choices": list(DIVERGENCES),
+            "help": "How losses are weighted: by the divergence 'kl' (the paper's main one), 'chi2' or 'reverse_kl'; as a "
+            "rival of these does, 'focal', 'tilted' or 'cvar'; or 'none', plain training (ERM), the fair baseline.",
+            "choices": list(REWEIGHTINGS),
         },
     )
     tau: float = field(
         default=1.0,
         metadata={
             "help": "Loss from which on weights stop growing, in units of the loss (> 0). Raise it where most losses "
-            "lie above it (many classes, label smoothing, mixup): see clipped_fraction in the logs."
+            "lie above it (many classes, label smoothing, mixup): see clipped_fraction in the logs. For the divergences."
+        },
+    )
+    target_ess: float | None = field(
+        default=None,
+        metadata={
+            "help": "In place of tau: find the temperature of the 'kl' weights in every micro-batch, so that their effective "
+            "sample size is this fraction of its items (above 0, below 1; 0.9 is gentle). Their mean is one, and the "
+            "unit of the losses does not matter."
         },
     )
     reweighting_level: str = field(
@@ -56,6 +64,24 @@ class ReweightingArguments:
             "help": "Fraction of the training steps, from the start, in which all weights are 1 (0 to 1)."
         },
     )
+    reweighting_stop_ratio: float = field(
+        default=1.0,
+        metadata={
+            "help": "Fraction of the training steps after which all weights are 1 again (0 to 1; 1 for never)."
+        },
+    )
+    focal_gamma: float = field(
+        default=2.0, metadata={"help": "Of 'focal': exponent that plays down easy samples (> 0)."}
+    )
+    tilt: float = field(
+        default=1.0, metadata={"help": "Of 'tilted': weights grow with exp(tilt * loss) (> 0)."}
+    )
+    cvar_fraction: float = field(
+        default=0.5,
+        metadata={
+            "help": "Of 'cvar': share of a micro-batch's items, its largest losses, that is trained on."
+        },
+    )
     class_weights: str | None = field(
         default=None,
         metadata={
@@ -73,16 +99,22 @@ class ReweightingArguments:
 
 def check_reweighting(args: "ReweightingArguments") -> None:
     """Raise `ValueError` where a setting of `args` is not allowed, saying what is."""
-    check_divergence(args.reweighting, args.tau)
+    check_weights(args)
     if args.reweighting_level not in LEVELS:
         raise ValueError(
             f"Unknown reweighting_level {args.reweighting_level!r}: choose one of {', '.join(map(repr, LEVELS))}."
         )
     if args.class_weights is not None:
         parse_class_weights(args.class_weights)
-    if not 0 <= args.reweighting_warmup_ratio <= 1:
+    start, stop = args.reweighting_warmup_ratio, args.reweighting_stop_ratio
+    for name, ratio in (("reweighting_warmup_ratio", start), ("reweighting_stop_ratio", stop)):
+        if not 0 <= ratio <= 1:
+            raise ValueError(f"{name} must lie between 0 and 1, not {ratio!r}.")
+    if start >= stop and args.reweighting != "none":
         raise ValueError(
-            f"reweighting_warmup_ratio must lie between 0 and 1, not {args.reweighting_warmup_ratio!r}."
+            f"Losses are re-weighted after reweighting_warmup_ratio={start:g} of the steps and before "
+            f"reweighting_stop_ratio={stop:g} of them, so never: give a larger reweighting_stop_ratio, or "
+            "reweighting='none'."
         )
 
 

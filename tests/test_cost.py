@@ -90,6 +90,10 @@ CASES = [
     ({"reweighting": "kl", "normalize_weights": True}, {}),
     ({"reweighting": "kl", "reweighting_level": "sample"}, {}),
     ({"reweighting": "kl"}, {"label_smoothing_factor": 0.1}),
+    ({"target_ess": 0.9}, {}),
+    ({"reweighting": "focal"}, {}),
+    ({"reweighting": "tilted"}, {}),
+    ({"reweighting": "cvar"}, {}),
 ]
 
 

@@ -31,8 +31,9 @@ from transformers import (
 )
 
 from rgd_hf import ReweightedTrainer, ReweightedTrainingArguments, rgd_weights
+from rgd_hf.description import DIVERGENCE_NAMES
 from rgd_hf.divergences import DIVERGENCES
-from rgd_hf.hub import DIVERGENCE_NAMES, TAGS
+from rgd_hf.hub import TAGS
 from rgd_hf.loading_snippet import loading_snippet
 
 

@@ -35,8 +35,9 @@ def test_python_blocks_run_one_after_the_other(make_args, tmp_path, capsys):
     assert len(blocks("python")) >= 5
     for block in blocks("python"):
         exec(block, variables)
+        output = capsys.readouterr().out
         for printed in re.findall(r"print\(.*\)  # (.+)", block):
-            assert printed in capsys.readouterr().out
+            assert printed in output
     assert "GLUE MRPC" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
 
 

@@ -291,7 +291,7 @@ class TestSettings:
     @pytest.mark.parametrize(
         "settings, message",
         [
-            ({"reweighting": "kld"}, "'kl', 'chi2', 'reverse_kl', 'none'"),
+            ({"reweighting": "kld"}, "'kl', 'chi2', 'reverse_kl', 'focal', 'tilted', 'cvar', 'none'"),
             ({"tau": -1.0}, "positive, finite"),
             ({"reweighting_level": "word"}, "'auto', 'sample', 'token'"),
             ({"reweighting_warmup_ratio": 1.5}, "between 0 and 1"),

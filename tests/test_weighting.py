@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rgd_hf.divergences import rgd_weights
-from rgd_hf.weighting import item_weights, losses_at_level, reference_at_level, token_reference
+from rgd_hf.training_args import ReweightingArguments
+from rgd_hf.weighting import Items, item_weights, losses_at_level, reference_at_level, token_reference
 
 
 @st.composite
@@ -56,10 +57,10 @@ def test_sample_weight_reaches_every_item_of_its_sample(level):
     assert found.tolist() == ([2.0, 0.5] if level == "sample" else [[2.0, 2.0], [0.5, 0.0]])
 
 
-def test_weights_are_one_while_warming_up():
-    losses = torch.tensor([0.1, 3.0])
-    assert item_weights(losses, "kl", 1.0, warming_up=True).tolist() == [1.0, 1.0]
-    torch.testing.assert_close(item_weights(losses, "kl", 1.0, warming_up=False), rgd_weights(losses))
+def test_weights_are_one_while_re_weighting_is_not_active():
+    items = Items(torch.tensor([0.1, 3.0]), torch.ones(2))
+    assert item_weights(items, ReweightingArguments(), active=False).tolist() == [1.0, 1.0]
+    torch.testing.assert_close(item_weights(items, ReweightingArguments()), rgd_weights(items.losses))
 
 
 def test_class_weights_make_a_weighted_mean_inside_a_sample():

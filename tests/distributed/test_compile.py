@@ -10,6 +10,7 @@ from torch._dynamo.utils import counters
 from rgd_hf import rgd_surrogate, rgd_weights
 from rgd_hf.divergences import DIVERGENCES
 from rgd_hf.losses import single_label_losses
+from rgd_hf.training_args import ReweightingArguments
 from rgd_hf.weighting import Items, item_weights, losses_at_level, reference_at_level, token_reference
 
 
@@ -43,7 +44,7 @@ def test_the_whole_objective_is_one_graph(level):
         reference = token_reference(valid)
         at_level = losses_at_level(losses, reference, level)
         items = Items(at_level, reference_at_level(reference, level, None))
-        weights = item_weights(items.losses, "kl", 1.5, False)
+        weights = item_weights(items, ReweightingArguments(tau=1.5))
         return (weights * items.reference * items.losses).sum() / items.reference.sum()
 
     labels = torch.randint(0, 3, (4, 5)).masked_fill(torch.rand(4, 5) < 0.3, -100)
