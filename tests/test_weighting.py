@@ -75,3 +75,17 @@ def test_class_weights_make_a_weighted_mean_inside_a_sample():
 def test_a_sample_weight_of_the_wrong_length_is_named():
     with pytest.raises(ValueError, match=r"3 elements for losses of shape \[2\]"):
         reference_at_level(torch.ones(2), "sample", torch.ones(3))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"target_ess": 0.8}, {"reweighting": "tilted"}, {"reweighting": "cvar"}, {"reweighting": "kl"}],
+    ids=str,
+)
+def test_items_that_do_not_count_leave_the_weights_of_the_others_alone(settings):
+    losses, reference = torch.tensor([0.5, 9.0, 1.0, 2.0, 0.0]), torch.tensor([1.0, 0.0, 2.0, 1.0, 0.0])
+    settings = ReweightingArguments(**settings)
+    weights = item_weights(Items(losses, reference), settings)
+    counted = reference > 0
+    alone = item_weights(Items(losses[counted], reference[counted]), settings)
+    torch.testing.assert_close(weights[counted], alone)
