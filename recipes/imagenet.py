@@ -52,7 +52,6 @@ from recipe_lib.vision.throughput import Throughput, measure
 from recipe_lib.vision.trainer import ImageTrainer
 
 from rgd_hf import ReweightedTrainingArguments
-from rgd_hf.divergences import largest_weight
 
 DEFAULTS = {
     "output_dir": "runs/imagenet",
@@ -246,10 +245,10 @@ def draw(plan: RunPlan) -> None:
     plot_curves(histories, plan.root / "curves.png")
     pictures = [plan.root / "curves.png"]
     run = plan.runs[-1]
-    if run.args.reweighting != "none":
-        largest = largest_weight(run.args.reweighting, run.args.tau)
-        if plot_weights(histories[run.method], largest, run.method, plan.root / "weights.png"):
-            pictures.append(plan.root / "weights.png")
+    if run.args.reweighting != "none" and plot_weights(
+        histories[run.method], run.method, plan.root / "weights.png"
+    ):
+        pictures.append(plan.root / "weights.png")
     say("", "Pictures: " + ", ".join(map(str, pictures)))
 
 

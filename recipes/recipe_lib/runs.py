@@ -25,6 +25,7 @@ from recipe_lib.results import (
     write_results,
 )
 from rgd_hf import ReweightedTrainingArguments
+from rgd_hf.description import method_name
 
 SETTINGS_NAME = "run_settings.json"
 
@@ -79,16 +80,6 @@ class Run:
     name: str
     method: str
     args: ReweightedTrainingArguments
-
-
-def method_name(args: ReweightedTrainingArguments) -> str:
-    """How tables call the method that `args` choose."""
-    if args.reweighting == "none":
-        return "ERM"
-    details = [args.reweighting, f"tau={args.tau:g}"]
-    if args.normalize_weights:
-        details.append("mean-one weights")
-    return f"RGD ({', '.join(details)})"
 
 
 def plan_runs(args: ReweightedTrainingArguments, compare: bool) -> list[Run]:

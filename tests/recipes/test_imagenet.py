@@ -97,6 +97,27 @@ def test_compare_leaves_models_results_and_pictures(tmp_path, capsys):
     assert "image-classification" in card and "Re-weighting" in card
 
 
+@pytest.mark.parametrize(
+    "method, bounds",
+    [
+        (("--reweighting", "focal"), (0, 1.22)),
+        (("--reweighting", "cvar", "--cvar_fraction", "0.25"), (0, 4)),
+        (("--reweighting", "tilted"), (0, 4)),
+        (("--target_ess", "0.8"), (0, 4)),
+    ],
+)
+def test_every_method_has_its_histogram_of_weights(method, bounds, tmp_path):
+    imagenet.main(tiny(tmp_path, *method, "--num_train_epochs", "1"))
+    history = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
+    entries = [entry for entry in history if "weight_histogram" in entry]
+    counts = np.sum([entry["weight_histogram"] for entry in entries], axis=0)
+    assert counts.sum() == 96 and entries[0]["weight_histogram_bounds"] == pytest.approx(bounds, rel=0.1)
+    middles = np.linspace(*entries[0]["weight_histogram_bounds"], 81)[1::2]
+    logged = np.mean([entry["weight_mean"] for entry in entries])  # each of as many images
+    assert counts @ middles / counts.sum() == pytest.approx(logged, abs=0.06)
+    assert (tmp_path / "weights.png").is_file()
+
+
 def test_the_reported_accuracy_is_that_of_the_saved_model(tmp_path):
     (record,) = imagenet.main(tiny(tmp_path, "--ema_decay", "0.8"))
     classify = pipeline("image-classification", model=str(tmp_path))

@@ -6,7 +6,7 @@ import json
 import pytest
 from recipe_lib.errors import UserError
 from recipe_lib.results import read_results, settings_of, write_results
-from recipe_lib.runs import last_checkpoint, method_name, plan_runs
+from recipe_lib.runs import last_checkpoint, plan_runs
 
 from rgd_hf import ReweightedTrainingArguments
 
@@ -21,6 +21,12 @@ def args(tmp_path) -> ReweightedTrainingArguments:
 def test_one_run_stays_in_the_output_directory(args):
     (run,) = plan_runs(args, compare=False)
     assert (run.name, run.method, run.args) == ("kl", "RGD (kl, tau=2.5)", args)
+
+
+def test_runs_are_called_by_their_method(args):
+    args.reweighting, args.normalize_weights = "focal", True
+    (run,) = plan_runs(args, compare=False)
+    assert (run.name, run.method) == ("focal", "Focal loss (gamma=2, mean-one weights)")
 
 
 def test_a_comparison_differs_in_the_method_alone(args):
@@ -41,11 +47,6 @@ def test_comparing_erm_with_itself_is_refused(args):
     args.reweighting = "none"
     with pytest.raises(UserError, match="--reweighting kl"):
         plan_runs(args, compare=True)
-
-
-def test_the_method_name_tells_normalized_weights(args):
-    args.normalize_weights = True
-    assert method_name(args) == "RGD (kl, tau=2.5, mean-one weights)"
 
 
 def test_settings_are_what_differs_from_the_defaults_without_tokens(args):

@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 import numpy as np
 from matplotlib import pyplot as plt
 
-from recipe_lib.vision.weight_histogram import HISTOGRAM
+from recipe_lib.vision.weight_histogram import BOUNDS, HISTOGRAM
 
 COLOURS = ("#0072b2", "#d55e00")  # of Okabe and Ito: told apart by colour-blind readers and in grey
 
@@ -55,12 +55,11 @@ def plot_curves(histories: Mapping[str, list[dict[str, Any]]], path: str | Path)
     plt.close(figure)
 
 
-def plot_weights(history: list[dict[str, Any]], largest: float, title: str, path: str | Path) -> bool:
+def plot_weights(history: list[dict[str, Any]], title: str, path: str | Path) -> bool:
     """A histogram of the weights at every log, as a map: epochs to the right, weights upward.
 
     Args:
         history: log history of a re-weighted run.
-        largest: weight at and above tau; the bins run from 1 to it.
         title: of the picture.
         path: of the PNG file.
 
@@ -73,7 +72,8 @@ def plot_weights(history: list[dict[str, Any]], largest: float, title: str, path
     counts = np.array([entry[HISTOGRAM] for entry in entries], dtype=float)
     shares = 100 * counts / counts.sum(axis=1, keepdims=True)
     ends = np.array([0.0, *(entry["epoch"] for entry in entries)])
-    bins = np.linspace(1.0, largest, shares.shape[1] + 1)
+    low, high = entries[0][BOUNDS]
+    bins = np.linspace(low, high, shares.shape[1] + 1)
     figure, axis = plt.subplots(figsize=(8, 4.2), layout="constrained")
     mesh = axis.pcolormesh(ends, bins, shares.T, cmap="magma_r", vmin=0, rasterized=True)
     means = [entry["weight_mean"] for entry in entries]
