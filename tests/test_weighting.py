@@ -83,7 +83,7 @@ def test_a_sample_weight_of_the_wrong_length_is_named():
     ids=str,
 )
 def test_items_that_do_not_count_leave_the_weights_of_the_others_alone(settings):
-    losses, reference = torch.tensor([0.5, 9.0, 1.0, 2.0, 0.0]), torch.tensor([1.0, 0.0, 2.0, 1.0, 0.0])
+    losses, reference = torch.tensor([0.5, 9.0, 1.0, 2.0, 8.0]), torch.tensor([1.0, 0.0, 2.0, 1.0, 0.0])
     settings = ReweightingArguments(**settings)
     weights = item_weights(Items(losses, reference), settings)
     counted = reference > 0
