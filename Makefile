@@ -49,6 +49,10 @@ demo-tabular: $(VENV)/.recipes  ## Compare all tabular methods on two embedded t
 demo-vision: $(VENV)/.recipes  ## Train a small ViT on handwritten digits, ERM against RGD, and draw both (about two minutes, no network)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python recipes/imagenet.py recipes/configs/digits_vit.yaml --overwrite_output_dir
 
+.PHONY: report
+report: $(VENV)/.recipes  ## Rebuild the report and the README's table from the finished runs of the comparison
+	$(BIN)/python recipes/report.py --readme README.md
+
 # --- checks -----------------------------------------------------------------------------------------------------------
 
 .PHONY: test

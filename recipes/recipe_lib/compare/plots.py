@@ -1,0 +1,103 @@
+"""Plots of differences: all data sets at once, one data set's methods, and where on its samples they arise."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from recipe_lib.compare.drawing import COLOURS, MARKERS, forest, new_figure, png, tidy
+from recipe_lib.compare.methods import method_title
+from recipe_lib.compare.records import BASELINE
+from recipe_lib.compare.samples import Breakdown
+from recipe_lib.compare.statistics import Estimate
+from recipe_lib.compare.summary import Overall, Row
+
+DIFFERENCE = "difference to ERM (points)"
+
+
+def plot_data_sets(found: Sequence[Overall], datasets: Sequence[str]) -> bytes:
+    """A panel a method: its difference to ERM on every data set, and the mean over data sets at the bottom.
+
+    Args:
+        found: the methods to show, at least one.
+        datasets: names, in order.
+
+    Returns:
+        A PNG file.
+    """
+    figure = new_figure(2.6 + 2.5 * len(found), 1.3 + 0.27 * (len(datasets) + 1))
+    axes = figure.subplots(1, len(found), sharey=True, sharex=True, squeeze=False)[0]
+    for axis, method in zip(axes, found):
+        shown = [method.by_dataset.get(name, Estimate(np.nan, None, None, 0)) for name in datasets]
+        forest(axis, [*shown, method.gain])
+        axis.axhline(len(datasets) - 0.5, color="#999999", linewidth=0.8)
+        axis.set_title(method_title(method.method), fontsize=10)
+    axes[0].set_yticks(range(len(datasets) + 1), [*datasets, "mean over data sets"])
+    figure.supxlabel(f"{DIFFERENCE}, 95 % interval", fontsize=10)
+    return png(figure)
+
+
+def plot_methods(rows: Sequence[Row], title: str) -> bytes:
+    """Difference to ERM of every method of one data set.
+
+    Args:
+        rows: the methods, without ERM, at least one.
+        title: of the picture.
+
+    Returns:
+        A PNG file.
+    """
+    figure = new_figure(8.5, 1.2 + 0.26 * len(rows))
+    axis = figure.subplots()
+    forest(axis, [row.difference for row in rows])
+    axis.set_yticks(range(len(rows)), [method_title(row.method) for row in rows])
+    axis.set_xlabel(f"{DIFFERENCE}, 95 % interval", fontsize=10)
+    axis.set_title(title, fontsize=11)
+    return png(figure)
+
+
+def plot_breakdowns(breakdowns: Mapping[str, Breakdown], title: str) -> bytes:
+    """For every breakdown, accuracy by part (left) and difference to ERM with its interval (right).
+
+    Args:
+        breakdowns: by what the parts are, which labels the horizontal axis; at least one.
+        title: of the picture.
+
+    Returns:
+        A PNG file.
+    """
+    figure = new_figure(9.5, 0.6 + 3.4 * len(breakdowns))
+    axes = figure.subplots(len(breakdowns), 2, squeeze=False)
+    for (left, right), (label, breakdown) in zip(axes, breakdowns.items()):
+        places = np.arange(len(breakdown.names))
+        others = [name for name in breakdown.accuracy if name != BASELINE]
+        for number, (name, values) in enumerate(breakdown.accuracy.items()):
+            left.plot(
+                places,
+                values,
+                color=COLOURS[number],
+                marker=MARKERS[number],
+                label=method_title(name),
+                markersize=5,
+            )
+        for number, name in enumerate(others):
+            shift = (number - (len(others) - 1) / 2) * 0.6 / max(1, len(others))
+            _draw_differences(right, places + shift, breakdown.difference[name], number + 1)
+        right.axhline(0, color="black", linewidth=1)
+        left.set_ylabel("accuracy (%)", fontsize=10)
+        right.set_ylabel(DIFFERENCE, fontsize=10)
+        for axis in (left, right):
+            axis.set_xticks(places, breakdown.names)
+            axis.set_xlabel(label, fontsize=10)
+            tidy(axis, grid="y")
+            if max(map(len, breakdown.names)) > 4:
+                axis.tick_params(axis="x", rotation=45)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    figure.suptitle(title, fontsize=11)
+    return png(figure)
+
+
+def _draw_differences(axis, places: np.ndarray, estimates: Sequence[Estimate], number: int) -> None:
+    for place, found in zip(places, estimates):
+        if found.low is not None and found.high is not None:
+            axis.plot([place, place], [found.low, found.high], color=COLOURS[number], linewidth=1.8)
+        axis.plot(place, found.mean, MARKERS[number], color=COLOURS[number], markersize=5)

@@ -1,0 +1,267 @@
+"""The report of a comparison: the same every time, honest about what is missing, right in what it counts."""
+
+import base64
+import io
+import json
+import re
+from pathlib import Path
+
+import pytest
+import report
+from PIL import Image
+from recipe_lib.cli import run_recipe
+from recipe_lib.compare.methods import in_order, method_title
+from recipe_lib.compare.plots_training import curve
+from recipe_lib.compare.readme_table import BEGIN, END
+from recipe_lib.compare.records import read_records
+from recipe_lib.compare.statistics import Estimate
+from recipe_lib.compare.tables import points, ranges, signed
+from recipe_lib.errors import UserError
+from study_lines import study, write_lines
+
+DATASETS = {
+    "mrpc": "text",
+    "stsb": "regression",
+    "cifar10_long_tailed": "images",
+    "adult": "tabular",
+    "adult_noise20": "tabular",
+}
+METHODS = {
+    "erm": 0.0,
+    "erm_lr_scaled": 0.0,
+    "kl_tau1": 2.5,
+    "kl_tau1_normalized": 0.0,
+    "ess_90": 0.0,
+    "cvar": -2.5,
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Path, list[dict]]:
+    """A finished study and its lines; the report is in its directory."""
+    lines = study(DATASETS, METHODS, rows=80, factors=(1.0, 2.0))
+    directory = write_lines(tmp_path_factory.mktemp("study"), lines)
+    report.main(["--results_dir", str(directory)])
+    return directory, lines
+
+
+def table_rows(text: str, heading: str) -> dict[str, list[str]]:
+    """Rows of the first table below a heading by their first cell."""
+    body = text.split(f"\n{heading}\n")[1].split("\n## ")[0]
+    cells = [
+        [cell.strip() for cell in line.strip("|").split(" | ")]
+        for line in body.splitlines()
+        if line.startswith("|")
+    ]
+    return {row[0]: row for row in reversed(cells)}
+
+
+def test_report_is_the_same_every_time(finished, tmp_path):
+    directory, lines = finished
+    # Another order of the lines, in two files: the same runs.
+    write_lines(tmp_path, lines[1::2], "runs-1of2.jsonl")
+    write_lines(tmp_path, lines[0::2][::-1], "runs-2of2.jsonl")
+    report.main(["--results_dir", str(tmp_path), "--output_dir", str(tmp_path / "out")])
+    made = sorted(p.relative_to(tmp_path / "out") for p in (tmp_path / "out").rglob("*.*"))
+    assert made == sorted(p.relative_to(directory) for p in directory.rglob("*.*") if p.suffix != ".jsonl")
+    assert {path.name for path in made} >= {"REPORT.md", "REPORT.html", "gains.png", "mrpc_parts.png"}
+    for path in made:
+        assert (tmp_path / "out" / path).read_bytes() == (directory / path).read_bytes(), path
+
+
+def test_words_follow_from_the_numbers(finished):
+    text = (finished[0] / "REPORT.md").read_text(encoding="utf-8")
+    summary = table_rows(text, "## Summary")
+    assert summary["KL, τ = 1"][1:2] == ["5"] and summary["KL, τ = 1"][3:6] == ["5", "0", "0"]
+    assert summary["CVaR"][3:6] == ["0", "0", "5"]
+    rows = [row for row in summary.values() if row[1].isdigit()]
+    counts = [sum(int(row[place]) for row in rows) for place in (3, 4, 5)]
+    assert (
+        f"Of 25 comparisons of a method with ERM on a data set, {counts[0]} are gains, {counts[1]} ties and "
+    )
+    assert (
+        f"Of 25 comparisons of a method with ERM on a data set, {counts[0]} are gains, {counts[1]} ties and "
+        f"{counts[2]} losses." in text
+    )
+    assert "With 5 seeds the signed-rank test cannot give a p below 0.0625, so never one below 0.05." in text
+    assert "(partial)" not in text and "missing" not in text
+
+
+def test_no_difference_without_its_interval(finished):
+    text = (finished[0] / "REPORT.md").read_text(encoding="utf-8")
+    differences = re.findall(r"\| (?:[▲▼=] )?[+−]\d+\.\d\d(?! \[| \(no interval)", text)
+    assert not differences
+    assert len(re.findall(r"[+−]\d+\.\d\d \[", text)) > 100
+
+
+def test_regressions_have_no_parts_and_balanced_classes_no_order(finished):
+    directory, _ = finished
+    names = {path.name for path in (directory / "plots").iterdir()}
+    assert "stsb_parts.png" not in names and "stsb_training.png" in names
+    text = (directory / "REPORT.md").read_text(encoding="utf-8")
+    assert "training rows of the class" in text.split("\n## cifar10_long_tailed\n")[1].split("\n## ")[0]
+    assert "training rows of the class" not in text.split("\n## mrpc\n")[1].split("\n## ")[0]
+
+
+def test_questions_are_asked_of_the_right_runs(finished):
+    text = (finished[0] / "REPORT.md").read_text(encoding="utf-8")
+    assert "Of its 5 gains over tuned ERM, 0 cannot be told from the larger step." in text
+    assert "### adult and adult_noise20 (20 % of the training labels)" in text
+
+
+def test_page_needs_no_other_file(finished):
+    directory, _ = finished
+    page = (directory / "REPORT.html").read_text(encoding="utf-8")
+    sources = re.findall(r'src="([^"]+)"', page)
+    assert len(sources) == len(list((directory / "plots").iterdir()))
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert not re.findall(r'(?:href|src)="(?!#|data:)', page)
+    image = Image.open(io.BytesIO(base64.b64decode(sources[0].split(",")[1])))
+    assert image.format == "PNG" and not image.info
+    anchors = set(re.findall(r'href="#([^"]+)"', page))
+    assert anchors and anchors == set(re.findall(r'<h2 id="([^"]+)"', page))
+    assert 'class="gain">▲' in page and 'class="loss">▼' in page
+
+
+def test_a_killed_study_gives_a_report_that_says_so(finished, tmp_path):
+    _, lines = finished
+    left = [
+        line
+        for line in lines
+        if line["stage"] == "tuning"
+        or line["seed"] < 2
+        or (line["seed"] == 2 and (line["dataset"], line["method"]) < ("cifar10_long_tailed", "kl_tau1"))
+    ]
+    broken = left.pop(-1)
+    failed = {k: v for k, v in broken.items() if k != "score"} | {
+        "error": "FloatingPointError: loss is\n nan"
+    }
+    write_lines(tmp_path, [*left, failed])
+    with (tmp_path / "runs.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(left[0])[:50])
+    report.main(["--results_dir", str(tmp_path)])
+    text = (tmp_path / "REPORT.md").read_text(encoding="utf-8")
+    assert text.startswith("# Re-weighted training against tuned ERM (partial)")
+    assert "- `cifar10_long_tailed/kl_tau1/seed2`\n" in text
+    assert f"- `{failed['cell']}`: FloatingPointError: loss is nan" in text
+    assert "(no interval: 2 values)" in text
+
+
+def test_a_study_that_has_barely_begun_still_gives_a_report(finished, tmp_path):
+    """One run; a method without ERM; nothing logged."""
+    _, lines = finished
+    bare = {k: v for k, v in lines[-1].items() if k not in ("history", "samples", "versions", "settings")}
+    write_lines(tmp_path, [bare])
+    report.main(["--results_dir", str(tmp_path)])
+    assert "No method shares a seed with ERM yet." in (tmp_path / "REPORT.md").read_text(encoding="utf-8")
+
+
+def test_the_later_of_two_lines_counts(finished, tmp_path):
+    _, lines = finished
+    first = next(line for line in lines if line["stage"] == "final")
+    error = {k: v for k, v in first.items() if k != "score"} | {"error": "stopped"}
+    write_lines(tmp_path, [error, first, first | {"score": 0.123}])
+    found = read_records(tmp_path)
+    assert [record["score"] for record in found.final.values()] == [0.123] and not found.failed
+    # A cell's name holds its factor: the failed run of another factor is of no interest once the seed has a run.
+    write_lines(tmp_path, [error | {"cell": "other"}, first])
+    assert not read_records(tmp_path).failed
+
+
+def test_runs_of_an_edited_study_are_not_mixed_in_silence(finished, tmp_path):
+    _, lines = finished
+    final = [line for line in lines if line["stage"] == "final" and line["dataset"] == "adult"]
+    chosen = [line for line in final if line["method"] in ("erm", "kl_tau1")]
+    changed = [
+        line | {"settings": line["settings"] | ({"max_rows": 99} if line["method"] == "kl_tau1" else {})}
+        for line in chosen
+    ]
+    reweighted = [
+        line | {"settings": line["settings"] | {"reweighting": line["method"], "seed": line["seed"]}}
+        for line in chosen
+    ]
+    assert read_records(write_lines(tmp_path / "a", changed)).mixed() == ["adult/kl_tau1: max_rows"]
+    assert read_records(write_lines(tmp_path / "b", reweighted)).mixed() == []
+    reweighted[-1]["settings"]["tau"] = 3.0
+    assert read_records(write_lines(tmp_path / "b", reweighted)).mixed() == ["adult/kl_tau1: tau"]
+
+
+def test_readme_table_is_written_and_checked(finished, tmp_path):
+    directory, _ = finished
+    readme = tmp_path / "README.md"
+    options = ["--results_dir", str(directory), "--readme", str(readme)]
+    with pytest.raises(UserError, match="no file"):
+        report.main(options)
+    readme.write_text("# Mine\n\nno marks\n", encoding="utf-8")
+    with pytest.raises(UserError, match="results:begin"):
+        report.main(options)
+    readme.write_text(f"# Mine\n\n{BEGIN}\nold\n{END}\nafter\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"README\.md.*without --check"):
+        report.main([*options, "--check"])
+    assert "old" in readme.read_text(encoding="utf-8")
+    report.main(options)
+    text = readme.read_text(encoding="utf-8")
+    assert text.startswith("# Mine\n\n") and text.endswith(f"{END}\nafter\n") and "old" not in text
+    assert "| mrpc | tiny-model; 400 | 5 |" in text and "▲ +" in text
+    report.main([*options, "--check"])
+    (directory / "REPORT.md").write_text("stale", encoding="utf-8")
+    with pytest.raises(UserError, match=r"REPORT\.md"):
+        report.main([*options, "--check"])
+    report.main(options)
+
+
+def test_errors_say_how_to_go_on(tmp_path, capsys):
+    with pytest.raises(UserError, match=r"recipes/compare\.py .*makes them"):
+        report.main(["--results_dir", str(tmp_path)])
+    write_lines(tmp_path, [{"name": "another recipe's"}])
+    with pytest.raises(UserError, match="not runs of recipes/compare"):
+        report.main(["--results_dir", str(tmp_path)])
+    lines = study({"mrpc": "text"}, {"erm": 0.0}, seeds=1, rows=8)
+    write_lines(tmp_path, [line for line in lines if line["stage"] == "tuning"])
+    with pytest.raises(UserError, match="no final run yet"):
+        report.main(["--results_dir", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        report.main(["--help"])
+    shown = capsys.readouterr().out
+    assert all(f"--{name}" in shown for name in ("results_dir", "output_dir", "readme", "check"))
+    with pytest.raises(SystemExit) as stopped:
+        run_recipe(lambda: report.main(["--results_dir", str(tmp_path)]))
+    assert stopped.value.code == 2
+
+
+def test_curves_of_seeds_that_stopped_at_different_steps_meet_on_common_ones():
+    runs = [
+        {"history": [{"step": s, "eval_loss": 2.0 * s} for s in (10, 20, 30)]},
+        {"history": [{"step": s, "eval_loss": 4.0 * s} for s in (5, 25)] + [{"step": 25, "loss": 1.0}]},
+        {"history": [{"step": 10, "eval_loss": 1.0}]},
+    ]
+    steps, values = curve(runs, ["eval_loss"])
+    assert (steps[0], steps[-1]) == (10, 25) and values.shape == (2, len(steps))
+    assert values[0] == pytest.approx(2 * steps) and values[1] == pytest.approx(4 * steps)
+    assert curve(runs, ["effective_sample_size"]) is None
+
+
+def test_methods_are_named_and_ordered():
+    names = ["tilted", "ess_80", "kl_tau5", "mine", "erm", "kl_tau1_normalized", "ess_95", "kl_tau1", "chi2"]
+    expected = [
+        "erm",
+        "kl_tau1",
+        "kl_tau1_normalized",
+        "kl_tau5",
+        "ess_95",
+        "ess_80",
+        "chi2",
+        "tilted",
+        "mine",
+    ]
+    assert in_order(set(names)) == expected
+    assert method_title("ess_90_second_half") == "ESS 90 %, second half only"
+    assert method_title("reverse_kl_normalized") == "reverse KL, mean-one weights"
+    assert method_title("my_method") == "my method"
+
+
+def test_numbers_are_printed_with_their_signs():
+    assert signed(Estimate(0.304, -0.2, 0.811, 5)) == "+0.30 [−0.20, +0.81]"
+    assert signed(Estimate(-0.3, None, None, 2)) == "−0.30 (no interval: 2 values)"
+    assert points(-0.001) == "0.00" and points(-0.006) == "−0.01"
+    assert ranges([0, 1, 2]) == "0–2" and ranges([0, 2]) == "0, 2"

@@ -1,0 +1,231 @@
+"""The statistics of a comparison against scipy, closed forms and simulation."""
+
+import math
+import warnings
+from itertools import product
+
+import numpy as np
+import pytest
+from recipe_lib.compare.records import Records
+from recipe_lib.compare.samples import by_difficulty, by_frequency, class_numbers, correctness
+from recipe_lib.compare.statistics import (
+    Estimate,
+    expanded_confidence,
+    holm,
+    mean_interval,
+    signed_rank_p,
+    smallest_p,
+)
+from recipe_lib.compare.summary import (
+    all_verdicts,
+    difference,
+    difference_values,
+    noise_change,
+    noise_pairs,
+    overall,
+    rows,
+    tuning,
+)
+from scipy import stats
+from study_lines import study
+
+
+def records(lines: list[dict]) -> Records:
+    final = {(r["dataset"], r["method"], r["seed"]): r for r in lines if r["stage"] == "final"}
+    tried = {
+        (r["dataset"], r["method"], r["seed"], r["learning_rate_factor"]): r
+        for r in lines
+        if r["stage"] == "tuning"
+    }
+    return Records(final, tried)
+
+
+def run(dataset: str, method: str, seed: int, score: float, **more) -> dict:
+    name = f"{dataset}/{method}/lr1/seed{seed}/final"
+    head = {"cell": name, "dataset": dataset, "method": method, "stage": "final", "seed": seed}
+    return {**head, "kind": "tabular", "score": score, "learning_rate_factor": 1.0, **more}
+
+
+def test_few_values_have_no_interval():
+    assert math.isnan(mean_interval([]).mean) and mean_interval([]).n == 0
+    assert mean_interval([1.0, 2.0]) == Estimate(1.5, None, None, 2)
+    assert mean_interval([1.0, 2.0]).verdict is None
+
+
+@pytest.mark.parametrize("values", [[0.2, -0.1, 0.6], [1.0, 2.0, 2.5, 4.0]])
+def test_three_or_four_values_have_students_interval(values):
+    low, high = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
+    assert mean_interval(values) == pytest.approx((np.mean(values), low, high, len(values)))
+
+
+@pytest.mark.parametrize("n", [3, 5, 10, 30])
+def test_equal_values_have_an_interval_of_no_width(n):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        # 0.1 + 0.2 - 0.2 is not 0.1: such differences are equal all the same.
+        assert mean_interval([0.1, 0.1 + 0.2 - 0.2, *[0.1] * (n - 2)])[:3] == (0.1, 0.1, 0.1)
+        assert mean_interval([0.0] * n).verdict == "tie"
+        assert mean_interval([-0.5] * n).verdict == "loss"
+
+
+def test_interval_against_the_exact_bootstrap_distribution():
+    """All 5**5 resamples of five values can be counted; scipy draws 9999 of them."""
+    values = np.array([0.3, -0.2, 1.1, 0.5, 0.9])
+    means = np.array([np.mean(chosen) for chosen in product(values, repeat=5)])
+    tail = (1 - expanded_confidence(5)) / 2
+    found = mean_interval(values)
+    assert found.low == pytest.approx(np.quantile(means, tail), abs=0.06)
+    assert found.high == pytest.approx(np.quantile(means, 1 - tail), abs=0.06)
+    assert found == mean_interval(values)
+
+
+def test_expanded_interval_of_many_values_is_the_plain_one():
+    values = np.random.default_rng(0).normal(0.1, 1, 400)
+    plain = stats.bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(0))
+    found = mean_interval(values)
+    assert (found.low, found.high) == pytest.approx(tuple(plain.confidence_interval), abs=0.01)
+
+
+def test_intervals_hold_the_true_mean_where_bca_does_not():
+    draw = np.random.default_rng(0)
+    for n, at_least in ((3, 0.92), (5, 0.90), (10, 0.92)):
+        found = [mean_interval(draw.normal(0.4, 1, n)) for _ in range(400)]
+        assert np.mean([e.low <= 0.4 <= e.high for e in found]) > at_least, n
+    samples = draw.normal(0, 1, (400, 5))
+    bca = [
+        stats.bootstrap((sample,), np.mean, n_resamples=999, rng=0).confidence_interval for sample in samples
+    ]
+    assert np.mean([low <= 0 <= high for low, high in bca]) < 0.90
+
+
+@pytest.mark.parametrize("values", [[0.3, -0.1, 0.2, 0.25, 0.6], [0.5, 0.5, 0.0, -0.5, 0.2], [0.1] * 6])
+def test_signed_rank_p_against_all_signs(values):
+    """Exact: the share of the 2**n assignments of signs whose rank sum is as far from its middle."""
+    ranks = stats.rankdata(np.abs(values)) * (np.array(values) != 0)  # Pratt: zeros are ranked, then dropped
+    sums = np.array(
+        [sum(r for r, s in zip(ranks, signs) if s) for signs in product([0, 1], repeat=len(ranks))]
+    )
+    observed = sum(r for r, v in zip(ranks, values) if v > 0)
+    middle = ranks.sum() / 2
+    expected = np.mean(np.abs(sums - middle) >= abs(observed - middle) - 1e-9)
+    assert signed_rank_p(values) == pytest.approx(expected)
+
+
+def test_signed_rank_p_at_its_ends():
+    assert math.isnan(signed_rank_p([]))
+    assert signed_rank_p([0.0] * 4) == 1.0
+    for n in (3, 5, 10):
+        assert signed_rank_p(np.arange(1, n + 1)) == pytest.approx(smallest_p(n))
+    assert smallest_p(5) == 0.0625 and smallest_p(1) == 1.0
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03, math.nan])[:3] == pytest.approx([0.03, 0.06, 0.06])
+    assert math.isnan(holm([0.01, math.nan])[1])
+    assert holm([]) == [] and holm([0.2]) == pytest.approx([0.2])
+
+
+def test_differences_are_paired_by_seed():
+    lines = [run("a", "erm", s, x) for s, x in ((0, 0.5), (1, 0.9), (2, 0.7))]
+    lines += [run("a", "kl_tau1", s, x) for s, x in ((3, 0.1), (2, 0.72), (1, 0.91), (0, 0.53))]
+    found = records(lines)
+    assert difference_values(found, "a", "kl_tau1") == pytest.approx([3, 1, 2])
+    assert difference(found, "a", "kl_tau1").mean == pytest.approx(2)
+    erm, kl = rows(found, "a")
+    assert (erm.method, erm.difference.n, kl.difference.n) == ("erm", 0, 3)
+    assert kl.p == kl.holm == 0.25
+    # Two data sets: each counts once, however many seeds it has.
+    more = [
+        run("b", "erm", 0, 0.5),
+        run("b", "kl_tau1", 0, 0.4),
+        run("c", "erm", 0, 0.5),
+        run("c", "kl_tau1", 0, 0.5),
+    ]
+    (both,) = overall(records(lines + more))
+    assert both.gain.mean == pytest.approx((2 - 10 + 0) / 3)
+    assert (both.count("gain"), both.count("tie"), both.count("loss")) == (0, 1, 0)
+
+
+def test_no_effect_gives_no_significant_method_and_few_verdicts():
+    methods = {"erm": 0.0, **{f"kl_tau{t}": 0.0 for t in range(1, 9)}}
+    found = records(study({f"table{i}": "tabular" for i in range(6)}, methods, seeds=10, rows=8))
+    assert all(row.holm > 0.05 for name in found.datasets for row in rows(found, name)[1:])
+    assert all(method.holm > 0.05 for method in overall(found))
+    verdicts = all_verdicts(overall(found))
+    assert verdicts.count("tie") > 0.8 * len(verdicts)
+
+
+def test_a_strong_effect_is_found_and_told_from_none():
+    methods = {"erm": 0.0, "kl_tau1": 2.0, "chi2": 0.0, "cvar": -2.0}
+    found = records(study({"one": "tabular", "two": "text"}, methods, seeds=10, rows=50))
+    for name in found.datasets:
+        by_method = {row.method: row for row in rows(found, name)}
+        assert by_method["kl_tau1"].difference.verdict == "gain" and by_method["kl_tau1"].holm < 0.05
+        assert by_method["cvar"].difference.verdict == "loss" and by_method["cvar"].holm < 0.05
+        assert by_method["chi2"].holm > 0.05
+        assert by_method["kl_tau1"].difference.low < 2 < by_method["kl_tau1"].difference.high
+
+
+def test_noise_changes_are_paired_by_seed():
+    scores = {"adult": {"erm": (0.8, 0.7, 0.6), "kl_tau1": (0.81, 0.72, 0.63)}}
+    scores["adult_noise20"] = {"erm": (0.5, 0.6, 0.7), "kl_tau1": (0.49, 0.60, 0.71)}
+    lines = [
+        run(data, method, seed, score, settings={"label_noise": 0.2} if "noise" in data else {})
+        for data, of_data in scores.items()
+        for method, values in of_data.items()
+        for seed, score in enumerate(values)
+    ]
+    found = records(lines)
+    (pair,) = noise_pairs(found)
+    assert (pair.clean, pair.noisy, pair.share) == ("adult", "adult_noise20", 0.2)
+    assert noise_change(found, pair, "kl_tau1").mean == pytest.approx(((-1 - 1) + (0 - 2) + (1 - 3)) / 3)
+
+
+def test_tuning_says_where_the_final_factor_is_not_the_best():
+    lines = study({"one": "tabular"}, {"erm": 0.0, "kl_tau1": 0.0}, seeds=1, rows=8)
+    assert all(entry.is_best for entry in tuning(records(lines), "one").values())
+    for line in lines:
+        if line["stage"] == "final" and line["method"] == "erm":
+            line["learning_rate_factor"] = 2.0
+    found = tuning(records(lines), "one")
+    assert (found["erm"].is_best, found["kl_tau1"].is_best) == (False, True)
+    assert found["erm"].scores == pytest.approx({0.5: 0.78, 1.0: 0.8, 2.0: 0.78})
+
+
+def packed(bits: list[int]) -> dict:
+    return {"correct": np.packbits(np.array(bits, dtype=bool)).tobytes().hex(), "n": len(bits)}
+
+
+def test_difficulty_comes_from_the_other_seeds():
+    """With two seeds the rows of one are ordered by ERM's losses of the other; ten rows, so one in each tenth."""
+    losses = {0: list(range(0, 1000, 100)), 1: list(range(900, -100, -100))}
+    right = {0: [1] * 5 + [0] * 5, 1: [1] * 5 + [0] * 5}
+    lines = [run("a", "erm", s, 0.5, samples=packed(right[s]) | {"losses": losses[s]}) for s in (0, 1)]
+    lines += [run("a", "kl_tau1", s, 0.5, samples=packed([1] * 10)) for s in (0, 1)]
+    found = by_difficulty(records(lines), "a", ["kl_tau1"])
+    # Seed 0 is ordered by seed 1, backwards: 0 0 0 0 0 1 1 1 1 1; seed 1 by seed 0: 1 1 1 1 1 0 0 0 0 0.
+    assert found.accuracy["erm"] == [50.0] * 10
+    assert found.accuracy["kl_tau1"] == [100.0] * 10
+    assert [e.mean for e in found.difference["kl_tau1"]] == [50.0] * 10
+    assert by_difficulty(records(lines[:1]), "a", []) is None
+
+
+def test_frequency_orders_classes_by_training_rows():
+    labels = [0, 1, 2, 0, 1, 2]
+    head = {"train_class_counts": [10, 500, 100], "labels": labels}
+    lines = [run("a", "erm", 0, 0.5, samples=packed([0, 1, 1, 0, 1, 0]), **head)]
+    lines += [run("a", "erm", s, 0.5, samples=packed([0, 1, 1, 0, 1, 0])) for s in (1, 2)]
+    lines += [run("a", "ess_90", s, 0.5, samples=packed([1, 1, 1, 0, 0, 0])) for s in (0, 1, 2)]
+    found = by_frequency(records(lines), "a", ["ess_90", "kl_tau1"])
+    assert list(found.names) == ["500", "100", "10"]
+    assert found.accuracy == {"erm": [100.0, 50.0, 0.0], "ess_90": [50.0, 50.0, 50.0]}
+    assert [e.mean for e in found.difference["ess_90"]] == [-50.0, 0.0, 50.0]
+    lines[0]["train_class_counts"] = [100, 110, 105]
+    assert by_frequency(records(lines), "a", ["ess_90"]) is None
+    assert list(class_numbers(bytes(labels).hex())) == labels
+
+
+def test_samples_survive_packing():
+    bits = np.random.default_rng(0).random(413) < 0.7
+    assert (correctness(run("a", "erm", 0, 0.5, samples=packed(list(bits)))) == bits).all()
+    assert correctness(run("a", "erm", 0, 0.5)) is None
