@@ -28,14 +28,15 @@ from recipe_lib.domains.experiment import Experiment
 from recipe_lib.domains.report import Comparison, print_tables, write_report
 from recipe_lib.domains.selection import RULES
 from recipe_lib.domains.sources import LOCAL_HINT, from_table, read_directory, read_table
-from recipe_lib.domains.sweep import Job, RunFile, parse_shard, plan_jobs, run_jobs
+from recipe_lib.domains.sweep import Job, plan_jobs, run_jobs
 from recipe_lib.domains.views import ImageView, TextView, View
 from recipe_lib.errors import UserError, listed
 from recipe_lib.results import say, settings_of, write_json
+from recipe_lib.run_file import RunFile, parse_shard
 from recipe_lib.vader import load_vader
 
 from rgd_hf import ReweightedTrainingArguments
-from rgd_hf.divergences import DIVERGENCES
+from rgd_hf.weighting import REWEIGHTINGS
 
 DATASETS = ("rotated_digits", "coloured_digits", "kinds_of_sentences")
 DEFAULTS = {
@@ -59,7 +60,7 @@ DEFAULTS = {
 }
 # They say how a sweep is run and shown, not what a run is.
 NOT_OF_A_RUN = (
-    "output_dir", "algorithms", "reweightings", "n_trials", "n_draws", "held_out", "selection", "shard", "report_only",
+    "output_dir", "algorithms", "reweightings", "n_trials", "first_trial", "n_draws", "held_out", "selection", "shard", "report_only",
     "reweighting", "disable_tqdm", "report_to", "run_name", "dataloader_", "logging_", "log_",
 )  # fmt: skip
 
@@ -139,7 +140,10 @@ class SweepArguments:
     )
     reweightings: list[str] = field(
         default_factory=lambda: ["none", "kl"],
-        metadata={"help": f"On top of every algorithm, one or more of {', '.join(DIVERGENCES)}."},
+        metadata={
+            "help": f"On top of every algorithm, one or more of {', '.join(REWEIGHTINGS)}; --tau and the other settings "
+            "of the weights hold for all that are re-weighted."
+        },
     )
     held_out: list[str] = field(
         default_factory=list, metadata={"help": "Domains to hold out, in turn; all of them by default."}
@@ -147,6 +151,7 @@ class SweepArguments:
     n_trials: int = field(
         default=1, metadata={"help": "Repetitions with other splits, batches and initial classifiers."}
     )
+    first_trial: int = field(default=0, metadata={"help": "Number of the first of these trials."})
     n_draws: int = field(
         default=1, metadata={"help": "Hyper-parameters: the given ones, then so many less one at random."}
     )
@@ -215,7 +220,7 @@ def make_views(data: DomainData, backbone: Backbone, args: DataArguments) -> lis
 
 def check_sweep(sweep: SweepArguments, args: ReweightedTrainingArguments) -> None:
     """Raise `UserError` where a setting of the sweep is not allowed."""
-    for option, allowed in (("algorithms", ALGORITHMS), ("reweightings", DIVERGENCES), ("selection", RULES)):
+    for option, allowed in (("algorithms", ALGORITHMS), ("reweightings", REWEIGHTINGS), ("selection", RULES)):
         given = getattr(sweep, option)
         strange = [name for name in given if name not in allowed]
         if strange or not given:
@@ -232,9 +237,9 @@ def check_sweep(sweep: SweepArguments, args: ReweightedTrainingArguments) -> Non
             f"--max_steps {args.max_steps} must be a multiple of --eval_steps {args.eval_steps}, so that the last model "
             "is evaluated."
         )
-    for option in ("n_trials", "n_draws"):
-        if getattr(sweep, option) < 1:
-            raise UserError(f"--{option} must be at least 1, not {getattr(sweep, option)}.")
+    for option, least in (("n_trials", 1), ("n_draws", 1), ("first_trial", 0)):
+        if getattr(sweep, option) < least:
+            raise UserError(f"--{option} must be at least {least}, not {getattr(sweep, option)}.")
 
 
 def main(argv: list[str] | None = None) -> list[dict]:
@@ -260,8 +265,9 @@ def main(argv: list[str] | None = None) -> list[dict]:
         for name, value in settings_of(data_args, model_args, training_args).items()
         if not name.startswith(NOT_OF_A_RUN)
     } | {"world_size": training_args.world_size}
+    trials = sweep.n_trials, sweep.n_draws
     jobs = plan_jobs(
-        sweep.algorithms, sweep.reweightings, sweep.n_trials, sweep.n_draws, held_out, data.names, pairs
+        sweep.algorithms, sweep.reweightings, *trials, held_out, data.names, pairs, sweep.first_trial
     )
     names = [(job.name(settings), job) for job in jobs]
     file = RunFile(Path(str(training_args.output_dir)), shard)
@@ -279,7 +285,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     finished = file.read()
     runs = [finished[name] for name, _ in names if name in finished]
     if PartialState().is_main_process:
-        comparison = Comparison(runs, held_out, data.names, sweep.n_trials, len(jobs))
+        comparison = Comparison(runs, held_out, data.names, sweep.n_trials, len(jobs), sweep.first_trial)
         rules = [rule for rule in RULES if rule in sweep.selection]
         print_tables(comparison, rules)
         where = write_report(

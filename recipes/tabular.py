@@ -94,9 +94,10 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     of_training = {
         name: value
         for name, value in settings_of(training_args).items()
-        if not name.startswith((*REPORTING_SETTINGS, "reweighting"))
+        if name != "reweighting" and not name.startswith(REPORTING_SETTINGS)
     }
     settings = {**deciding_settings(column_args, network_args, study_args), **of_training}
+    settings["focal_gamma"] = training_args.focal_gamma
     study.start(settings)
     # Every training starts with a garbage collection, which would walk through all modules again and again.
     gc.freeze()

@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from transformers import HfArgumentParser
 from recipe_lib.errors import UserError
 
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
+USAGE = "accelerate launch %(prog)s [CONFIG.yaml|CONFIG.json] --option value ..."
+EPILOG = "CONFIG holds the same options, `name: value`; options on the command line overrule it."
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 
@@ -25,6 +27,8 @@ def parse_args(
     *,
     description: str,
     defaults: dict[str, Any] | None = None,
+    usage: str = USAGE,
+    epilog: str = EPILOG,
 ) -> tuple[Any, ...]:
     """Fill dataclasses from `[CONFIG] --option value ...`; options overrule the file.
 
@@ -33,6 +37,8 @@ def parse_args(
         argv: the arguments after the program's name, `sys.argv[1:]` by default.
         description: what the recipe does, shown by `--help`.
         defaults: defaults that differ from those of the dataclasses, by field name.
+        usage: the first line of `--help`.
+        epilog: its last one.
 
     Returns:
         An instance of each dataclass, in order.
@@ -41,7 +47,7 @@ def parse_args(
         UserError: an unknown option, a value that is not allowed, or a file that cannot be read.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = _Parser(dataclass_types, description)
+    parser = _Parser(dataclass_types, description, usage, epilog)
     defaults = defaults or {}
     if not set(defaults) <= set(parser.option_names()):
         raise TypeError(f"defaults for unknown options: {sorted(set(defaults) - set(parser.option_names()))}")
@@ -57,6 +63,35 @@ def parse_args(
     if unknown:
         raise UserError(f"{parser.describe_unknown(unknown[0])} See --help.")
     return tuple(parsed)
+
+
+def check_option_names(dataclass_types: Sequence[type], names: Iterable[str], where: str) -> None:
+    """Check that a command line of `parse_args` has all these options.
+
+    Args:
+        dataclass_types: as `parse_args` takes them.
+        names: of options, without dashes.
+        where: where they stand, for the message.
+
+    Raises:
+        UserError: one is not known; the message names the nearest that is.
+    """
+    parser = _Parser(dataclass_types, "")
+    known = set(parser.option_names())
+    for name in names:
+        if name not in known:
+            raise UserError(f"{where}: {parser.describe_unknown(name)}")
+
+
+def as_arguments(settings: Mapping[str, Any]) -> list[str]:
+    """Settings as a command line: a list becomes several values, a dict becomes JSON, None is left out."""
+    arguments = []
+    for name, value in settings.items():
+        if isinstance(value, list):
+            arguments += [f"--{name}", *map(str, value)]
+        elif value is not None:
+            arguments.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
+    return arguments
 
 
 def run_recipe(main: Callable[[], Any]) -> None:
@@ -76,15 +111,17 @@ def run_recipe(main: Callable[[], Any]) -> None:
 
 
 class _Parser(HfArgumentParser):
-    def __init__(self, dataclass_types: Sequence[type], description: str):
+    def __init__(
+        self, dataclass_types: Sequence[type], description: str, usage: str = USAGE, epilog: str = EPILOG
+    ):
         for cls in dataclass_types:
             title = (cls.__doc__ or cls.__name__).strip().splitlines()[0].rstrip(".").replace("`", "")
             cls._argument_group_name = title  # type: ignore[attr-defined]
         super().__init__(
             list(dataclass_types),  # type: ignore[arg-type]
             description=description,
-            usage="accelerate launch %(prog)s [CONFIG.yaml|CONFIG.json] --option value ...",
-            epilog="CONFIG holds the same options, `name: value`; options on the command line overrule it.",
+            usage=usage,
+            epilog=epilog,
             allow_abbrev=False,
         )
 
@@ -117,15 +154,10 @@ def _config_arguments(filename: str, parser: _Parser) -> list[str]:
         raise UserError(f"{filename}: not valid YAML or JSON: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict):
         raise UserError(f"{filename}: expected lines `name: value`, found {type(settings).__name__}.")
-    arguments = []
-    for name, value in settings.items():
+    for name in settings:
         if name not in parser.option_names():
             raise UserError(f"{filename}: {parser.describe_unknown(str(name))}")
-        if isinstance(value, list):
-            arguments += [f"--{name}", *map(str, value)]
-        elif value is not None:
-            arguments.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
-    return arguments
+    return as_arguments(settings)
 
 
 def _say(line: str) -> None:

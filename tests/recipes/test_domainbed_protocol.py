@@ -17,8 +17,9 @@ from recipe_lib.domains.environments import (
 )
 from recipe_lib.domains.metrics import expected_calibration_error
 from recipe_lib.domains.selection import RULES
-from recipe_lib.domains.sweep import Job, parse_shard, plan_jobs
+from recipe_lib.domains.sweep import Job, plan_jobs
 from recipe_lib.errors import UserError
+from recipe_lib.run_file import parse_shard
 
 
 @pytest.mark.parametrize("count,trial,position", [(5, 0, 0), (37, 0, 1), (1670, 2, 3)])

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import domainbed
 import pytest
-from recipe_lib.domains.sweep import RunFile, duration
 from recipe_lib.errors import UserError
+from recipe_lib.run_file import RunFile, duration
 
 RECIPE = Path(domainbed.__file__)
 OPTIONS = [

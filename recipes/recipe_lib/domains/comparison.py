@@ -71,6 +71,7 @@ class Comparison:
         environments: all of them.
         trials: how many trials the sweep has.
         planned: how many runs the sweep has.
+        first_trial: number of the first trial.
     """
 
     runs: Sequence[Mapping[str, Any]]
@@ -78,6 +79,12 @@ class Comparison:
     environments: Sequence[str]
     trials: int
     planned: int
+    first_trial: int = 0
+
+    @property
+    def trial_numbers(self) -> range:
+        """Those of the sweep."""
+        return range(self.first_trial, self.first_trial + self.trials)
 
     @property
     def methods(self) -> list[Method]:
@@ -87,7 +94,7 @@ class Comparison:
     def choices(self, rule: str, method: Method) -> dict[tuple[int, str], Choice]:
         """What a rule chose, by trial and held-out environment, where there are runs to choose from."""
         chosen = {}
-        for trial in range(self.trials):
+        for trial in self.trial_numbers:
             runs = [
                 run
                 for run in self.runs
@@ -111,7 +118,7 @@ class Comparison:
         }
         whole = [
             [chosen[trial, name] for name in self.held_out]
-            for trial in range(self.trials)
+            for trial in self.trial_numbers
             if all((trial, name) in chosen for name in self.held_out)
         ]
         cells["average"] = estimate([100 * float(np.mean([c.accuracy for c in trial])) for trial in whole])
@@ -126,7 +133,7 @@ class Comparison:
         """
         ours, theirs = self.choices(rule, method), self.choices(rule, baseline)
         values = []
-        for trial in range(self.trials):
+        for trial in self.trial_numbers:
             keys = [(trial, name) for name in self.held_out]
             if all(key in ours and key in theirs for key in keys):
                 values.append(

@@ -68,6 +68,7 @@ class Experiment:
             checkpoints = [{"step": trainer.state.global_step, **_accuracies(metrics)}]
         else:
             checkpoints = _checkpoints(trainer.state.log_history)
+        logs = [entry for entry in trainer.state.log_history if "loss" in entry]
         del trainer
         gc.collect()
         return {
@@ -78,6 +79,7 @@ class Experiment:
             "held_out": list(job.held_out),
             "hyper_parameters": hyper_parameters,
             "checkpoints": checkpoints,
+            **({"training_log": logs} if logs else {}),
             "seconds": round(time.perf_counter() - started, 1),
             "versions": package_versions(),
         }
@@ -88,6 +90,7 @@ class Experiment:
         splits = [split(len(e.labels), job.trial, p) for p, e in enumerate(self.data.environments)]
         args = copy.copy(self.args)
         args.reweighting = job.reweighting
+        args.target_ess = args.target_ess if job.reweighting == "kl" else None
         args.learning_rate = hyper_parameters["learning_rate"]
         args.weight_decay = hyper_parameters["weight_decay"]
         args.per_device_train_batch_size = hyper_parameters["batch_size"] * len(training)

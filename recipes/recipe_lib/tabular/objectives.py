@@ -10,9 +10,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rgd_hf.divergences import DIVERGENCES
+from rgd_hf.weighting import REWEIGHTINGS
 
 DIVERGENCE_NAMES = tuple(name for name in DIVERGENCES if name != "none")
-OBJECTIVES = ("erm", *DIVERGENCE_NAMES, "focal", "class_weights")
+# Of samples by their losses. `focal` is the loss itself here, whose gradient the weights of that name leave a part of out.
+WEIGHTED = tuple(name for name in REWEIGHTINGS if name not in ("none", "focal"))
+OBJECTIVES = ("erm", *WEIGHTED, "focal", "class_weights")
 FOR_CLASSES_ONLY = ("focal", "class_weights")
 
 
@@ -34,9 +37,17 @@ def focal_losses(logits: Tensor, labels: Tensor, gamma: float = 2.0) -> Tensor:
     return wrong**gamma * cross_entropy
 
 
-def cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of each sample, float32 `[batch]`."""
-    return F.cross_entropy(logits.float(), labels, reduction="none")
+def cross_entropies(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy of each sample, float32 `[batch]`.
+
+    Args:
+        logits: `[batch, classes]`.
+        labels: class indices `[batch]`.
+        smoothing: share of the label that goes to all classes alike, where there are gradients: an evaluation's loss
+            is the plain one.
+    """
+    smoothing = smoothing if logits.requires_grad else 0.0
+    return F.cross_entropy(logits.float(), labels, reduction="none", label_smoothing=smoothing)
 
 
 def squared_errors(logits: Tensor, labels: Tensor) -> Tensor:
@@ -77,16 +88,18 @@ class Objective:
         name: one of `OBJECTIVES`.
         tau: of a divergence.
         gamma: of the focal loss.
+        label_smoothing: of the cross-entropy, in training.
     """
 
     name: str
     tau: float = 1.0
     gamma: float = 2.0
+    label_smoothing: float = 0.0
 
     @property
     def reweighting(self) -> str:
-        """The divergence, `"none"` where samples are not weighted by their loss."""
-        return self.name if self.name in DIVERGENCE_NAMES else "none"
+        """The library's `reweighting`, `"none"` where samples are not weighted by their loss."""
+        return self.name if self.name in WEIGHTED else "none"
 
     def loss(self, is_regression: bool) -> Callable[[Any, Tensor], Tensor]:
         """The `per_sample_loss_fn`."""
@@ -94,4 +107,4 @@ class Objective:
             return per_sample_loss(squared_errors)
         if self.name == "focal":
             return per_sample_loss(focal_losses, gamma=self.gamma)
-        return per_sample_loss(cross_entropies)
+        return per_sample_loss(cross_entropies, smoothing=self.label_smoothing)

@@ -26,7 +26,6 @@ class NetworkArguments:
     )
     d_embedding: int = field(default=16, metadata={"help": "Size of such an embedding."})
     n_bins: int = field(default=32, metadata={"help": "Bins of piecewise-linear embeddings."})
-    focal_gamma: float = field(default=2.0, metadata={"help": "Gamma of the focal loss."})
     patience: int = field(
         default=16, metadata={"help": "Epochs without a better validation score before training stops."}
     )

@@ -16,8 +16,10 @@ from recipe_lib.results import say, write_json
 from recipe_lib.tabular.card import write_card
 from recipe_lib.tabular.columns import ColumnArguments, choose_columns, find_target
 from recipe_lib.tabular.configuration import NETWORKS
+from recipe_lib.tabular.label_noise import with_label_noise
 from recipe_lib.tabular.objectives import FOR_CLASSES_ONLY, OBJECTIVES, Objective
 from recipe_lib.tabular.options import NetworkArguments
+from recipe_lib.tabular.predictions import write_predictions
 from recipe_lib.tabular.rivals import RIVALS, is_installed
 from recipe_lib.tabular.scores import better_is_larger, main_score, scores
 from recipe_lib.tabular.sources import Table
@@ -43,7 +45,8 @@ class StudyArguments:
         default=None,
         metadata={
             "help": f"What each network is trained on: {', '.join(OBJECTIVES)}. By default erm, the chosen "
-            "--reweighting, focal and class_weights; a regression has the first two."
+            "--reweighting, focal and class_weights; a regression has the first two. Settings of the weights "
+            "(--target_ess, --normalize_weights, ...) hold for all that are re-weighted."
         },
     )
     rivals: list[str] = field(
@@ -51,6 +54,7 @@ class StudyArguments:
         metadata={"help": f"Rivals: {', '.join(RIVALS)}; 'all' for those that are installed, or 'none'."},
     )
     seeds: int = field(default=1, metadata={"help": "Runs of every method, with seeds 0, 1, ..."})
+    first_seed: int = field(default=0, metadata={"help": "Begin with this seed instead of 0."})
     tune: int = field(
         default=0,
         metadata={
@@ -63,10 +67,24 @@ class StudyArguments:
         default=0.2, metadata={"help": "Share of the other rows for early stopping and tuning."}
     )
     split_seed: int = field(default=0, metadata={"help": "Seed of the cut between test and other rows."})
+    label_noise: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share of the training labels replaced by a wrong one, drawn anew for every seed; the labels of "
+            "validation and test rows stay right."
+        },
+    )
     save_models: bool = field(
         default=True,
         metadata={
-            "help": "Save every network of seed 0, with its preprocessing, below the output directory."
+            "help": "Save every network of the first seed, with its preprocessing, below the output directory."
+        },
+    )
+    save_predictions: bool = field(
+        default=False,
+        metadata={
+            "help": "Save what every network predicts for the test rows (predictions.parquet) and its training log "
+            "(trainer_state.json) below the output directory."
         },
     )
     overwrite_output_dir: bool = field(
@@ -81,7 +99,8 @@ def methods_of(args: StudyArguments, reweighting: str, is_regression: bool) -> l
         UserError: an unknown name, a rival that is not installed, or an objective that does not fit the task.
     """
     networks = list(NETWORKS) if args.networks == ["all"] else args.networks
-    default = ["erm", *([reweighting] if reweighting != "none" else []), "focal", "class_weights"]
+    chosen = [reweighting] if reweighting != "none" else []
+    default = list(dict.fromkeys(["erm", *chosen, "focal", "class_weights"]))
     objectives = default if args.objectives is None else args.objectives
     rivals = {"all": [name for name in RIVALS if is_installed(name)], "none": []}.get(
         args.rivals[0] if len(args.rivals) == 1 else "", args.rivals
@@ -189,14 +208,14 @@ class Study:
         )
         methods = methods_of(self.study, self.training.reweighting, target.is_regression)
         for seed, todo in self._unfinished(table.name, methods):
-            splits = prepared.split(seed)
+            splits = with_label_noise(prepared.split(seed), self.study.label_noise)
             for method in todo:
                 settings = self._tuned(method, prepared) if self.study.tune else {}
                 self._add(self._run(table.name, method, splits, settings))
 
     def _unfinished(self, data: str, methods: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
         done = {(r["method"], r["seed"]) for r in self.records if r["data"] == data}
-        for seed in range(self.study.seeds):
+        for seed in range(self.study.first_seed, self.study.first_seed + self.study.seeds):
             todo = [method for method in methods if (method, seed) not in done]
             if todo:
                 yield seed, todo
@@ -204,12 +223,22 @@ class Study:
     def _run(self, data: str, method: str, splits: Splits, settings: dict[str, Any]) -> dict[str, Any]:
         started = time.perf_counter()
         if method in RIVALS:
-            test, details = self._fit_rival(method, splits, settings), {}
+            test, details = self._fit_rival(method, splits, settings), dict[str, Any]()
         else:
             trained = self._train(method, splits, settings)
-            test, details = trained.test, {"best_epoch": round(trained.best_epoch)}
-            if self.study.save_models and splits.seed == 0:
+            main = main_score(splits.target.is_regression)
+            validation = better_is_larger(main, trained.validation_score)
+            test = trained.test
+            details = {"best_epoch": round(trained.best_epoch), f"validation_{main}": round(validation, 6)}
+            if self.study.save_models and splits.seed == self.study.first_seed:
                 self._save(data, method, trained)
+            if self.study.save_predictions and PartialState().is_main_process:
+                directory = self.directory / data / f"{method.replace('/', '_')}_seed{splits.seed}"
+                write_predictions(splits, test, directory)
+                trained.trainer.state.save_to_json(str(directory / "trainer_state.json"))
+                if not splits.target.is_regression:
+                    counts = np.bincount(splits.train.y, minlength=len(splits.target.classes))
+                    details["train_class_counts"] = counts.tolist()
         found = {} if test is None else scores(splits.test.y, test, splits.target.is_regression)
         record = {
             "data": data,
@@ -227,7 +256,7 @@ class Study:
             if record["data"] == prepared.name and record["method"] == method:
                 return record["tuned"]
         # Always on seed 0, so that all seeds share the settings; its test rows are those of every seed.
-        splits = prepared.split(0)
+        splits = with_label_noise(prepared.split(0), self.study.label_noise)
 
         def validation_score(settings: dict[str, Any]) -> float:
             if method not in RIVALS:
@@ -254,7 +283,8 @@ class Study:
         objective = Objective(
             name,
             tau=settings.get("tau", self.training.tau),
-            gamma=settings.get("gamma", self.networks.focal_gamma),
+            gamma=settings.get("gamma", self.training.focal_gamma),
+            label_smoothing=self.training.label_smoothing_factor,
         )
         sizes = {n: settings[n] for n in ("n_blocks", "d_block", "dropout") if n in settings}
         changes = {n: settings[n] for n in ("learning_rate", "weight_decay") if n in settings}
@@ -295,5 +325,7 @@ def read_runs(path: Path) -> list[dict[str, Any]]:
 
 def deciding_settings(*groups: Any) -> dict[str, Any]:
     """The options that decide what a run gives; those that say which runs there are may change."""
-    which = {"networks", "objectives", "rivals", "seeds", "save_models", "overwrite_output_dir"}
-    return {name: value for group in groups for name, value in asdict(group).items() if name not in which}
+    which = {"networks", "objectives", "rivals", "seeds", "first_seed", "overwrite_output_dir", "save_models"}
+    which.add("save_predictions")
+    found = {name: value for group in groups for name, value in asdict(group).items() if name not in which}
+    return {name: value for name, value in found.items() if name != "label_noise" or value}

@@ -127,6 +127,8 @@ def train_network(
         reweighting=objective.reweighting,
         reweighting_level="sample",
         tau=objective.tau,
+        target_ess=args.target_ess if objective.reweighting == "kl" else None,
+        label_smoothing_factor=0.0,  # in the objective's own loss
         per_device_train_batch_size=batch_size,
     )
     if sizes.pretrain_epochs:
