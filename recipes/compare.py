@@ -1,0 +1,119 @@
+"""Compare re-weightings with ERM and each other: data sets x methods x learning rates x seeds, through the recipes.
+
+    python recipes/compare.py recipes/configs/compare_quick.yaml --output_dir runs/compare
+    python recipes/compare.py recipes/configs/compare.yaml --shard 1/2 --time_budget 60 --output_dir runs/compare
+
+STUDY.yaml names data sets (recipe, options, score) and methods (options of re-weighting). Every method gets the same
+learning rates to choose from, by seeds and rows that the final runs are not judged by; a final seed means the same
+initialization, batches and evaluation for all methods. Finished runs are lines of `runs*.jsonl` in the output directory:
+the same command goes on where it was stopped, an edited study runs only what changed. `recipes/report.py` reads them.
+"""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from recipe_lib.cli import parse_args, run_recipe
+from recipe_lib.compare.runner import Runner
+from recipe_lib.compare.study import read_study
+from recipe_lib.errors import UserError
+from recipe_lib.results import console
+from recipe_lib.run_file import duration, parse_shard
+
+USAGE = "python %(prog)s STUDY.yaml --option value ..."
+EPILOG = (
+    "STUDY.yaml: see recipes/configs/compare_quick.yaml, which explains its keys. Exit code 1: runs failed."
+)
+EXIT_RUNS_FAILED = 1
+
+
+@dataclass
+class CompareArguments:
+    """Which part of the study runs here, and for how long."""
+
+    output_dir: str = field(
+        default="runs/compare", metadata={"help": "Directory of the JSON lines; shards may share it."}
+    )
+    datasets: list[str] = field(default_factory=list, metadata={"help": "Only these data sets of the study."})
+    methods: list[str] = field(default_factory=list, metadata={"help": "Only these methods of the study."})
+    seeds: list[int] = field(default_factory=list, metadata={"help": "Only these seeds of final runs."})
+    shard: str = field(
+        default="1/1",
+        metadata={
+            "help": "Run the i-th of n parts, e.g. 2/8 in the second task of a job array. Parts need nothing of each "
+            "other; give all of them the same study, data sets and methods."
+        },
+    )
+    time_budget: float | None = field(
+        default=None,
+        metadata={
+            "help": "Minutes. No run is begun that would not fit into what is left of them, by the longest run of its "
+            "data set so far; the next start goes on from there."
+        },
+    )
+    list: bool = field(
+        default=False,
+        metadata={
+            "help": "Train nothing: show the runs, which are finished, and how long the others will take."
+        },
+    )
+
+
+def main(argv: Any = None) -> Any:
+    """Run (a part of) the study that the arguments name; the finished records of its cells, by identity."""
+    argv = [*(sys.argv[1:] if argv is None else argv)]
+    study_file = argv.pop(0) if argv and not argv[0].startswith("-") else None
+    (args,) = parse_args(
+        [CompareArguments], argv, description=(__doc__ or "").split("\n\n")[0], usage=USAGE, epilog=EPILOG
+    )
+    if study_file is None:
+        raise UserError("give a study, e.g. recipes/configs/compare_quick.yaml. See --help.")
+    if args.time_budget is not None and args.time_budget < 0:
+        raise UserError(f"--time_budget must not be negative, not {args.time_budget:g}.")
+    study = read_study(study_file).restricted(args.datasets, args.methods, args.seeds)
+    runner = Runner(study, Path(args.output_dir), parse_shard(args.shard), _say)
+    if args.list:
+        _show(runner)
+        return runner.finished
+    left = runner.run(None if args.time_budget is None else 60 * args.time_budget)
+    _conclude(runner, len(left))
+    if runner.failed:
+        sys.exit(EXIT_RUNS_FAILED)
+    return runner.finished
+
+
+def _say(line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _show(runner: Runner) -> None:
+    missing = runner.missing()
+    for cell in runner.cells:
+        _say(f"{'missing ' if cell in missing else 'finished'}  {cell.name}")
+    done = len(runner.cells) - len(missing)
+    _say(f"{done} of {len(runner.cells)} runs are finished{_time_left(runner, missing)}.")
+
+
+def _conclude(runner: Runner, left: int) -> None:
+    missing = runner.missing()
+    if left:
+        _say(
+            f"The time budget is spent: {len(missing)} of {len(runner.cells)} runs are left{_time_left(runner, missing)}. "
+            "The same command goes on."
+        )
+    elif not missing:
+        _say(f"All {len(runner.cells)} runs are finished: {runner.file.path}")
+    for name, error in runner.failed.items():
+        _say(f"failed: {name}: {error}")
+    if runner.failed:
+        _say(f"{len(runner.failed)} runs failed; the same command tries them again.")
+
+
+def _time_left(runner: Runner, missing: Any) -> str:
+    seconds = runner.seconds_of(missing) if missing else None
+    return f", about {duration(seconds)} of work left" if seconds is not None else ""
+
+
+if __name__ == "__main__":
+    run_recipe(main)
