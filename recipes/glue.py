@@ -18,6 +18,7 @@ from recipe_lib.cli import parse_args, run_recipe
 from recipe_lib.data_files import first_rows, read_directory, read_splits
 from recipe_lib.errors import UserError, listed
 from recipe_lib.glue_tasks import GLUE_TASKS, HUB_NAME, GlueTask
+from recipe_lib.hard_examples import TrainingSamples
 from recipe_lib.holdout import HELP as HOLDOUT_HELP
 from recipe_lib.holdout import hold_out
 from recipe_lib.hub import load_hub_dataset, load_pretrained
@@ -25,7 +26,7 @@ from recipe_lib.length_grouping import LengthGroupedTrainer
 from recipe_lib.metrics import make_compute_metrics
 from recipe_lib.results import print_table, settings_of, shown_metrics
 from recipe_lib.runs import RunArguments, prepare_runs, train_runs
-from recipe_lib.text_classification import Labels, find_labels, find_text_columns, tokenize
+from recipe_lib.text_classification import Labels, encode_labels, find_labels, find_text_columns, tokenize
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -154,15 +155,20 @@ def describe(args: DataArguments, task: GlueTask | None, train: Dataset) -> tupl
     return columns, labels, OWN_METRICS[labels.kind]
 
 
-def with_held_out_rows(
-    data: DatasetDict, fraction: float, labels: Labels, max_rows: int | None
-) -> DatasetDict:
-    """The tokenized train split cut into `train` and `validation`, of at most `max_rows` rows."""
-    train = data["train"]
-    classes = np.asarray(train["labels"]) if labels.kind == "single_label_classification" else None
-    kept, held_out = hold_out(len(train), fraction, HOLDOUT_SEED, classes)
-    validation = first_rows(train.select(held_out), max_rows, "max_eval_samples")
-    return DatasetDict({"train": train.select(kept), "validation": validation})
+def cut(data: DatasetDict, args: DataArguments, labels: Labels) -> DatasetDict:
+    """The splits with the asked number of rows; with `holdout_fraction` a part of `train` is `validation`."""
+    data = DatasetDict(data)
+    data["train"] = first_rows(data["train"], args.max_train_samples, "max_train_samples")
+    if args.holdout_fraction is not None:
+        train, classes = data["train"], None
+        if labels.kind == "single_label_classification":
+            classes = np.asarray(encode_labels(train, args.label_column, labels, "the training data"))
+        kept, held_out = hold_out(len(train), args.holdout_fraction, HOLDOUT_SEED, classes)
+        data["train"], data["validation"] = train.select(kept), train.select(held_out)
+    for split in data:
+        if split != "train":
+            data[split] = first_rows(data[split], args.max_eval_samples, "max_eval_samples")
+    return data
 
 
 def main(argv: list[str] | None = None) -> list[dict]:
@@ -179,13 +185,9 @@ def main(argv: list[str] | None = None) -> list[dict]:
     with training_args.main_process_first(desc="data preparation"):
         data = load_data(data_args, task)
         columns, labels, metric = describe(data_args, task, data["train"])
-        for split in data:
-            option = "max_train_samples" if split == "train" else "max_eval_samples"
-            data[split] = first_rows(data[split], getattr(data_args, option), option)
+        raw = cut(data, data_args, labels)
         tokenizer = load_pretrained(AutoTokenizer.from_pretrained, model_name)
-        data = tokenize(data, tokenizer, columns, data_args.label_column, labels, data_args.max_seq_length)
-        if data_args.holdout_fraction is not None:
-            data = with_held_out_rows(data, data_args.holdout_fraction, labels, data_args.max_eval_samples)
+        data = tokenize(raw, tokenizer, columns, data_args.label_column, labels, data_args.max_seq_length)
     validation = {split.removeprefix("validation_"): rows for split, rows in data.items() if split != "train"}
 
     def build_trainer(args: ReweightedTrainingArguments) -> LengthGroupedTrainer:
@@ -201,6 +203,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
                 tokenizer, pad_to_multiple_of=8 if args.fp16 or args.bf16 else None
             ),
             compute_metrics=make_compute_metrics(metric),
+            record_examples=run_args.hard_examples > 0,
         )
 
     card = {"tasks": "text-classification"}
@@ -209,7 +212,12 @@ def main(argv: list[str] | None = None) -> list[dict]:
         card |= {"dataset_args": data_args.task_name, "language": "en"}
     else:
         card["dataset"] = Path(data_args.train_file or data_args.dataset_dir or "").name
-    records = train_runs(plan, build_trainer, card)
+    samples = TrainingSamples(
+        select=lambda _, indices: data["train"].select(indices),
+        text=lambda index: " | ".join(str(raw["train"][index][column]) for column in columns),
+        classes=labels.names,
+    )
+    records = train_runs(plan, build_trainer, card, samples)
     title = f"{data_args.task_name or 'Text classification'}: {len(data['train']):,} rows to train on"
     print_table(title, records, shown_metrics(records[0]))
     return records

@@ -14,6 +14,7 @@ Mixing comes before weighting: a sample is a mixed image, its weight comes from 
 Order and augmentation depend on seed, epoch and position alone: a run that was interrupted goes on to the same numbers.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ import torch
 from accelerate import PartialState
 from recipe_lib.cli import parse_args, run_recipe
 from recipe_lib.errors import UserError
+from recipe_lib.hard_examples import TrainingSamples
 from recipe_lib.results import (
     package_versions,
     print_table,
@@ -34,6 +36,7 @@ from recipe_lib.results import (
 from recipe_lib.runs import RunArguments, RunPlan, plan_runs, prepare_runs, train_runs
 from recipe_lib.vision.augmentation import AugmentationArguments, eval_transform, make_mixup, train_transform
 from recipe_lib.vision.batches import AugmentedImages, ImageCollator, PreparedImages
+from recipe_lib.vision.classes import readable_names
 from recipe_lib.vision.data import (
     ImageDataArguments,
     ImageStream,
@@ -41,7 +44,7 @@ from recipe_lib.vision.data import (
     load_image_streams,
     with_noise,
 )
-from recipe_lib.vision.decoding import BadImages, check_all_images
+from recipe_lib.vision.decoding import BadImages, check_all_images, open_image
 from recipe_lib.vision.long_tail import shot_groups
 from recipe_lib.vision.metrics import keep_best_classes, make_image_metrics
 from recipe_lib.vision.models import ImageModelArguments, build_image_classifier
@@ -158,6 +161,23 @@ def make_dataset(
     return (PreparedImages if seed is None else AugmentedImages)(images, transform, bad)
 
 
+def training_samples(images: Images, bad: BadImages) -> TrainingSamples | None:
+    """The training images as a list of hard examples shows them; None for streams."""
+    train = images.train
+    if isinstance(train, ImageStream):
+        return None
+
+    def prepared(trainer: Any, indices: Sequence[int]) -> PreparedImages:
+        return PreparedImages(train.select(np.array(indices)), trainer.eval_dataset.transform, bad)
+
+    return TrainingSamples(
+        select=prepared,
+        text=train.where,
+        classes=readable_names(images.classes),
+        image=lambda index: open_image(train.source(index)),
+    )
+
+
 def scale_learning_rate(training_args: ReweightedTrainingArguments, batch: int | None) -> None:
     """Set the learning rate for the images that a step has, where it was given for `batch` of them."""
     if batch is None:
@@ -191,6 +211,8 @@ def main(argv: list[str] | None = None) -> list[dict]:
     )
     if data_args.streaming and augmentation.repeated_augmentation > 1:
         raise UserError("--repeated_augmentation needs images in any order: leave out --streaming.")
+    if data_args.streaming and run_args.hard_examples:
+        raise UserError("--hard_examples needs images with a number of their own: leave out --streaming.")
     scale_learning_rate(training_args, optimization.learning_rate_batch)
     chosen = settings_of(data_args, model_args, augmentation, optimization)
     plan = None if measure_args.dry_run else prepare_runs(training_args, run_args, chosen)
@@ -221,6 +243,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
             layer_decay=optimization.layer_decay,
             ema_decay=optimization.ema_decay,
             ema_warmup=optimization.ema_warmup,
+            record_examples=run_args.hard_examples > 0,
         )
 
     if plan is None:
@@ -232,7 +255,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     card = {"tasks": "image-classification"}
     if data_args.dataset_name and "/" in data_args.dataset_name:
         card |= {"dataset": data_args.dataset_name, "dataset_tags": data_args.dataset_name}
-    records = train_runs(plan, build_trainer, card)
+    records = train_runs(plan, build_trainer, card, training_samples(images, bad))
     if PartialState().is_main_process:
         draw(plan)
     report(records, images, bad)

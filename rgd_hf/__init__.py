@@ -15,6 +15,7 @@ _HOME_OF = {
     "ReweightedTrainingArguments": "training_args",
     "ReweightedSeq2SeqTrainingArguments": "training_args",
     "GroupDROMixin": "group_dro",
+    "HardExamplesMixin": "hard_examples",
     "GroupDROTrainer": "group_dro",
     "ReweightingMixin": "trainer",
     "ReweightedTrainer": "trainer",
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from rgd_hf.compute_loss_func import RGDLoss
     from rgd_hf.divergences import rgd_surrogate, rgd_weights
     from rgd_hf.group_dro import GroupDROMixin, GroupDROTrainer
+    from rgd_hf.hard_examples import HardExamplesMixin
     from rgd_hf.target_ess import ess_weights
     from rgd_hf.trainer import ReweightedSeq2SeqTrainer, ReweightedTrainer, ReweightingMixin
     from rgd_hf.training_args import (
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = [
     "GroupDROMixin",
     "GroupDROTrainer",
+    "HardExamplesMixin",
     "RGDLoss",
     "ReweightedSeq2SeqTrainer",
     "ReweightedSeq2SeqTrainingArguments",

@@ -12,25 +12,42 @@ from transformers.trainer_pt_utils import find_batch_size
 SAMPLE_WEIGHT = "sample_weight"
 """The column that holds a non-negative weight for every sample."""
 
+SAMPLE_INDEX = "sample_index"
+"""The column that holds the number of every sample in the training set, from 0."""
 
-class SampleWeightCollator:
-    """Carry the `sample_weight` column around a collator that may not know it.
+
+class ColumnCollator:
+    """Carry one column of numbers around a collator that may not know it.
+
+    Args:
+        collator: makes a batch of a list of examples.
+        column: name of the column.
+        dtype: of the column in the batch.
+    """
+
+    def __init__(self, collator: Callable[[list[Any]], Any], column: str, dtype: torch.dtype):
+        self.collator, self.column, self.dtype = collator, column, dtype
+
+    def __call__(self, examples: list[Any]) -> Any:
+        """The batch of `collator`, with the column as a tensor `[batch]` where the examples have one."""
+        column = self.column
+        if not examples or not isinstance(examples[0], Mapping) or column not in examples[0]:
+            return self.collator(examples)
+        values = torch.tensor([float(example[column]) for example in examples], dtype=torch.float64)
+        batch = self.collator([{k: v for k, v in e.items() if k != column} for e in examples])
+        batch[column] = values.to(self.dtype)
+        return batch
+
+
+class SampleWeightCollator(ColumnCollator):
+    """Carry the `sample_weight` column, float32, around a collator.
 
     Args:
         collator: makes a batch of a list of examples.
     """
 
     def __init__(self, collator: Callable[[list[Any]], Any]):
-        self.collator = collator
-
-    def __call__(self, examples: list[Any]) -> Any:
-        """The batch of `collator`, with `sample_weight` as float32 `[batch]` where the examples have one."""
-        if not examples or not isinstance(examples[0], Mapping) or SAMPLE_WEIGHT not in examples[0]:
-            return self.collator(examples)
-        weights = torch.tensor([float(example[SAMPLE_WEIGHT]) for example in examples])
-        batch = self.collator([{k: v for k, v in e.items() if k != SAMPLE_WEIGHT} for e in examples])
-        batch[SAMPLE_WEIGHT] = weights
-        return batch
+        super().__init__(collator, SAMPLE_WEIGHT, torch.float32)
 
 
 def drop_repeats(batch: Any, gradient_state: Any, process_index: int, num_processes: int) -> None:

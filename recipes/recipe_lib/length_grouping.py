@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import Sampler
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from recipe_lib.predictions import PredictionsMixin
+from recipe_lib.hard_examples import InspectedTrainer
 from rgd_hf import ReweightedTrainer
 
 
@@ -35,7 +35,7 @@ class SeededLengthGroupedSampler(LengthGroupedSampler):
         return super().__iter__()
 
 
-class LengthGroupedTrainer(PredictionsMixin, ReweightedTrainer):
+class LengthGroupedTrainer(InspectedTrainer, ReweightedTrainer):
     """`ReweightedTrainer` whose `train_sampling_strategy="group_by_length"` is reproducible.
 
     With it the training set needs a column of lengths, named by `length_column_name`; evaluation begins with the

@@ -14,7 +14,8 @@ from accelerate.utils import broadcast_object_list
 from transformers import set_seed
 
 from recipe_lib.errors import UserError
-from recipe_lib.predictions import PREDICTIONS, PredictionsMixin, write_predictions
+from recipe_lib.hard_examples import HARD_EXAMPLES, InspectedTrainer, TrainingSamples, list_hard_examples
+from recipe_lib.predictions import PREDICTIONS, write_predictions
 from recipe_lib.results import (
     RESULTS_NAME,
     package_versions,
@@ -61,10 +62,21 @@ class RunArguments:
             "plain loss of every evaluation sample, in order (a file for each of several validation sets)."
         },
     )
+    hard_examples: int = field(
+        default=0,
+        metadata={
+            "help": "After training, list so many training samples that carried the most weight (hard, or mislabelled?) "
+            "in hard_examples.html and hard_examples.json of the run's directory."
+        },
+    )
     save_models: bool = field(
         default=True,
         metadata={"help": "Write the trained model; with false a run leaves its results and card alone."},
     )
+
+    def __post_init__(self):
+        if self.hard_examples < 0:
+            raise UserError(f"--hard_examples must be at least 0, not {self.hard_examples}.")
 
 
 @dataclass(frozen=True)
@@ -159,8 +171,9 @@ def prepare_runs(
 
 def train_runs(
     plan: RunPlan,
-    build_trainer: Callable[[ReweightedTrainingArguments], PredictionsMixin],
+    build_trainer: Callable[[ReweightedTrainingArguments], InspectedTrainer],
     card: Mapping[str, Any],
+    samples: TrainingSamples | None = None,
 ) -> list[dict[str, Any]]:
     """Train, evaluate, save and document every run of a plan.
 
@@ -172,6 +185,7 @@ def train_runs(
         plan: from `prepare_runs`.
         build_trainer: makes a new model and its trainer (a `ReweightedTrainer`) for a run's training arguments.
         card: keywords for `Trainer.create_model_card`.
+        samples: the training samples, for `--hard_examples`.
 
     Returns:
         One record a run: `method`, `name`, `seconds`, the metrics, `settings`, `versions`.
@@ -181,7 +195,7 @@ def train_runs(
         record = _same_everywhere(read_results(str(run.args.output_dir)))
         if record is None:
             name = plan.root.name if len(plan.runs) == 1 else f"{plan.root.name}-{run.name}"
-            record = _train_run(run, plan, build_trainer, {"model_name": name, **card})
+            record = _train_run(run, plan, build_trainer, {"model_name": name, **card}, samples)
         else:
             say("", f"{run.method}: finished before, results read from {run.args.output_dir}")
         records.append(record)
@@ -193,8 +207,9 @@ def train_runs(
 def _train_run(
     run: Run,
     plan: RunPlan,
-    build_trainer: Callable[[ReweightedTrainingArguments], PredictionsMixin],
+    build_trainer: Callable[[ReweightedTrainingArguments], InspectedTrainer],
     card: Mapping[str, Any],
+    samples: TrainingSamples | None,
 ) -> dict[str, Any]:
     directory = str(run.args.output_dir)
     checkpoint = _same_everywhere(last_checkpoint(directory))
@@ -213,6 +228,8 @@ def _train_run(
     if plan.options.save_predictions:
         files = write_predictions(trainer, directory)
         say("Predictions: " + ", ".join(map(str, files)))
+    if plan.options.hard_examples and samples is not None:
+        list_hard_examples(trainer, plan.options.hard_examples, samples, directory)
     record = {
         "name": run.name,
         "method": run.method,
@@ -270,6 +287,7 @@ def _discard(plan: RunPlan) -> None:
             directory / RESULTS_NAME,
             directory / SETTINGS_NAME,
             *directory.glob(f"{PREDICTIONS}*.parquet"),
+            *directory.glob(f"{HARD_EXAMPLES}.*"),
         )
         for path in left:
             path.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from recipe_lib.errors import UserError
 from recipe_lib.vision.decoding import BadImages, UnreadableImageError, open_image
 from recipe_lib.vision.metrics import IGNORED
 from recipe_lib.vision.sets import ImageSet
+from rgd_hf.data import SAMPLE_INDEX
 
 MAX_BAD_IN_A_ROW = 100
 
@@ -116,7 +117,8 @@ class AugmentedImages(_TransformedImages):
                 continue
             with seeded(draw.seed):
                 pixels = self.transform(image)
-            return {"pixel_values": pixels, "labels": int(self.images.labels[index]), "seed": draw.seed}
+            label = int(self.images.labels[index])
+            return {"pixel_values": pixels, "labels": label, "seed": draw.seed, SAMPLE_INDEX: index}
         raise UserError(
             f"{step + 1} unreadable images in a row in {self.images.origin}: see {self.bad.record}."
         )

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from timm.utils import ModelEmaV3
 from torch import nn
 from transformers import TrainerCallback
+from transformers.trainer_utils import PredictionOutput
 
 from recipe_lib.errors import UserError
 
@@ -33,8 +34,8 @@ class _UpdateEma(TrainerCallback):
 class EmaMixin(TrainerBase):
     """Averages the weights over the optimizer steps, for any class that derives from `transformers.Trainer`.
 
-    `evaluate` reports the averaged weights under its usual names and the last ones under `eval_last_...`;
-    `save_model` saves the averaged ones; checkpoints hold both, so that a resumed run is the same.
+    `evaluate` reports the averaged weights under its usual names and the last ones under `eval_last_...`; `predict` uses
+    and `save_model` saves the averaged ones; checkpoints hold both, so that a resumed run is the same.
 
     Args:
         ema_decay: of the average an optimizer step; None for no average.
@@ -90,6 +91,13 @@ class EmaMixin(TrainerBase):
         last = super().evaluate(eval_dataset, ignore_keys, f"{metric_key_prefix}_last")
         with self._averaged():
             return {**last, **super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)}
+
+    def predict(self, *args: Any, **kwargs: Any) -> PredictionOutput:
+        """As the Trainer's, with the averaged weights."""
+        if self.ema is None:
+            return super().predict(*args, **kwargs)
+        with self._averaged():
+            return super().predict(*args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the averaged weights; a checkpoint gets the last ones, with the averaged ones beside them."""

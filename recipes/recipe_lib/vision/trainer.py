@@ -11,14 +11,14 @@ from torch.utils.data import Sampler
 from transformers import Trainer
 
 from recipe_lib.errors import UserError
-from recipe_lib.predictions import PredictionsMixin
+from recipe_lib.hard_examples import InspectedTrainer
 from recipe_lib.vision.batches import AugmentedImages, SeededDraws
 from recipe_lib.vision.ema import EmaMixin
 from recipe_lib.vision.weight_histogram import WeightHistogramMixin
 from rgd_hf import ReweightedTrainer
 
 
-class ImageTrainer(WeightHistogramMixin, EmaMixin, PredictionsMixin, ReweightedTrainer):
+class ImageTrainer(WeightHistogramMixin, EmaMixin, InspectedTrainer, ReweightedTrainer):
     """`ReweightedTrainer` for `AugmentedImages`.
 
     Args:

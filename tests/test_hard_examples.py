@@ -1,0 +1,282 @@
+"""Which samples carried the most weight: against sums by hand, over processes, epochs, resumes and collators."""
+
+import json
+import subprocess
+import sys
+from collections import defaultdict
+from dataclasses import astuple
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from test_cost import CountSteps, CountWaits
+from tiny import classification_data, tiny_bert
+from torch.utils.data import IterableDataset
+from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
+
+from rgd_hf import HardExamplesMixin, ReweightedTrainer, ReweightedTrainingArguments
+from rgd_hf.data import SAMPLE_INDEX
+from rgd_hf.hard_examples import add_by_sample
+from rgd_hf.weighting import Items
+
+
+class RecordingTrainer(HardExamplesMixin, ReweightedTrainer):
+    """Keeps what `weigh` sees, sample by sample, recognized by its content."""
+
+    def __init__(self, *args, **kwargs):
+        self.visits = defaultdict(list)
+        super().__init__(*args, **kwargs)
+
+    def weigh(self, items, inputs):
+        weights = super().weigh(items, inputs)
+        assert SAMPLE_INDEX not in inputs
+        for row in range(len(items.reference)):
+            valid = items.reference[row] > 0
+            if valid.any():
+                key = tuple(inputs["input_ids"][row][inputs["attention_mask"][row] > 0].tolist())
+                mean = items.losses[row][valid].mean().item(), weights[row][valid].mean().item()
+                self.visits[key].append(mean)
+        return weights
+
+
+def varied_data(n: int, seed: int = 0) -> list[dict]:
+    """Sentences of several lengths, none twice; the collator pads."""
+    rows = classification_data(n, seed=seed)
+    for number, row in enumerate(rows):
+        row["input_ids"] = torch.cat(
+            [torch.tensor([number % 50, number // 50]), row["input_ids"][: number % 5]]
+        )
+        row["attention_mask"] = torch.ones_like(row["input_ids"])
+    return rows
+
+
+def pad(examples: list[dict]) -> dict[str, torch.Tensor]:
+    """A collator that knows nothing but its own columns."""
+    batch = {}
+    for name, value in (("input_ids", 0), ("attention_mask", 0), ("labels", -100)):
+        columns = [torch.as_tensor(example[name]).reshape(-1) for example in examples]
+        batch[name] = torch.nn.utils.rnn.pad_sequence(columns, batch_first=True, padding_value=value)
+    if batch["labels"].shape[1] == 1:
+        batch["labels"] = batch["labels"][:, 0]
+    return batch
+
+
+def by_hand(trainer: RecordingTrainer, data: list[dict]) -> list[tuple[int, float, float, int]]:
+    rows = []
+    for index, example in enumerate(data):
+        visits = trainer.visits[tuple(torch.as_tensor(example["input_ids"]).tolist())]
+        if visits:
+            losses, weights = zip(*visits)
+            rows.append((index, sum(weights) / len(visits), sum(losses) / len(visits), len(visits)))
+    return sorted(rows, key=lambda row: (-row[1], -row[2]))
+
+
+def assert_same(examples, expected):
+    found = [astuple(example) for example in examples]
+    assert [(e[0], e[3]) for e in found] == [(e[0], e[3]) for e in expected]
+    values = [torch.tensor([e[1:3] for e in rows], dtype=torch.float64) for rows in (found, expected)]
+    torch.testing.assert_close(*values, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"gradient_accumulation_steps": 3, "normalize_weights": True},
+        {"reweighting": "none"},
+        {"target_ess": 0.8},
+        {"dataloader_num_workers": 2},
+        {"train_sampling_strategy": "group_by_length"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", [list, datasets.Dataset])
+def test_means_are_those_of_every_visit(kind, settings, make_args):
+    data = varied_data(37)
+    rows = data if kind is list else datasets.Dataset.from_list([{**row, "other": "text"} for row in data])
+    args = make_args(ReweightedTrainingArguments, max_steps=23, per_device_train_batch_size=5, **settings)
+    trainer = RecordingTrainer(tiny_bert(), args, train_dataset=rows, data_collator=pad)
+    trainer.train()
+    assert_same(trainer.hard_examples(1000), by_hand(trainer, data))
+    assert len(trainer.hard_examples(1000)) == 37 and len(trainer.hard_examples(4)) == 4
+    if settings.get("reweighting") == "none":
+        losses = [example.loss for example in trainer.hard_examples(37)]
+        assert losses == sorted(losses, reverse=True)
+
+
+@pytest.mark.parametrize("level", ["sample", "token"])
+def test_tokens_count_through_the_mean_of_their_sample(level, make_args):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = LlamaForCausalLM(
+        LlamaConfig(vocab_size=50, max_position_embeddings=32, initializer_range=0.5, **sizes)
+    )
+    data = varied_data(20)
+    for number, row in enumerate(data):
+        row["labels"] = row["input_ids"].clone()
+        if number == 3:
+            row["labels"][:] = -100  # nothing to learn from: never seen
+    args = make_args(ReweightedTrainingArguments, max_steps=9, reweighting_level=level, tau=5.0)
+    trainer = RecordingTrainer(model, args, train_dataset=data, data_collator=pad)
+    trainer.train()
+    found = trainer.hard_examples(20)
+    assert_same(found, by_hand(trainer, data))
+    assert 3 not in [example.index for example in found] and len(found) == 19
+
+
+def test_sums_by_sample_against_a_loop():
+    torch.manual_seed(0)
+    losses, weights, reference = (
+        torch.rand(4, 3),
+        torch.rand(4, 3),
+        torch.rand(4, 3) * (torch.rand(4, 3) > 0.4),
+    )
+    reference[2] = 0
+    indices = torch.tensor([5, 0, 1, 5])  # one sample twice
+    sums = torch.zeros(6, 3, dtype=torch.float64)
+    add_by_sample(sums, indices, Items(losses, reference), weights)
+    expected = torch.zeros(6, 3, dtype=torch.float64)
+    for row, index in enumerate(indices.tolist()):
+        mass = reference[row].sum()
+        if mass > 0:
+            expected[index, 0] += ((reference[row] * weights[row]).sum() / mass).item()
+            expected[index, 1] += ((reference[row] * losses[row]).sum() / mass).item()
+            expected[index, 2] += 1
+    torch.testing.assert_close(sums, expected, rtol=1e-6, atol=1e-9)
+    with pytest.raises(ValueError, match="packed"):
+        add_by_sample(sums, indices, Items(losses[:1], reference[:1]), weights[:1])
+
+
+def test_recording_changes_nothing_in_training(make_args):
+    states = []
+    for record in (True, False):
+        args = make_args(ReweightedTrainingArguments, max_steps=6)
+        trainer = RecordingTrainer(
+            tiny_bert(), args, train_dataset=varied_data(20), data_collator=pad, record_examples=record
+        )
+        trainer.train()
+        states.append(trainer.model.state_dict())
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    with pytest.raises(RuntimeError, match="record_examples"):
+        trainer.hard_examples(3)
+
+
+class Killed(BaseException):
+    pass
+
+
+class Kill(TrainerCallback):
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 8:
+            raise Killed
+
+
+def test_resumed_is_as_never_interrupted(make_args, tmp_path):
+    def run(name: str, *callbacks, resume: str | None = None):
+        args = make_args(
+            ReweightedTrainingArguments,
+            output_dir=str(tmp_path / name),
+            max_steps=12,
+            save_strategy="steps",
+            save_steps=6,
+        )
+        data = {"train_dataset": varied_data(37), "data_collator": pad}
+        trainer = RecordingTrainer(tiny_bert(), args, callbacks=list(callbacks), **data)
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer.hard_examples(37)
+
+    whole = run("whole")
+    with pytest.raises(Killed):
+        run("broken", Kill)
+    checkpoint = tmp_path / "broken" / "checkpoint-6"
+    assert run("broken", resume=str(checkpoint)) == whole
+    (checkpoint / "hard_examples.safetensors").unlink()
+    with pytest.raises(ValueError, match="record_examples=False"):
+        run("broken", resume=str(checkpoint))
+
+
+def test_steps_never_wait_for_the_device(make_args):
+    args = make_args(ReweightedTrainingArguments, max_steps=6, logging_steps=6, gradient_accumulation_steps=2)
+    counts = []
+    for record in (True, False):
+        mode = CountWaits()
+        counter = CountSteps(mode)
+        trainer = type("Plain", (HardExamplesMixin, ReweightedTrainer), {})(
+            tiny_bert(),
+            args,
+            train_dataset=classification_data(64),
+            callbacks=[counter],
+            record_examples=record,
+        )
+        with mode:
+            trainer.train()
+        counts.append(counter.per_step[1:-1])
+    assert counts[0] == counts[1]
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(varied_data(8))
+
+
+def test_streams_and_unnamed_columns_are_refused(make_args):
+    args = make_args(ReweightedTrainingArguments)
+    with pytest.raises(ValueError, match="map-style"):
+        RecordingTrainer(tiny_bert(), args, train_dataset=Stream())
+    with pytest.raises(ValueError, match="map-style"):
+        stream = datasets.Dataset.from_list([{"labels": 1}]).to_iterable_dataset()
+        RecordingTrainer(tiny_bert(), args, train_dataset=stream)
+    tuples = [(1, 2)] * 8
+    trainer = RecordingTrainer(tiny_bert(), args, train_dataset=tuples)
+    with pytest.raises(ValueError, match="dicts, not tuple"):
+        trainer.train()
+
+
+TWO_PROCESSES = """
+import json, sys
+from dataclasses import astuple
+from pathlib import Path
+from test_hard_examples import pad, varied_data
+from tiny import tiny_bert
+from rgd_hf import HardExamplesMixin, ReweightedTrainer, ReweightedTrainingArguments
+
+class Plain(HardExamplesMixin, ReweightedTrainer): pass
+
+folder, batch, resume = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "resume"
+args = ReweightedTrainingArguments(
+    str(folder), per_device_train_batch_size=batch, num_train_epochs=3, use_cpu=True, report_to=[], learning_rate=0.1,
+    optim="sgd", disable_tqdm=True, save_strategy="steps", save_steps=7, dataloader_pin_memory=False)
+trainer = Plain(tiny_bert(), args, train_dataset=varied_data(37), data_collator=pad)
+trainer.train(resume_from_checkpoint=str(folder / "checkpoint-7") if resume else None)
+found = trainer.hard_examples(37)
+(folder / f"found-{args.process_index}.json").write_text(json.dumps([astuple(e) for e in found]))
+"""
+
+
+def test_two_processes_are_as_one(tmp_path):
+    here = Path(__file__).parent
+    script = tmp_path / "train.py"
+    script.write_text(f"import sys\nsys.path[:0] = [{str(here)!r}, {str(here.parent)!r}]\n{TWO_PROCESSES}")
+
+    def run(processes: int, batch: int, resume: str) -> list:
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        folder = tmp_path / str(processes)
+        folder.mkdir(exist_ok=True)
+        command = [sys.executable, *launcher, str(script), str(folder), str(batch), resume]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr[-3000:]
+        files = sorted(folder.glob("found-*.json"))
+        assert len(files) == processes
+        answers = [json.loads(path.read_text()) for path in files]
+        assert all(answer == answers[0] for answer in answers)
+        return answers[0]
+
+    one = run(1, 8, "whole")
+    assert (
+        all(example[3] == 3 for example in one) and len(one) == 37
+    )  # the repeats that fill up a batch are not counted
+    for answer in (run(2, 4, "whole"), run(2, 4, "resume")):
+        assert sorted(e[0] for e in answer) == list(range(37)) and all(e[3] == 3 for e in answer)
+        values = [torch.tensor(sorted(e[:3] for e in examples)) for examples in (answer, one)]
+        torch.testing.assert_close(*values, rtol=1e-4, atol=1e-5)
