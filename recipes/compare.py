@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from recipe_lib.cli import parse_args, run_recipe
 from recipe_lib.compare.runner import Runner
 from recipe_lib.compare.study import read_study
@@ -52,6 +53,13 @@ class CompareArguments:
             "data set so far; the next start goes on from there."
         },
     )
+    threads: int = field(
+        default=1,
+        metadata={
+            "help": "CPU threads of a run. The order of a sum, and so its last digits, depends on them: give the same number "
+            "to reproduce a run exactly. Shards side by side use more cores than one run with more threads."
+        },
+    )
     list: bool = field(
         default=False,
         metadata={
@@ -71,6 +79,9 @@ def main(argv: Any = None) -> Any:
         raise UserError("give a study, e.g. recipes/configs/compare_quick.yaml. See --help.")
     if args.time_budget is not None and args.time_budget < 0:
         raise UserError(f"--time_budget must not be negative, not {args.time_budget:g}.")
+    if args.threads < 1:
+        raise UserError(f"--threads must be at least 1, not {args.threads}.")
+    torch.set_num_threads(args.threads)
     study = read_study(study_file).restricted(args.datasets, args.methods, args.seeds)
     runner = Runner(study, Path(args.output_dir), parse_shard(args.shard), _say)
     if args.list:

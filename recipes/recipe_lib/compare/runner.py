@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from recipe_lib.cli import as_arguments
 from recipe_lib.compare.adapters import RECIPES, Outcome, resolve
@@ -140,6 +141,7 @@ class Runner:
             "seed": cell.seed,
             "settings": {"recipe": data.recipe, **options_of(self.study, cell)},
             "versions": package_versions(),
+            "threads": torch.get_num_threads(),
             "commit": self.commit,
         }
 
