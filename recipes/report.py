@@ -62,14 +62,15 @@ def main(argv: list[str] | None = None) -> None:
     (args,) = parse_args([ReportArguments], argv, description=__doc__.split("\n\n")[0])
     records = read_records(Path(args.results_dir))
     directory = Path(args.output_dir or args.results_dir)
-    markdown, pictures = build_report(records)
-    texts = {directory / "REPORT.md": markdown}
+    texts = {}
     if args.readme:
         readme = Path(args.readme)
         if not readme.is_file():
             raise UserError(f"there is no file {args.readme!r} to put the table into.")
         text = readme.read_text(encoding="utf-8")
         texts[readme] = put_into(text, readme_table(records, overall(records)), args.readme)
+    markdown, pictures = build_report(records)
+    texts[directory / "REPORT.md"] = markdown
     if args.check:
         stale = [path for path, text in texts.items() if not _holds(path, text)]
         if stale:

@@ -12,6 +12,9 @@ from recipe_lib.compare.statistics import Estimate
 from recipe_lib.compare.summary import Overall, Row
 
 DIFFERENCE = "difference to ERM (points)"
+# Data sets differ a hundredfold in how much seeds move their scores: a linear axis would show the widest interval alone.
+LINEAR_TO = 1.0
+TICKS = (-30, -10, -3, -1, 0, 1, 3, 10, 30)
 
 
 def plot_data_sets(found: Sequence[Overall], datasets: Sequence[str]) -> bytes:
@@ -31,9 +34,24 @@ def plot_data_sets(found: Sequence[Overall], datasets: Sequence[str]) -> bytes:
         forest(axis, [*shown, method.gain])
         axis.axhline(len(datasets) - 0.5, color="#999999", linewidth=0.8)
         axis.set_title(method_title(method.method), fontsize=10)
+        axis.set_xscale("symlog", linthresh=LINEAR_TO, linscale=1.0)
+        axis.set_xticks(
+            TICKS, [f"{tick:+g}".replace("-", "−") if tick else "0" for tick in TICKS], minor=False
+        )
+        axis.minorticks_off()
+    ends = [
+        abs(end) for method in found for e in (*method.by_dataset.values(), method.gain) for end in _ends(e)
+    ]
+    axes[0].set_xlim(-1.3 * max([LINEAR_TO, *ends]), 1.3 * max([LINEAR_TO, *ends]))
     axes[0].set_yticks(range(len(datasets) + 1), [*datasets, "mean over data sets"])
-    figure.supxlabel(f"{DIFFERENCE}, 95 % interval", fontsize=10)
+    figure.supxlabel(
+        f"{DIFFERENCE}, 95 % interval; the scale is linear to ±{LINEAR_TO:g}, logarithmic beyond", fontsize=10
+    )
     return png(figure)
+
+
+def _ends(estimate: Estimate) -> list[float]:
+    return [end for end in (estimate.low, estimate.mean, estimate.high) if end is not None]
 
 
 def plot_methods(rows: Sequence[Row], title: str) -> bytes:
@@ -80,7 +98,7 @@ def plot_breakdowns(breakdowns: Mapping[str, Breakdown], title: str) -> bytes:
                 markersize=5,
             )
         for number, name in enumerate(others):
-            shift = (number - (len(others) - 1) / 2) * 0.6 / max(1, len(others))
+            shift = (number - (len(others) - 1) / 2) * min(0.24, 0.03 * len(places))
             _draw_differences(right, places + shift, breakdown.difference[name], number + 1)
         right.axhline(0, color="black", linewidth=1)
         left.set_ylabel("accuracy (%)", fontsize=10)

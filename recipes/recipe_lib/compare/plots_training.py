@@ -1,7 +1,6 @@
 """Plots over training: losses, effective sample size and weights."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,16 +13,19 @@ PANELS = {
     "training loss, without weights": ("unweighted_loss", "loss"),
     "validation loss": ("eval_loss",),
     "effective sample size": ("effective_sample_size",),
+    "mean weight": ("weight_mean",),
+    "largest weight": ("weight_max",),
 }
+COLUMNS = 3
 GRID_POINTS = 25
 Curves = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 def plot_training(records: Records, dataset: str, methods: Sequence[str]) -> bytes | None:
-    """Losses and effective sample size over the steps: mean over seeds, and a band of one standard deviation.
+    """Losses, effective sample size and weights over the steps, and how the weights were spread over all of training.
 
-    The weighted `loss` stands in for the unweighted one only for ERM, where they are the same. A last panel shows the
-    weights of the first of `methods` that recorded a histogram.
+    Curves are means over seeds with a band of one standard deviation. The weighted `loss` stands in for the unweighted
+    one for ERM alone, where they are the same. The histogram sums over seeds, where runs recorded one.
 
     Returns:
         A PNG file; None where no run logged any of it.
@@ -35,35 +37,49 @@ def plot_training(records: Records, dataset: str, methods: Sequence[str]) -> byt
             found = curve(list(records.runs(dataset, name).values()), allowed)
             if found is not None:
                 curves.setdefault(panel, {})[name] = found
-    histogram = next(
-        (
-            (name, weights)
-            for name in methods
-            for record in records.runs(dataset, name).values()
-            if (weights := record.get("weight_histogram")) and np.sum(weights["counts"]) > 0
-        ),
-        None,
-    )
-    count = len(curves) + (histogram is not None)
+    histograms = {
+        name: spread
+        for name in methods
+        if (spread := sum_of_histograms(list(records.runs(dataset, name).values()))) is not None
+    }
+    count = len(curves) + bool(histograms)
     if not count:
         return None
-    figure = new_figure(min(11.5, 3.8 * count + 0.6), 3.9)
-    axes = figure.subplots(1, count, squeeze=False)[0]
+    lines = -(-count // COLUMNS)
+    figure = new_figure(min(11.0, 3.8 * count + 0.6), 0.5 + 3.1 * lines)
+    axes = figure.subplots(lines, min(count, COLUMNS), squeeze=False).ravel()
     for axis, (panel, of_methods) in zip(axes, curves.items()):
         _draw_curves(axis, of_methods, methods)
         axis.set_title(panel, fontsize=10)
-    if histogram is not None:
-        _draw_weights(axes[-1], histogram[1], method_title(histogram[0]))
-    handles = {
-        label: handle
-        for axis in axes[: len(curves)]
-        for handle, label in zip(*axis.get_legend_handles_labels())
-    }
-    if handles:
-        figure.legend(
-            handles.values(), handles, loc="outside lower center", ncols=5, frameon=False, fontsize=9
+    for name, (edges, counts) in histograms.items():
+        number = methods.index(name)
+        style = {"color": COLOURS[number], "linestyle": DASHES[number], "linewidth": 1.7}
+        axes[count - 1].stairs(
+            counts / counts.sum() / np.diff(edges), edges, label=method_title(name), **style
         )
+        axes[count - 1].set_title("weights over all of training", fontsize=10)
+        axes[count - 1].set_xlabel("weight", fontsize=10)
+        axes[count - 1].set_ylabel("density", fontsize=10)
+        tidy(axes[count - 1])
+    for axis in axes[count:]:
+        axis.set_visible(False)
+    handles = {
+        label: handle for axis in axes[:count] for handle, label in zip(*axis.get_legend_handles_labels())
+    }
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
     return png(figure)
+
+
+def sum_of_histograms(runs: Sequence[Record]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Edges [bins + 1] and counts [bins] of the weights of all runs, cut to the bins that hold any; None without one."""
+    found = [weights for record in runs if (weights := record.get("weight_histogram"))]
+    same = [weights["counts"] for weights in found if weights["edges"] == found[0]["edges"]]
+    counts = np.sum(same, axis=0) if same else np.zeros(0)
+    filled = np.flatnonzero(counts)
+    if not len(filled):
+        return None
+    first, last = filled[0], filled[-1] + 1
+    return np.array(found[0]["edges"])[first : last + 1], counts[first:last]
 
 
 def curve(runs: Sequence[Record], keys: Sequence[str]) -> tuple[np.ndarray, np.ndarray] | None:
@@ -116,24 +132,3 @@ def _draw_curves(axis: Axes, found: Curves, methods: Sequence[str]) -> None:
     axis.set_xlabel("step", fontsize=10)
     axis.locator_params(axis="x", nbins=5)
     tidy(axis)
-
-
-def _draw_weights(axis: Axes, weights: Mapping[str, Any], title: str) -> None:
-    """A map of the weights over training, where there is a histogram a log; the histogram itself, where there is one."""
-    edges, counts = np.array(weights["edges"], dtype=float), np.array(weights["counts"], dtype=float)
-    if counts.ndim == 1:
-        axis.stairs(100 * counts / counts.sum(), edges, fill=True, color=COLOURS[5])
-        axis.set_xlabel("weight", fontsize=10)
-        axis.set_ylabel("share of the samples (%)", fontsize=10)
-        tidy(axis, grid="y")
-    else:
-        counts = counts[counts.sum(axis=1) > 0]
-        shares = 100 * counts / counts.sum(axis=1, keepdims=True)
-        done = np.linspace(0, 100, len(shares) + 1)
-        mesh = axis.pcolormesh(done, edges, shares.T, cmap="magma_r", vmin=0, rasterized=True)
-        figure = axis.get_figure()
-        assert figure is not None
-        figure.colorbar(mesh, ax=axis, label="share of the samples (%)")
-        axis.set_xlabel("training done (%)", fontsize=10)
-        axis.set_ylabel("weight", fontsize=10)
-    axis.set_title(f"weights, {title}", fontsize=10)

@@ -1,9 +1,9 @@
 """Tables of a report that look behind a gain: the larger step, and wrong labels."""
 
-from recipe_lib.compare.methods import method_title
+from recipe_lib.compare.methods import in_order, method_title
 from recipe_lib.compare.records import BASELINE, Records
-from recipe_lib.compare.summary import difference, mean_weight, noise_change, noise_pairs, overall
-from recipe_lib.compare.tables import counted, number, signed, table
+from recipe_lib.compare.summary import difference, mean_weight, noise_change, noise_pairs
+from recipe_lib.compare.tables import counted, marked, number, table
 
 WEIGHTED, NORMALIZED, LARGER_STEP = "kl_tau1", "kl_tau1_normalized", "erm_lr_scaled"
 
@@ -28,17 +28,17 @@ def step_size(records: Records) -> list[str]:
         beyond = difference(records, name, WEIGHTED, LARGER_STEP)
         if beyond.verdict is not None:
             over_step.append(beyond.verdict)
-        if ours.verdict == "gain":
-            explained.append(beyond.verdict != "gain" if beyond.verdict is not None else False)
+            if ours.verdict == "gain":
+                explained.append(beyond.verdict != "gain")
         weight = mean_weight(records.runs(name, WEIGHTED))
         rows.append(
             [
                 name,
                 number(weight),
-                signed(ours),
-                signed(difference(records, name, NORMALIZED)),
-                signed(larger),
-                signed(beyond),
+                marked(ours),
+                marked(difference(records, name, NORMALIZED)),
+                marked(larger),
+                marked(beyond),
             ]
         )
     header = [
@@ -75,16 +75,14 @@ def wrong_labels(records: Records) -> list[str]:
     lines: list[str] = []
     for pair in noise_pairs(records):
         both = records.methods(pair.clean) & records.methods(pair.noisy)
-        methods = [found.method for found in overall(records) if found.method in both]
         rows = [
             [
                 method_title(m),
-                signed(difference(records, pair.clean, m)),
-                signed(difference(records, pair.noisy, m)),
-                signed(noise_change(records, pair, m)),
+                marked(difference(records, pair.clean, m)),
+                marked(difference(records, pair.noisy, m)),
+                marked(noise_change(records, pair, m)),
             ]
-            for m in methods
-            if m != BASELINE
+            for m in in_order(both - {BASELINE})
         ]
         share = "" if pair.share is None else f" ({100 * pair.share:g} % of the training labels)"
         header = ["method", f"{pair.clean}: − ERM", f"{pair.noisy}: − ERM", "change by the noise"]

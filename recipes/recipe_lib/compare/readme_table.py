@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from recipe_lib.compare.methods import RECOMMENDED, method_title
 from recipe_lib.compare.records import BASELINE, Records
 from recipe_lib.compare.summary import Overall, difference, first_settings
-from recipe_lib.compare.tables import NOTHING, VERDICTS, mean_and_spread, signed, table
+from recipe_lib.compare.tables import NOTHING, marked, mean_and_spread, table
 from recipe_lib.errors import UserError
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
@@ -27,7 +27,7 @@ def readme_table(records: Records, found: Sequence[Overall]) -> list[str]:
                 model_and_size(records, dataset),
                 str(len(records.seeds(dataset))),
                 mean_and_spread(erm) if erm else NOTHING,
-                *(_with_verdict(records, dataset, method) for method in RECOMMENDED),
+                *(marked(difference(records, dataset, method)) for method in RECOMMENDED),
                 " / ".join(counts),
             ]
         )
@@ -39,11 +39,6 @@ def readme_table(records: Records, found: Sequence[Overall]) -> list[str]:
         *(f"{method_title(m)} − ERM" for m in RECOMMENDED),
     ]
     return table([*header, "methods that gain / tie / lose"], body, text_columns=2)
-
-
-def _with_verdict(records: Records, dataset: str, method: str) -> str:
-    found = difference(records, dataset, method)
-    return signed(found) if found.verdict is None else f"{VERDICTS[found.verdict][0]} {signed(found)}"
 
 
 def model_and_size(records: Records, dataset: str) -> str:

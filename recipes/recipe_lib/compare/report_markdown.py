@@ -8,9 +8,9 @@ from recipe_lib.compare.questions import step_size, wrong_labels
 from recipe_lib.compare.readme_table import readme_table
 from recipe_lib.compare.records import BASELINE, Records
 from recipe_lib.compare.sections import section
-from recipe_lib.compare.statistics import FEWEST_FOR_BOOTSTRAP, RESAMPLES, smallest_p
+from recipe_lib.compare.statistics import FEWEST_FOR_BOOTSTRAP, FEWEST_FOR_INTERVAL, RESAMPLES, smallest_p
 from recipe_lib.compare.summary import Overall, all_verdicts, overall
-from recipe_lib.compare.tables import counted, number, probability, signed, table
+from recipe_lib.compare.tables import counted, marked, number, probability, table
 
 TITLE = "Re-weighted training against tuned ERM"
 LISTED = 40
@@ -125,6 +125,8 @@ def _unfinished(records: Records) -> list[str]:
 
 def _counts(found: Sequence[Overall]) -> str:
     verdicts = all_verdicts(found)
+    if not verdicts:
+        return f"No method has the {FEWEST_FOR_INTERVAL} seeds on a data set that an interval needs: all may be chance."
     by_chance = 0.05 * len(verdicts)
     return (
         f"Of {counted(len(verdicts), 'comparison')} of a method with ERM on a data set, {verdicts.count('gain')} are "
@@ -140,7 +142,7 @@ def _summary(records: Records, found: Sequence[Overall]) -> list[str]:
         [
             method_title(method.method),
             str(len(method.by_dataset)),
-            signed(method.gain),
+            marked(method.gain),
             *(str(method.count(verdict)) for verdict in ("gain", "tie", "loss")),
             probability(method.p),
             probability(method.holm),

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -59,7 +60,12 @@ def mean_interval(values: Sequence[float]) -> Estimate:
     Returns:
         The estimate; always the same one for the same values.
     """
-    array = np.round(np.asarray(values, dtype=float), DECIMALS)
+    return _mean_interval(tuple(np.round(np.asarray(values, dtype=float), DECIMALS).tolist()))
+
+
+@cache  # a report prints and draws most of them several times
+def _mean_interval(values: tuple[float, ...]) -> Estimate:
+    array = np.array(values)
     n = len(array)
     if n == 0:
         return Estimate(math.nan, None, None, 0)

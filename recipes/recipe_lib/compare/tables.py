@@ -25,6 +25,11 @@ def signed(value: Estimate) -> str:
     return f"{points(value.mean)} [{points(value.low)}, {points(value.high)}]"
 
 
+def marked(value: Estimate) -> str:
+    """As `signed`, after the sign of a gain, a loss or a tie where there is an interval."""
+    return signed(value) if value.verdict is None else f"{VERDICTS[value.verdict][0]} {signed(value)}"
+
+
 def points(value: float) -> str:
     """With its sign and two decimals; nothing is printed as minus zero."""
     rounded = round(value, 2) + 0.0
