@@ -55,5 +55,6 @@ def weight_histogram(log: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]
     if not found:
         return None
     counts = np.sum([entry[HISTOGRAM] for entry in found], axis=0)
-    edges = np.linspace(*found[0][BOUNDS], len(counts) + 1)
+    low, high = found[0][BOUNDS]
+    edges = np.linspace(low, high, len(counts) + 1)
     return {"edges": [round(edge, DIGITS) for edge in edges.tolist()], "counts": counts.tolist()}
