@@ -1,5 +1,6 @@
 """What re-weighting costs: an optimizer step of the stock Trainer and of ReweightedTrainer("kl"), in turn.
 
+With `--hard_examples` it is what recording hard examples costs: ReweightedTrainer("kl") without and with it.
 Both train the same model on the same prepared batch, through the Trainer's own `training_step` and the optimizer's step;
 data loading is left out. They alternate in one process, so that what else the machine does hits both alike, and the
 ratios are of neighbours: the median of the paired ratios with a bootstrap interval.
@@ -38,7 +39,8 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from rgd_hf import ReweightedTrainer
+from rgd_hf import HardExamplesMixin, ReweightedTrainer
+from rgd_hf.data import SAMPLE_INDEX
 
 Batch = dict[str, torch.Tensor]
 
@@ -76,6 +78,14 @@ WORKLOADS: dict[str, Callable[[], tuple[nn.Module, Batch]]] = {
     "ViT-Ti/16, 8 x 224 px": vit_tiny,
     "GPT-2 (4 layers), 4 x 256": gpt2,
 }
+
+
+class RecordingTrainer(HardExamplesMixin, ReweightedTrainer):
+    """Records 100,000 examples, ready to take steps without `train()`."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._example_sums = torch.zeros(100_000, 3, device=self.args.device, dtype=torch.float64)
 
 
 class Stepper:
@@ -145,14 +155,25 @@ def interval(ratios: list[float], resamples: int = 2000) -> tuple[float, float, 
     return float(np.median(values)), float(low), float(high)
 
 
-def measure(name: str, repeats: int, warmup: int, advance: Callable[[], None]) -> dict[str, Any]:
+def steppers(hard_examples: bool, model: nn.Module, batch: Batch, folder: str) -> tuple[Stepper, Stepper]:
+    """The two Trainers that are compared, the cheaper one first."""
+    if not hard_examples:
+        reweighted = Stepper(ReweightedTrainer, model, batch, folder, reweighting="kl")
+        return Stepper(Trainer, model, batch, folder), reweighted
+    numbered = {**batch, SAMPLE_INDEX: torch.arange(len(batch["labels"])) * 7}
+    recording = Stepper(RecordingTrainer, model, numbered, folder, reweighting="kl")
+    return Stepper(ReweightedTrainer, model, batch, folder, reweighting="kl"), recording
+
+
+def measure(
+    name: str, repeats: int, warmup: int, hard_examples: bool, advance: Callable[[], None]
+) -> dict[str, Any]:
     """Alternate the two Trainers on one workload."""
     torch.manual_seed(0)
     model, batch = WORKLOADS[name]()
     # One model for both: the same memory addresses and the same values, so the same time outside of the loss.
     with tempfile.TemporaryDirectory() as folder:
-        stock = Stepper(Trainer, model, batch, folder)
-        ours = Stepper(ReweightedTrainer, model, batch, folder, reweighting="kl")
+        stock, ours = steppers(hard_examples, model, batch, folder)
         for _ in range(warmup):
             stock.timed(), ours.timed()
             advance()
@@ -175,10 +196,10 @@ def measure(name: str, repeats: int, warmup: int, advance: Callable[[], None]) -
     return result
 
 
-def table_of(results: list[dict[str, Any]], repeats: int) -> Table:
-    """One row a workload."""
-    table = Table(title=f"ReweightedTrainer(kl) / Trainer, median of {repeats} paired steps [95 % interval]")
-    for column in ("workload", "step (stock)", "wall time", "CPU time", "peak memory"):
+def table_of(results: list[dict[str, Any]], repeats: int, ratio: str) -> Table:
+    """One row a workload; `ratio` names what is divided by what."""
+    table = Table(title=f"{ratio}, median of {repeats} paired steps [95 % interval]")
+    for column in ("workload", "step (without)", "wall time", "CPU time", "peak memory"):
         table.add_column(column)
     for result in results:
         spread = [
@@ -201,6 +222,9 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=3, help="unmeasured pairs before them (default 3)")
     parser.add_argument("--workloads", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS))
     parser.add_argument(
+        "--hard_examples", action="store_true", help="measure what recording hard examples costs instead"
+    )
+    parser.add_argument(
         "--output", type=Path, default=Path("outputs/overhead.json"), help="where the JSON goes"
     )
     parser.add_argument("--threads", type=int, help="torch threads (default: torch's choice)")
@@ -210,12 +234,14 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     console = Console()
+    ratio = "recording hard examples / not" if options.hard_examples else "ReweightedTrainer(kl) / Trainer"
     on_gpu = torch.cuda.is_available()
     device = torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads"
     results: list[dict[str, Any]] = []
     report = {
         "device": device,
         "torch": torch.__version__,
+        "ratio": ratio,
         "repeats": options.repeats,
         "results": results,
     }
@@ -223,10 +249,18 @@ def main() -> None:
     with Progress(console=console) as progress:
         for name in options.workloads:
             task = progress.add_task(name, total=options.warmup + options.repeats)
-            results.append(measure(name, options.repeats, options.warmup, partial(progress.advance, task)))
+            results.append(
+                measure(
+                    name,
+                    options.repeats,
+                    options.warmup,
+                    options.hard_examples,
+                    partial(progress.advance, task),
+                )
+            )
             # After each workload, so that an interrupted run keeps what it measured.
             options.output.write_text(json.dumps(report, indent=2))
-    console.print(table_of(results, options.repeats))
+    console.print(table_of(results, options.repeats, ratio))
     console.print(f"{device}; written to {options.output}")
 
 

@@ -9,6 +9,7 @@ import imagenet
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from recipe_lib.errors import UserError
 from recipe_lib.vision.data import ImageDataArguments, load_image_sets
 from transformers import pipeline
@@ -83,6 +84,17 @@ def test_wrong_labels_of_digits_lead_the_list(tmp_path):
     assert np.mean(right_guess) > 0.6
     page = Page((tmp_path / "hard_examples.html").read_text())
     assert len(page.images) == 50 and all(re.match("data:image/png;base64,", image) for image in page.images)
+
+
+def test_images_are_predicted_by_the_averaged_model_that_is_saved(tmp_path):
+    imagenet.main(tiny(tmp_path, "--ema_decay", "0.95", "--hard_examples", "40", "--learning_rate", "2e-2"))
+    listed = json.loads((tmp_path / "hard_examples.json").read_text())
+    args = ImageDataArguments(dataset_name="digits", max_train_samples=96, max_eval_samples=40)
+    train, _ = load_image_sets(args)
+    classify = pipeline("image-classification", model=str(tmp_path))
+    answers = classify([Image.fromarray(train.source(row["index"])) for row in listed])
+    assert [row["prediction"] for row in listed] == [answer[0]["label"] for answer in answers]
+    assert [row["label"] for row in listed] == [str(train.labels[row["index"]]) for row in listed]
 
 
 def test_augmented_averaged_and_repeated_images(tmp_path):
