@@ -1,6 +1,7 @@
 """Runs the cells of a study one after the other and keeps a JSON line of each."""
 
 import gc
+import os
 import tempfile
 import time
 import traceback
@@ -141,6 +142,7 @@ class Runner:
             "seed": cell.seed,
             "settings": {"recipe": data.recipe, **options_of(self.study, cell)},
             "versions": package_versions(),
+            "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "commit": self.commit,
         }
