@@ -7,11 +7,11 @@ import pytest
 import torch
 from recipe_lib.domains import swad
 from recipe_lib.domains.algorithms import ALGORITHMS
-from recipe_lib.domains.backbones import Backbone, freeze_batch_norm, image_backbone
+from recipe_lib.domains.backbones import Backbone, add_dropout, freeze_batch_norm, image_backbone
 from recipe_lib.domains.coral import coral_penalty
 from recipe_lib.domains.environments import DomainData, Environment
 from recipe_lib.domains.experiment import Experiment
-from recipe_lib.domains.features import stages_of
+from recipe_lib.domains.features import classifier_of, recorded_inputs, stages_of
 from recipe_lib.domains.miro import Variances, miro_penalty
 from recipe_lib.domains.swad import LossValley, WeightAverage
 from recipe_lib.domains.sweep import Job
@@ -161,7 +161,7 @@ def test_accumulated_batches_hold_all_domains(tmp_path):
 
 def trainer_of(tmp_path, algorithm, **kwargs):
     exp = experiment(tmp_path, **kwargs)
-    names = {"learning_rate": 1e-3, "batch_size": 3, "weight_decay": 0.0}
+    names = {"learning_rate": 1e-3, "batch_size": 3, "weight_decay": 0.0, "dropout": 0.0}
     own = {name: default for name, (default, _) in ALGORITHMS[algorithm].hyper_parameters.items()}
     return exp._trainer(Job(algorithm, "none", 0, 0, ("grey",)), names | own)
 
@@ -237,3 +237,21 @@ def test_batch_norm_statistics_stay_while_its_scales_learn(tmp_path):
     loss = model(pixel_values=torch.randn(4, 3, 32, 32)).logits.square().mean()
     loss.backward()
     assert torch.equal(norm.running_mean, before) and norm.weight.grad is not None and model.training
+
+
+def test_dropout_drops_features_in_training_alone():
+    model = tiny_backbone().build(2)
+    classifier = classifier_of(model)
+    torch.nn.init.ones_(classifier.weight)
+    images = torch.randn(64, 3, 32, 32)
+    model.eval()
+    with recorded_inputs(classifier) as plain:
+        logits = model(pixel_values=images).logits
+    add_dropout(model, 0.5)
+    assert torch.equal(model(pixel_values=images).logits, logits)
+    classifier.train()  # the other layers stay as they were, so that only the features change
+    with recorded_inputs(classifier) as dropped:
+        model(pixel_values=images)
+    kept = dropped[0][plain[0] != 0] != 0
+    assert kept.float().mean().item() == pytest.approx(0.5, abs=0.1)
+    torch.testing.assert_close(dropped[0][plain[0] != 0][kept], 2 * plain[0][plain[0] != 0][kept])

@@ -85,12 +85,14 @@ def test_batches_are_per_domain_and_the_same_whatever_is_held_out():
 
 
 def test_hyper_parameters_are_paired_between_algorithms():
-    defaults = {"learning_rate": 1e-3, "batch_size": 4, "weight_decay": 0.0}
+    defaults = {"learning_rate": 1e-3, "batch_size": 4, "weight_decay": 0.0, "dropout": 0.0}
     assert draw_hyper_parameters("erm", defaults, "pretrained", 0, 5) == defaults
     assert draw_hyper_parameters("coral", defaults, "pretrained", 0, 5) == {**defaults, "coral_weight": 1.0}
     drawn = [draw_hyper_parameters(name, defaults, "pretrained", 3, 1) for name in ALGORITHMS]
     assert len({d["learning_rate"] for d in drawn}) == 1
     assert 1e-5 <= drawn[0]["learning_rate"] <= 10**-3.5 and 8 <= drawn[0]["batch_size"] <= 46
+    dropouts = {draw_hyper_parameters("erm", defaults, "pretrained", d, 0)["dropout"] for d in range(1, 30)}
+    assert dropouts == {0.0, 0.1, 0.5}
     others = [draw_hyper_parameters("erm", defaults, "pretrained", d, t) for d, t in [(1, 1), (3, 0)]]
     assert len({d["learning_rate"] for d in [drawn[0], *others]}) == 3
 

@@ -51,11 +51,13 @@ COMMON: dict[str, dict[str, Drawing]] = {
         "learning_rate": lambda r: 10 ** r.uniform(-5, -3.5),
         "batch_size": lambda r: int(2 ** r.uniform(3, 5.5)),
         "weight_decay": lambda r: 10 ** r.uniform(-6, -2),
+        "dropout": lambda r: float(r.choice([0.0, 0.1, 0.5])),
     },
     "from_scratch": {
         "learning_rate": lambda r: 10 ** r.uniform(-4.5, -2.5),
         "batch_size": lambda r: int(2 ** r.uniform(3, 9)),
         "weight_decay": lambda r: 0.0,
+        "dropout": lambda r: 0.0,
     },
 }
 
@@ -70,7 +72,8 @@ def draw_hyper_parameters(
 
     Args:
         algorithm: name in `ALGORITHMS`.
-        defaults: the user's `learning_rate`, `batch_size` (of each domain) and `weight_decay`.
+        defaults: the user's `learning_rate`, `batch_size` (of each domain) and `weight_decay`, and the `dropout` before the
+            classifier.
         space: `"pretrained"` or `"from_scratch"`.
         draw: number of the draw; 0 for the defaults.
         trial: number of the trial.

@@ -17,6 +17,7 @@ from transformers import (
     TimmWrapperForImageClassification,
 )
 
+from recipe_lib.domains.features import classifier_of
 from recipe_lib.efficientnet_lite import ARCHITECTURE, efficientnet_lite0_weights
 from recipe_lib.embedded import minilm_directory
 from recipe_lib.errors import UserError
@@ -113,6 +114,18 @@ def _channels_last(model: Any) -> nn.Module:
     return model.to(
         memory_format=torch.channels_last
     )  # several times as fast on a CPU, and in half precision
+
+
+def add_dropout(model: nn.Module, rate: float) -> None:
+    """Drop features with probability `rate` before the classifier, in training, as DomainBed does.
+
+    Raises:
+        UserError: the model has no classifier that is a linear layer.
+    """
+    if rate > 0:
+        classifier_of(model).register_forward_pre_hook(
+            lambda layer, inputs: (nn.functional.dropout(inputs[0], rate, layer.training), *inputs[1:])
+        )
 
 
 def freeze_batch_norm(model: nn.Module) -> None:

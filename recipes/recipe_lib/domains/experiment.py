@@ -10,7 +10,7 @@ import numpy as np
 from transformers import DataCollatorWithPadding, PrinterCallback, default_data_collator, set_seed
 
 from recipe_lib.domains.algorithms import ALGORITHMS, draw_hyper_parameters
-from recipe_lib.domains.backbones import Backbone, freeze_batch_norm
+from recipe_lib.domains.backbones import Backbone, add_dropout, freeze_batch_norm
 from recipe_lib.domains.batches import DomainSampler, TrainingDomains
 from recipe_lib.domains.environments import DomainData, seed_hash, split
 from recipe_lib.domains.metrics import accuracy_and_ece
@@ -56,6 +56,7 @@ class Experiment:
                 "learning_rate": self.args.learning_rate,
                 "batch_size": self.args.per_device_train_batch_size,
                 "weight_decay": self.args.weight_decay,
+                "dropout": 0.0,
             },
             self.space,
             job.draw,
@@ -100,6 +101,7 @@ class Experiment:
         model = self.backbone.build(len(self.data.classes))
         if self.frozen_statistics:
             freeze_batch_norm(model)
+        add_dropout(model, hyper_parameters["dropout"])
         sampler = DomainSampler(
             [splits[p][0] for p in training],
             training,
