@@ -142,3 +142,24 @@ def test_cross_validation_needs_three_domains(tmp_path):
         domainbed.main(
             ["--data_file", str(tmp_path / "two.jsonl"), "--selection", "leave_one_domain_out", "--use_cpu"]
         )
+
+
+def test_any_first_trial_gives_the_run_that_a_sweep_from_0_has(tmp_path):
+    sweep = ["--held_out", "0", "--reweightings", "kl"]
+    every = main(tmp_path / "every", *sweep, "--n_trials", "2")
+    alone = main(tmp_path / "alone", *sweep, "--first_trial", "1")
+    assert results(alone) == results(every[1:]) and alone[0]["trial"] == 1
+    assert "partial" not in table(tmp_path / "alone") and "training_log" not in alone[0]
+
+
+def test_rivals_and_a_target_ess_are_for_the_reweighted_runs(tmp_path):
+    logs = ["--logging_strategy", "steps", "--logging_steps", "1"]
+    runs = main(
+        tmp_path, "--held_out", "0", "--reweightings", "none", "kl", "cvar", "--target_ess", "0.7", *logs
+    )
+    found = {run["reweighting"]: run["training_log"] for run in runs}
+    assert all(entry["effective_sample_size"] == pytest.approx(0.7, abs=0.01) for entry in found["kl"])
+    assert [entry["step"] for entry in found["none"]] == [1, 2, 3, 4]
+    assert "effective_sample_size" not in found["none"][0]
+    assert found["cvar"][0]["weight_max"] == pytest.approx(2)
+    assert found["kl"][0]["unweighted_loss"] == pytest.approx(found["none"][0]["loss"], rel=1e-5)
