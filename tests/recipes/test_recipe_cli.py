@@ -74,7 +74,7 @@ def test_a_wrong_command_line_is_explained(argv, complaint):
 @pytest.mark.parametrize(
     "argv, allowed",
     [
-        (["--reweighting", "entropy"], "'kl', 'chi2', 'reverse_kl', 'none'"),
+        (["--reweighting", "entropy"], "'kl', 'chi2', 'reverse_kl', 'focal', 'tilted', 'cvar', 'none'"),
         (["--tau", "-1"], "positive"),
         (["--tau", "nan"], "finite"),
     ],
