@@ -49,8 +49,8 @@ class CompareArguments:
     time_budget: float | None = field(
         default=None,
         metadata={
-            "help": "Minutes. No run is begun that would not fit into what is left of them, by the longest run of its "
-            "data set so far; the next start goes on from there."
+            "help": "Minutes; by default those of the study, if it names any. No run is begun that would not fit into what "
+            "is left of them, by the longest run of its data set so far; the next start goes on from there."
         },
     )
     threads: int = field(
@@ -87,7 +87,8 @@ def main(argv: Any = None) -> Any:
     if args.list:
         _show(runner)
         return runner.finished
-    left = runner.run(None if args.time_budget is None else 60 * args.time_budget)
+    budget = study.time_budget if args.time_budget is None else args.time_budget
+    left = runner.run(None if budget is None else 60 * budget)
     _conclude(runner, len(left))
     if runner.failed:
         sys.exit(EXIT_RUNS_FAILED)

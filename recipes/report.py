@@ -21,6 +21,7 @@ from recipe_lib.compare.summary import overall
 from recipe_lib.errors import UserError, listed
 from recipe_lib.results import say
 
+USAGE = "python %(prog)s --option value ..."
 DEFAULT_DIRECTORY = "recipes/results/compare"
 
 
@@ -59,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
     Raises:
         UserError: no runs, no marks in the README, or with `--check` a report that is not theirs.
     """
-    (args,) = parse_args([ReportArguments], argv, description=__doc__.split("\n\n")[0])
+    (args,) = parse_args([ReportArguments], argv, description=__doc__.split("\n\n")[0], usage=USAGE)
     records = read_records(Path(args.results_dir))
     directory = Path(args.output_dir or args.results_dir)
     texts = {}

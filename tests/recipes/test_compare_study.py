@@ -69,6 +69,12 @@ def finished(study, scores):
     }
 
 
+def test_a_study_names_its_time_budget(read):
+    assert read().time_budget is None
+    study = read(changed("time_budget", value=30))
+    assert study.time_budget == 30 and study.restricted(["cancer"]).time_budget == 30
+
+
 # --- what is refused ------------------------------------------------------------------------------------------------
 
 CANCER = ("datasets", "cancer")
@@ -80,6 +86,7 @@ CANCER = ("datasets", "cancer")
         (changed("method", value={}), "unknown 'method': choose among 'datasets', 'methods'"),
         (changed("methods", value=None), "the study has no `methods`"),
         (changed("methods", "erm", value=None), "'erm' is missing, which all others are compared with"),
+        (changed("time_budget", value=-1), "time_budget is in minutes, a number of at least 0, not -1"),
         (changed("methods", "kl_tau1", "title", value="KL"), "methods: kl_tau1: unknown 'title'"),
         (changed("methods", "kl_tau1", "options", "seed", value=3), "leave out 'seed': the study sets that"),
         (

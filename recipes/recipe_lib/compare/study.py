@@ -12,10 +12,10 @@ from recipe_lib.compare.adapters import RECIPES, SET_BY_THE_STUDY
 from recipe_lib.errors import UserError, listed
 
 BASELINE = "erm"
-OF_STUDY = ("datasets", "methods", "seeds", "tuning_seeds", "learning_rate_factors", "holdout_fraction")
+SHARED = ("seeds", "tuning_seeds", "learning_rate_factors", "holdout_fraction")
+OF_STUDY = ("datasets", "methods", "time_budget", *SHARED)
 OF_DATASET = (
-    "recipe", "score", "options", "tuning_options", "methods", "seeds", "tuning_seeds", "learning_rate_factors",
-    "holdout_fraction",
+    "recipe", "score", "options", "tuning_options", "methods", *SHARED,
 )  # fmt: skip
 OF_METHOD = ("options", "scale_learning_rate_by")
 
@@ -83,10 +83,12 @@ class Study:
     Attributes:
         datasets: by name.
         methods: by name.
+        time_budget: minutes after which no run is begun; None for no limit.
     """
 
     datasets: Mapping[str, Dataset]
     methods: Mapping[str, Method] = field(default_factory=dict)
+    time_budget: float | None = None
 
     def restricted(
         self, datasets: Sequence[str] = (), methods: Sequence[str] = (), seeds: Sequence[int] = ()
@@ -114,7 +116,7 @@ class Study:
         kept = {name: data for name, data in kept.items() if data.methods and data.seeds}
         if not kept:
             raise UserError("none of these data sets has any of these methods with any of these seeds.")
-        return Study(kept, self.methods)
+        return replace(self, datasets=kept)
 
 
 def read_study(filename: str | Path) -> Study:
@@ -150,12 +152,15 @@ def read_study(filename: str | Path) -> Study:
                 f"{path}: methods: {method.name}: scale_learning_rate_by must name a method that is tuned itself, not "
                 f"{source!r}."
             )
-    defaults = {name: content[name] for name in OF_STUDY[2:] if name in content}
+    budget = content.get("time_budget")
+    if budget is not None and not (_is_number(budget) and budget >= 0):
+        raise UserError(f"{path}: time_budget is in minutes, a number of at least 0, not {budget!r}.")
+    defaults = {name: content[name] for name in SHARED if name in content}
     datasets = {
         name: _dataset(f"{path}: datasets: {name}", name, value, methods, defaults)
         for name, value in _mapping(content["datasets"], f"{path}: datasets").items()
     }
-    return Study(datasets, methods)
+    return Study(datasets, methods, budget)
 
 
 def _method(name: str, content: Any) -> Method:
