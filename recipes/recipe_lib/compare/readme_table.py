@@ -12,6 +12,8 @@ from recipe_lib.errors import UserError
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 MODEL_SETTINGS = ("timm_model", "model_name_or_path", "networks", "backbone")
 SIZE_SETTINGS = ("max_train_samples", "max_rows")
+DEFAULT_MODELS = {"tabular": "mlp", "domainbed": "efficientnet-lite0"}
+"""What these recipes train where a study names no model."""
 
 
 def readme_table(records: Records, found: Sequence[Overall]) -> list[str]:
@@ -45,7 +47,8 @@ def model_and_size(records: Records, dataset: str) -> str:
     """The model's short name and the number of training rows, as far as the runs say."""
     settings = first_settings(records, dataset)
     parts: list[str] = []
-    model = next((settings[name] for name in MODEL_SETTINGS if settings.get(name)), None)
+    chosen = (settings[name] for name in MODEL_SETTINGS if settings.get(name))
+    model = next(chosen, DEFAULT_MODELS.get(str(settings.get("recipe"))))
     if model is not None:
         names = model if isinstance(model, list) else [model]
         parts.append(", ".join(re.split(r"[/:]", str(name))[-1] for name in names))
