@@ -34,9 +34,21 @@ def test_weights_and_surrogate_are_one_graph(function, divergence):
     torch.testing.assert_close(whole(function)(losses, divergence, 1.5), function(losses, divergence, 1.5))
 
 
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {"tau": 1.5},
+        {"target_ess": 0.9},
+        {"reweighting": "focal"},
+        {"reweighting": "tilted"},
+        {"reweighting": "cvar"},
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("level", ["sample", "token"])
-def test_the_whole_objective_is_one_graph(level):
+def test_the_whole_objective_is_one_graph(level, chosen):
     """Logits to weighted mean, forward and backward."""
+    settings = ReweightingArguments(**chosen)
 
     def objective(logits, labels):
         valid = labels != -100
@@ -44,7 +56,7 @@ def test_the_whole_objective_is_one_graph(level):
         reference = token_reference(valid)
         at_level = losses_at_level(losses, reference, level)
         items = Items(at_level, reference_at_level(reference, level, None))
-        weights = item_weights(items, ReweightingArguments(tau=1.5))
+        weights = item_weights(items, settings)
         return (weights * items.reference * items.losses).sum() / items.reference.sum()
 
     labels = torch.randint(0, 3, (4, 5)).masked_fill(torch.rand(4, 5) < 0.3, -100)
