@@ -65,7 +65,7 @@ def test_options_of_the_recipe_commands_exist(capsys):
     pytest.importorskip("timm", reason="the recipes' requirements are not installed")
     section = TEXT.split("## Recipes")[1].split("\n## ")[0]
     commands = re.findall(r"recipes/(\w+)\.py ((?:[^`\n]|\\\n)*--(?:[^`\n]|\\\n)*)", section)
-    assert {name for name, _ in commands} == {"glue", "imagenet", "tabular", "domainbed"}
+    assert {name for name, _ in commands} == {"glue", "imagenet", "tabular", "domainbed", "compare", "report"}
     for name, arguments in commands:
         with pytest.raises(SystemExit):
             import_module(name).main(["--help"])
