@@ -37,10 +37,17 @@ class Row:
     holm: float
 
 
-def difference_values(records: Records, dataset: str, method: str, baseline: str = BASELINE) -> list[float]:
+def differences_by_seed(
+    records: Records, dataset: str, method: str, baseline: str = BASELINE
+) -> dict[int, float]:
     """Score of `method` minus that of `baseline`, in points, for every seed that both have."""
     ours, theirs = records.runs(dataset, method), records.runs(dataset, baseline)
-    return [POINTS * (ours[seed]["score"] - theirs[seed]["score"]) for seed in ours if seed in theirs]
+    return {seed: POINTS * (ours[seed]["score"] - theirs[seed]["score"]) for seed in ours if seed in theirs}
+
+
+def difference_values(records: Records, dataset: str, method: str, baseline: str = BASELINE) -> list[float]:
+    """The values of `differences_by_seed`, in the order of the seeds."""
+    return list(differences_by_seed(records, dataset, method, baseline).values())
 
 
 def difference(records: Records, dataset: str, method: str, baseline: str = BASELINE) -> Estimate:
@@ -138,13 +145,8 @@ def noise_pairs(records: Records) -> list[NoisePair]:
 
 def noise_change(records: Records, pair: NoisePair, method: str) -> Estimate:
     """How much more the method differs from ERM on noisy than on clean labels, in points, paired by seed."""
-    values = []
-    for dataset in (pair.clean, pair.noisy):
-        ours, theirs = records.runs(dataset, method), records.runs(dataset, BASELINE)
-        values.append(
-            {s: POINTS * (ours[s]["score"] - theirs[s]["score"]) for s in ours if s in theirs},
-        )
-    clean, noisy = values
+    clean = differences_by_seed(records, pair.clean, method)
+    noisy = differences_by_seed(records, pair.noisy, method)
     return mean_interval([noisy[seed] - clean[seed] for seed in clean if seed in noisy])
 
 

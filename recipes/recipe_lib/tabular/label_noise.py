@@ -1,10 +1,9 @@
-"""Training labels that are wrong, to see what a method makes of them."""
+"""Wrong training labels in a table."""
 
 from dataclasses import replace
 
-import numpy as np
-
 from recipe_lib.errors import UserError
+from recipe_lib.label_noise import with_wrong_labels
 from recipe_lib.tabular.splits import Splits
 
 
@@ -20,14 +19,9 @@ def with_label_noise(splits: Splits, share: float) -> Splits:
     Raises:
         UserError: the share is not allowed, or the table is a regression.
     """
-    if not 0 <= share < 1:
-        raise UserError(f"--label_noise must lie between 0 and 1, not {share:g}.")
     if not share:
         return splits
     if splits.target.is_regression:
         raise UserError("--label_noise exchanges classes, but this is a regression.")
-    train, generator = splits.train, np.random.default_rng(splits.seed)
-    wrong = generator.permutation(len(train))[: round(share * len(train))]
-    labels, classes = train.y.copy(), len(splits.target.classes)
-    labels[wrong] = (labels[wrong] + generator.integers(1, classes, size=len(wrong))) % classes
-    return replace(splits, train=replace(train, y=labels))
+    labels = with_wrong_labels(splits.train.y, len(splits.target.classes), share, splits.seed)
+    return replace(splits, train=replace(splits.train, y=labels))

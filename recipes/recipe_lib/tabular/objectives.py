@@ -13,7 +13,8 @@ from rgd_hf.divergences import DIVERGENCES
 from rgd_hf.weighting import REWEIGHTINGS
 
 DIVERGENCE_NAMES = tuple(name for name in DIVERGENCES if name != "none")
-# Of samples by their losses. `focal` is the loss itself here, whose gradient the weights of that name leave a part of out.
+# Of samples by their losses. `focal` is the loss itself here, so that every member of an ensemble has its own; for one
+# network its gradient is that of the weights of the same name.
 WEIGHTED = tuple(name for name in REWEIGHTINGS if name not in ("none", "focal"))
 OBJECTIVES = ("erm", *WEIGHTED, "focal", "class_weights")
 FOR_CLASSES_ONLY = ("focal", "class_weights")

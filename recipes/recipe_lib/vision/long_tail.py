@@ -3,6 +3,7 @@
 import numpy as np
 
 from recipe_lib.errors import UserError
+from recipe_lib.label_noise import with_wrong_labels
 from recipe_lib.vision.sets import ImageSet
 
 MANY, FEW = 100, 20
@@ -33,14 +34,7 @@ def with_imbalance(images: ImageSet, factor: float, seed: int) -> ImageSet:
 
 def with_label_noise(images: ImageSet, share: float, seed: int) -> ImageSet:
     """Replace the label of `share` of the images, drawn at random, by one of the other classes (symmetric noise)."""
-    if not 0 <= share < 1:
-        raise UserError(f"--label_noise must lie between 0 and 1, not {share:g}.")
-    generator = np.random.default_rng(seed)
-    classes = len(images.classes)
-    wrong = generator.permutation(len(images))[: round(share * len(images))]
-    labels = images.labels.copy()
-    labels[wrong] = (labels[wrong] + generator.integers(1, classes, size=len(wrong))) % classes
-    return images.with_labels(labels)
+    return images.with_labels(with_wrong_labels(images.labels, len(images.classes), share, seed))
 
 
 def shot_groups(counts: np.ndarray) -> dict[str, np.ndarray]:
