@@ -9,6 +9,7 @@ from torch.utils.data import Sampler
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from recipe_lib.hard_examples import InspectedTrainer
+from recipe_lib.weight_histogram import WeightHistogramMixin
 from rgd_hf import ReweightedTrainer
 
 
@@ -35,7 +36,7 @@ class SeededLengthGroupedSampler(LengthGroupedSampler):
         return super().__iter__()
 
 
-class LengthGroupedTrainer(InspectedTrainer, ReweightedTrainer):
+class LengthGroupedTrainer(WeightHistogramMixin, InspectedTrainer, ReweightedTrainer):
     """`ReweightedTrainer` whose `train_sampling_strategy="group_by_length"` is reproducible.
 
     With it the training set needs a column of lengths, named by `length_column_name`; evaluation begins with the

@@ -125,8 +125,9 @@ class TrainerRecipe(Recipe):
     ) -> dict[str, Any]:
         fixed = {"report_to": "none", "save_strategy": "no", "disable_tqdm": True, "save_models": False}
         if tuning:
-            # Nothing reads its curves.
+            # Nothing reads its curves; without them `eval_steps` means nothing, and must not tell one run from another.
             own = {"holdout_fraction": holdout_fraction, "eval_strategy": "no", "logging_strategy": "no"}
+            options = {name: value for name, value in options.items() if name != "eval_steps"}
         else:
             own = {"save_predictions": True, "logging_strategy": "steps", "logging_steps": LOGS}
         return {**fixed, **options, **own, "seed": seed}

@@ -1,13 +1,14 @@
-"""A run's training log as a study keeps it: a few points of the curves, and one histogram of its weights."""
+"""A run's training log as a study keeps it: a few points of the curves, and a few histograms of its weights."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from recipe_lib.vision.weight_histogram import BOUNDS, HISTOGRAM
+from recipe_lib.weight_histogram import BOUNDS, HISTOGRAM
 
 POINTS = 20
+PERIODS = 10
 KEPT = (
     "loss",
     "unweighted_loss",
@@ -49,12 +50,17 @@ def mean_weight(log: Sequence[Mapping[str, Any]]) -> float | None:
     return float(np.mean(means)) if means else None
 
 
-def weight_histogram(log: Sequence[Mapping[str, Any]]) -> dict[str, list[float]] | None:
-    """All histograms of a log summed: `edges` of the equal bins and `counts` of items; None where none was logged."""
+def weight_histogram(log: Sequence[Mapping[str, Any]]) -> dict[str, list] | None:
+    """The histograms of a log, summed over each of `PERIODS` equally many entries; None where none was logged.
+
+    Returns:
+        `edges` [bins + 1] of the equal bins, and `counts` of items, [periods, bins] in the order of training.
+    """
     found = [entry for entry in log if HISTOGRAM in entry]
     if not found:
         return None
-    counts = np.sum([entry[HISTOGRAM] for entry in found], axis=0)
+    periods = np.array_split(np.array([entry[HISTOGRAM] for entry in found]), min(PERIODS, len(found)))
+    counts = [period.sum(axis=0).tolist() for period in periods]
     low, high = found[0][BOUNDS]
-    edges = np.linspace(low, high, len(counts) + 1)
-    return {"edges": [round(edge, DIGITS) for edge in edges.tolist()], "counts": counts.tolist()}
+    edges = np.linspace(low, high, len(counts[0]) + 1)
+    return {"edges": [round(edge, DIGITS) for edge in edges.tolist()], "counts": counts}

@@ -140,6 +140,7 @@ def pretrain(
             per_sample_loss_fn=lambda outputs, labels: reconstruction_losses(
                 outputs["reconstruction"], labels, config.cat_cardinalities
             ),
+            count_weights=False,
         )
     )
     return trainer.train().training_loss

@@ -289,7 +289,9 @@ class Study:
         sizes = {n: settings[n] for n in ("n_blocks", "d_block", "dropout") if n in settings}
         changes = {n: settings[n] for n in ("learning_rate", "weight_decay") if n in settings}
         args = with_changes(self.training, seed=splits.seed, **changes)
-        return train_network(splits, network, objective, replace(self.networks, **sizes), args)
+        return train_network(
+            splits, network, objective, replace(self.networks, **sizes), args, self.study.save_predictions
+        )
 
     def _save(self, data: str, method: str, trained: TrainedNetwork) -> None:
         directory = self.directory / data / method.replace("/", "_")

@@ -10,10 +10,11 @@ from transformers.trainer_callback import ProgressCallback
 
 from recipe_lib.tabular.batches import BatchLoader
 from recipe_lib.tabular.scores import better_is_larger
+from recipe_lib.weight_histogram import WeightHistogramMixin
 from rgd_hf import ReweightedTrainer, ReweightedTrainingArguments
 
 
-class TabularTrainer(ReweightedTrainer):
+class TabularTrainer(WeightHistogramMixin, ReweightedTrainer):
     """`ReweightedTrainer` over `TensorTable`s: the data lie on the device and batches are cut by indexing."""
 
     train_dataset: Any

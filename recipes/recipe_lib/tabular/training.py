@@ -105,6 +105,7 @@ def train_network(
     objective: Objective,
     sizes: NetworkArguments,
     args: ReweightedTrainingArguments,
+    count_weights: bool = False,
 ) -> TrainedNetwork:
     """Train `network` on the training split until the validation score stops rising.
 
@@ -114,6 +115,7 @@ def train_network(
         objective: what is minimized.
         sizes: of the network.
         args: learning rate, epochs, seed and so on; a small table gets smaller batches.
+        count_weights: keep histograms of the weights in the training log.
 
     Raises:
         NonFiniteLossError: a loss was NaN or infinite.
@@ -148,6 +150,7 @@ def train_network(
             compute_metrics=lambda prediction: _validation_score(prediction, config),
             callbacks=[keep_best],
             per_sample_loss_fn=objective.loss(splits.target.is_regression),
+            count_weights=count_weights,
         )
     )
     trainer.train()

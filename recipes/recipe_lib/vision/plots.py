@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 import numpy as np
 from matplotlib import pyplot as plt
 
-from recipe_lib.vision.weight_histogram import BOUNDS, HISTOGRAM
+from recipe_lib.weight_histogram import BOUNDS, HISTOGRAM
 
 COLOURS = ("#0072b2", "#d55e00")  # of Okabe and Ito: told apart by colour-blind readers and in grey
 

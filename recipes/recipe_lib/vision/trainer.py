@@ -14,7 +14,7 @@ from recipe_lib.errors import UserError
 from recipe_lib.hard_examples import InspectedTrainer
 from recipe_lib.vision.batches import AugmentedImages, SeededDraws
 from recipe_lib.vision.ema import EmaMixin
-from recipe_lib.vision.weight_histogram import WeightHistogramMixin
+from recipe_lib.weight_histogram import WeightHistogramMixin
 from rgd_hf import ReweightedTrainer
 
 

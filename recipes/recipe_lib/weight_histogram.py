@@ -40,18 +40,22 @@ class WeightHistogramMixin(TrainerBase):
     """Adds `weight_histogram` to the training entries of `log_history`.
 
     It is a list of 40 counts of items over equal bins between the two numbers of `weight_histogram_bounds`. Reporters
-    (TensorBoard, W&B) get neither: they take numbers.
+    (TensorBoard, W&B) get neither: they take numbers. With `reweighting="none"` there is none.
+
+    Args:
+        count_weights: False for a Trainer without any of this.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any):
+    def __init__(self, *args: Any, count_weights: bool = True, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        self.count_weights = count_weights and self.args.reweighting != "none"
         self._histogram = torch.zeros(BINS, device=self.args.device)
-        self._bounds = weight_bounds(self.args) if self.args.reweighting != "none" else (1.0, 1.0)
+        self._bounds = weight_bounds(self.args) if self.count_weights else (1.0, 1.0)
 
     def weigh(self, items: Items, inputs: Any) -> Tensor:
         """As the Trainer's; the weights of training batches are counted."""
         weights = super().weigh(items, inputs)
-        if self.is_in_train and torch.is_grad_enabled() and self.args.reweighting != "none":
+        if self.count_weights and self.is_in_train and torch.is_grad_enabled():
             low, high = self._bounds
             bins = ((weights - low) / (high - low) * BINS).long().clamp(0, BINS - 1)
             counted = (items.reference > 0).to(self._histogram.dtype)
@@ -61,7 +65,7 @@ class WeightHistogramMixin(TrainerBase):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """As the Trainer's, with the histogram in the entry of `log_history` alone."""
         super().log(logs, *args, **kwargs)
-        if "loss" in logs and self.args.reweighting != "none":
+        if "loss" in logs and self.count_weights:
             counts = self.accelerator.reduce(self._histogram.clone(), reduction="sum")
             self._histogram.zero_()
             entry: dict = self.state.log_history[-1]
