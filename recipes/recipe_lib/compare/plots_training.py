@@ -22,10 +22,10 @@ Curves = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 def plot_training(records: Records, dataset: str, methods: Sequence[str]) -> bytes | None:
-    """Losses, effective sample size and weights over the steps, and how the weights were spread over all of training.
+    """Losses, effective sample size and weights over the steps, and how each method's weights were spread over training.
 
     Curves are means over seeds with a band of one standard deviation. The weighted `loss` stands in for the unweighted
-    one for ERM alone, where they are the same. The histogram sums over seeds, where runs recorded one.
+    one for ERM alone, where they are the same. The histograms sum over seeds, where runs recorded them.
 
     Returns:
         A PNG file; None where no run logged any of it.
@@ -42,7 +42,7 @@ def plot_training(records: Records, dataset: str, methods: Sequence[str]) -> byt
         for name in methods
         if (spread := sum_of_histograms(list(records.runs(dataset, name).values()))) is not None
     }
-    count = len(curves) + bool(histograms)
+    count = len(curves) + len(histograms)
     if not count:
         return None
     lines = -(-count // COLUMNS)
@@ -51,35 +51,43 @@ def plot_training(records: Records, dataset: str, methods: Sequence[str]) -> byt
     for axis, (panel, of_methods) in zip(axes, curves.items()):
         _draw_curves(axis, of_methods, methods)
         axis.set_title(panel, fontsize=10)
-    for name, (edges, counts) in histograms.items():
-        number = methods.index(name)
-        style = {"color": COLOURS[number], "linestyle": DASHES[number], "linewidth": 1.7}
-        axes[count - 1].stairs(
-            counts / counts.sum() / np.diff(edges), edges, label=method_title(name), **style
-        )
-        axes[count - 1].set_title("weights over all of training", fontsize=10)
-        axes[count - 1].set_xlabel("weight", fontsize=10)
-        axes[count - 1].set_ylabel("density", fontsize=10)
-        tidy(axes[count - 1])
+    for axis, (name, spread) in zip(axes[len(curves) :], histograms.items()):
+        _draw_histograms(axis, *spread)
+        axis.set_title(f"weights: {method_title(name)}", fontsize=10)
     for axis in axes[count:]:
         axis.set_visible(False)
     handles = {
-        label: handle for axis in axes[:count] for handle, label in zip(*axis.get_legend_handles_labels())
+        label: handle
+        for axis in axes[: len(curves)]
+        for handle, label in zip(*axis.get_legend_handles_labels())
     }
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+    if handles:
+        figure.legend(
+            handles.values(), handles, loc="outside lower center", ncols=5, frameon=False, fontsize=9
+        )
     return png(figure)
 
 
 def sum_of_histograms(runs: Sequence[Record]) -> tuple[np.ndarray, np.ndarray] | None:
-    """Edges [bins + 1] and counts [bins] of the weights of all runs, cut to the bins that hold any; None without one."""
+    """Edges [bins + 1] and counts [periods, bins] of the weights of all runs, cut to the bins that hold any.
+
+    Runs with as many periods as most have are summed; one that recorded a single histogram has one period.
+
+    Returns:
+        None without a histogram.
+    """
     found = [weights for record in runs if (weights := record.get("weight_histogram"))]
-    same = [weights["counts"] for weights in found if weights["edges"] == found[0]["edges"]]
-    counts = np.sum(same, axis=0) if same else np.zeros(0)
-    filled = np.flatnonzero(counts)
+    counted = [np.atleast_2d(w["counts"]) for w in found if w["edges"] == found[0]["edges"]]
+    shapes = [counts.shape for counts in counted]
+    most = max(shapes, key=shapes.count, default=None)
+    counts = sum(
+        (c for c in counted if c.shape == most), np.zeros((1, 0)) if most is None else np.zeros(most)
+    )
+    filled = np.flatnonzero(counts.sum(axis=0))
     if not len(filled):
         return None
     first, last = filled[0], filled[-1] + 1
-    return np.array(found[0]["edges"])[first : last + 1], counts[first:last]
+    return np.array(found[0]["edges"])[first : last + 1], counts[:, first:last]
 
 
 def curve(runs: Sequence[Record], keys: Sequence[str]) -> tuple[np.ndarray, np.ndarray] | None:
@@ -132,3 +140,14 @@ def _draw_curves(axis: Axes, found: Curves, methods: Sequence[str]) -> None:
     axis.set_xlabel("step", fontsize=10)
     axis.locator_params(axis="x", nbins=5)
     tidy(axis)
+
+
+def _draw_histograms(axis: Axes, edges: np.ndarray, counts: np.ndarray) -> None:
+    """Training to the right, weights upward; the darker, the larger the share of the items of that time."""
+    shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    times = np.linspace(0, 100, len(counts) + 1)
+    mesh = axis.pcolormesh(times, edges, shares.T, cmap="Blues", vmin=0, rasterized=True)
+    axis.figure.colorbar(mesh, ax=axis, pad=0.02).set_label("share of items (%)", fontsize=9)
+    axis.set_xlabel("share of training (%)", fontsize=10)
+    axis.set_ylabel("weight", fontsize=10)
+    axis.tick_params(labelsize=9)
