@@ -25,12 +25,14 @@ from recipe_lib.domains.backbones import EFFICIENTNET_LITE0, MINILM, Backbone, i
 from recipe_lib.domains.digits import coloured_digits, grey_images, rotated_digits
 from recipe_lib.domains.environments import DomainData, check_held_out
 from recipe_lib.domains.experiment import Experiment
+from recipe_lib.domains.predictions import CheckpointPredictions, predictions_file
 from recipe_lib.domains.report import Comparison, print_tables, write_report
 from recipe_lib.domains.selection import RULES
 from recipe_lib.domains.sources import LOCAL_HINT, from_table, read_directory, read_table
 from recipe_lib.domains.sweep import Job, plan_jobs, run_jobs
 from recipe_lib.domains.views import ImageView, TextView, View
 from recipe_lib.errors import UserError, listed
+from recipe_lib.predictions import write_table
 from recipe_lib.results import say, settings_of, write_json
 from recipe_lib.run_file import RunFile, parse_shard
 from recipe_lib.vader import load_vader
@@ -168,6 +170,14 @@ class SweepArguments:
             "help": "Train the i-th of n parts of the runs, e.g. 2/8 in the second task of a job array."
         },
     )
+    save_predictions: bool = field(
+        default=False,
+        metadata={
+            "help": "Write predictions/<run>.parquet into the output directory: label, prediction, whether it is correct, "
+            "and plain loss of every evaluated sample of the held-out domain's `in` split, at every checkpoint. A "
+            "finished run that lacks it is trained again."
+        },
+    )
     report_only: bool = field(
         default=False, metadata={"help": "Train nothing; report the runs that are finished."}
     )
@@ -274,14 +284,28 @@ def main(argv: list[str] | None = None) -> list[dict]:
     if not sweep.report_only:
         experiment = make_experiment(data, data_args, model_args, training_args)
 
+        def finished_runs() -> dict[str, dict]:
+            runs = file.read()
+            if sweep.save_predictions:
+                runs = {
+                    name: run
+                    for name, run in runs.items()
+                    if predictions_file(file.directory, name).is_file()
+                }
+            return broadcast_object_list([runs])[0]
+
         def train(name: str, job: Job) -> None:
-            record = {"name": name, **experiment.train(job), "settings": settings}
+            kept = CheckpointPredictions(job.held_out) if sweep.save_predictions else None
+            record = {"name": name, **experiment.train(job, kept), "settings": settings}
             if PartialState().is_main_process:
                 file.append(record)
+                # After the line: a file beside a line is of the same training, even if the run was killed in between.
+                if kept is not None:
+                    write_table(kept.table(), predictions_file(file.directory, name))
             PartialState().wait_for_everyone()
 
         number, count = shard
-        run_jobs(names[number - 1 :: count], lambda: broadcast_object_list([file.read()])[0], train, say)
+        run_jobs(names[number - 1 :: count], finished_runs, train, say)
     finished = file.read()
     runs = [finished[name] for name, _ in names if name in finished]
     if PartialState().is_main_process:

@@ -1,5 +1,6 @@
 """What a model predicts for every sample of its evaluation data, kept from the evaluation itself."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,5 +121,13 @@ def write_predictions(trainer: PredictionsMixin, directory: str | Path) -> list[
     files = {prefix: Path(directory) / f"{name}.parquet" for prefix, name in names.items()}
     if PartialState().is_main_process:
         for prefix, path in files.items():
-            trainer.predictions[prefix].to_parquet(path, index=False)
+            write_table(trainer.predictions[prefix], path)
     return list(files.values())
+
+
+def write_table(table: pd.DataFrame, path: Path) -> None:
+    """Write a parquet file, whole or not at all; its directory is made where it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    table.to_parquet(partial, index=False)
+    os.replace(partial, path)

@@ -162,4 +162,8 @@ def test_rivals_and_a_target_ess_are_for_the_reweighted_runs(tmp_path):
     assert [entry["step"] for entry in found["none"]] == [1, 2, 3, 4]
     assert "effective_sample_size" not in found["none"][0]
     assert found["cvar"][0]["weight_max"] == pytest.approx(2)
+    # Four samples of each of five domains a step.
+    assert all(sum(entry["weight_histogram"]) == 20 for entry in [*found["kl"], *found["cvar"]])
+    assert found["cvar"][0]["weight_histogram_bounds"] == [0, 2]
+    assert "weight_histogram" not in found["none"][0]
     assert found["kl"][0]["unweighted_loss"] == pytest.approx(found["none"][0]["loss"], rel=1e-5)

@@ -14,6 +14,7 @@ from recipe_lib.domains.backbones import Backbone, add_dropout, freeze_batch_nor
 from recipe_lib.domains.batches import DomainSampler, TrainingDomains
 from recipe_lib.domains.environments import DomainData, seed_hash, split
 from recipe_lib.domains.metrics import accuracy_and_ece
+from recipe_lib.domains.predictions import CheckpointPredictions
 from recipe_lib.domains.sweep import Job
 from recipe_lib.domains.training import DomainTrainer
 from recipe_lib.domains.views import Subset, View
@@ -47,8 +48,13 @@ class Experiment:
         self.data, self.views, self.backbone, self.args = data, views, backbone, args
         self.space, self.frozen_statistics, self.max_eval_samples = space, frozen_statistics, max_eval_samples
 
-    def train(self, job: Job) -> dict[str, Any]:
-        """Train and evaluate one run; what is recorded of it."""
+    def train(self, job: Job, kept: CheckpointPredictions | None = None) -> dict[str, Any]:
+        """Train and evaluate one run; what is recorded of it.
+
+        Args:
+            job: the run.
+            kept: is given the predictions of its checkpoints.
+        """
         started = time.perf_counter()
         hyper_parameters = draw_hyper_parameters(
             job.algorithm,
@@ -62,9 +68,11 @@ class Experiment:
             job.draw,
             job.trial,
         )
-        trainer = self._trainer(job, hyper_parameters)
+        trainer = self._trainer(job, hyper_parameters, kept)
         trainer.train()
         if trainer.finish():
+            if kept is not None:
+                kept.forget()
             metrics = trainer.evaluate()
             checkpoints = [{"step": trainer.state.global_step, **_accuracies(metrics)}]
         else:
@@ -85,7 +93,9 @@ class Experiment:
             "versions": package_versions(),
         }
 
-    def _trainer(self, job: Job, hyper_parameters: Mapping[str, Any]) -> DomainTrainer:
+    def _trainer(
+        self, job: Job, hyper_parameters: Mapping[str, Any], kept: CheckpointPredictions | None = None
+    ) -> DomainTrainer:
         names = self.data.names
         training = [position for position, name in enumerate(names) if name not in job.held_out]
         splits = [split(len(e.labels), job.trial, p) for p, e in enumerate(self.data.environments)]
@@ -123,6 +133,7 @@ class Experiment:
             sampler=sampler,
             hyper_parameters=hyper_parameters,
             training_domains=[names[p] for p in training],
+            kept=kept,
         )
         trainer.remove_callback(PrinterCallback)
         return trainer

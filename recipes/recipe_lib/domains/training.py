@@ -3,15 +3,21 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 from torch.utils.data import Sampler
+from transformers.trainer_utils import EvalLoopOutput
 
 from recipe_lib.domains.batches import DOMAIN
+from recipe_lib.domains.predictions import CheckpointPredictions
 from recipe_lib.errors import UserError
+from recipe_lib.metrics import predicted_labels
+from recipe_lib.predictions import PredictionsMixin
+from recipe_lib.weight_histogram import WeightHistogramMixin
 from rgd_hf import ReweightedTrainer
 
 
-class DomainTrainer(ReweightedTrainer):
+class DomainTrainer(WeightHistogramMixin, PredictionsMixin, ReweightedTrainer):
     """Empirical risk minimization over the training domains, with whatever re-weighting its arguments say.
 
     `eval_dataset` is a dict of one data set a split, named `<domain>_in` and `<domain>_out`.
@@ -20,6 +26,7 @@ class DomainTrainer(ReweightedTrainer):
         sampler: of the training batches.
         hyper_parameters: those of the algorithm, by name.
         training_domains: names of the domains that are trained on, by their number in a batch.
+        kept: is given what every evaluation predicts; None to keep nothing.
     """
 
     def __init__(
@@ -28,9 +35,10 @@ class DomainTrainer(ReweightedTrainer):
         sampler: Sampler,
         hyper_parameters: Mapping[str, Any],
         training_domains: list[str],
+        kept: CheckpointPredictions | None = None,
         **kwargs: Any,
     ):
-        self.domain_sampler = sampler
+        self.domain_sampler, self.kept = sampler, kept
         self.hyper_parameters, self.training_domains = hyper_parameters, training_domains
         super().__init__(*args, **kwargs)
 
@@ -43,6 +51,27 @@ class DomainTrainer(ReweightedTrainer):
         """As the Trainer's; the model is not shown the domain."""
         inputs = {name: value for name, value in inputs.items() if name != DOMAIN}
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def predicted(self, outputs: Any) -> np.ndarray:
+        """Class numbers int64 `[samples]`, whatever the model's `problem_type`."""
+        return predicted_labels(outputs, "single_label_classification")
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """As the Trainer's; what it predicted goes to `kept`."""
+        output = super().evaluation_loop(
+            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+        )
+        if self.kept is not None:
+            split, table = metric_key_prefix.removeprefix("eval_"), self.predictions[metric_key_prefix]
+            self.kept.add(self.state.global_step, split, table, dataloader.dataset.numbers)
+        return output
 
     def finish(self) -> bool:
         """Make `self.model` what the algorithm returns after training; whether that is another than the last one."""
