@@ -71,7 +71,8 @@ def plot_training(records: Records, dataset: str, methods: Sequence[str]) -> byt
 def sum_of_histograms(runs: Sequence[Record]) -> tuple[np.ndarray, np.ndarray] | None:
     """Edges [bins + 1] and counts [periods, bins] of the weights of all runs, cut to the bins that hold any.
 
-    Runs with as many periods as most have are summed; one that recorded a single histogram has one period.
+    Where runs cut training into different periods, those with the most periods are summed; a single histogram of all of
+    training is one period.
 
     Returns:
         None without a histogram.
@@ -79,7 +80,7 @@ def sum_of_histograms(runs: Sequence[Record]) -> tuple[np.ndarray, np.ndarray] |
     found = [weights for record in runs if (weights := record.get("weight_histogram"))]
     counted = [np.atleast_2d(w["counts"]) for w in found if w["edges"] == found[0]["edges"]]
     shapes = [counts.shape for counts in counted]
-    most = max(shapes, key=shapes.count, default=None)
+    most = max(shapes, default=None)
     counts = sum(
         (c for c in counted if c.shape == most), np.zeros((1, 0)) if most is None else np.zeros(most)
     )
