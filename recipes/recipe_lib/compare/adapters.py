@@ -2,20 +2,19 @@
 
 import json
 import os
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import domainbed
 import glue
 import imagenet
 import numpy as np
 import pandas as pd
 import tabular
 
-from recipe_lib.domains.selection import training_domain_validation
+from recipe_lib.compare.domains import Domains
+from recipe_lib.compare.recipe import LOGS, Outcome, Recipe
 from recipe_lib.embedded import minilm_directory
 from recipe_lib.errors import UserError, listed
 from recipe_lib.predictions import PREDICTIONS
@@ -34,82 +33,6 @@ SET_BY_THE_STUDY = (
     "tune", "reweightings", "algorithms", "n_trials", "first_trial", "n_draws", "selection", "shard", "report_only",
     "dry_run", "push_to_hub",
 )  # fmt: skip
-LOGS = 0.05
-"""A final run logs at every twentieth of its steps."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a study keeps of a run.
-
-    Attributes:
-        score: larger is better.
-        score_name: of the metric.
-        metrics: all scalars that the recipe gave.
-        log: the entries of the training log with a training or an evaluation loss.
-        predictions: one row an evaluation sample, see `recipe_lib.predictions.predictions_table`; None without classes,
-            and in tuning.
-        train_class_counts: training samples of every class; None without classes.
-    """
-
-    score: float
-    score_name: str
-    metrics: Mapping[str, float]
-    log: Sequence[Mapping[str, Any]] = ()
-    predictions: pd.DataFrame | None = None
-    train_class_counts: Callable[[], list[int] | None] = field(default=lambda: None)
-
-
-class Recipe(ABC):
-    """A recipe as a study sees it.
-
-    Attributes:
-        kind: what it trains on.
-        main: its entry point.
-        arguments: the dataclasses of its command line.
-    """
-
-    kind: str
-    main: Callable[[list[str]], list[dict[str, Any]]]
-    arguments: Sequence[type]
-
-    def check_score(self, name: str, where: str) -> None:
-        """Raise `UserError` where methods cannot be compared by the metric of this name."""
-        lower = (*LOWER_IS_BETTER, "loss", "mse")
-        if name.removeprefix("eval_") in lower:
-            raise UserError(f"{where}: score: {name!r} is better when it is lower: choose one that rises.")
-
-    @abstractmethod
-    def options(
-        self, options: Mapping[str, Any], seed: int, tuning: bool, holdout_fraction: float
-    ) -> dict[str, Any]:
-        """The recipe's options for one run.
-
-        Args:
-            options: of data set and method.
-            seed: of the run.
-            tuning: whether the run is one of those that choose the learning rate.
-            holdout_fraction: share of the training rows that these are scored on.
-        """
-
-    @abstractmethod
-    def outcome(
-        self,
-        records: list[dict[str, Any]],
-        directory: Path,
-        options: Mapping[str, Any],
-        score: str,
-        tuning: bool,
-    ) -> Outcome:
-        """What a study keeps of a run.
-
-        Args:
-            records: that `main` returned.
-            directory: that it wrote to.
-            options: that it was called with.
-            score: metric of final runs.
-            tuning: whether the run is one of those that choose the learning rate.
-        """
 
 
 class TrainerRecipe(Recipe):
@@ -240,62 +163,6 @@ class Tables(Recipe):
         return Outcome(value, score, metrics, log, predictions, lambda: record["train_class_counts"])
 
 
-class Domains(Recipe):
-    """`domainbed.py`: a model for each held-out environment, all of them one run.
-
-    The checkpoint is that of training-domain validation. Tuning is scored on that validation accuracy, final runs on the
-    accuracy on the held-out environment, both averaged over the held-out environments.
-    """
-
-    kind = "domains"
-    main = staticmethod(domainbed.main)
-    arguments = (
-        domainbed.DataArguments,
-        domainbed.ModelArguments,
-        domainbed.SweepArguments,
-        ReweightedTrainingArguments,
-    )
-
-    def check_score(self, name: str, where: str) -> None:
-        if name != "accuracy":
-            raise UserError(f"{where}: score: {name!r} is not known: domains are compared by `accuracy`.")
-
-    def options(
-        self, options: Mapping[str, Any], seed: int, tuning: bool, holdout_fraction: float
-    ) -> dict[str, Any]:
-        own = dict(options)
-        own["reweightings"] = own.pop("reweighting")
-        own |= {"algorithms": "erm", "selection": "training_domain", "n_trials": 1, "first_trial": seed}
-        if not tuning:
-            own |= {"logging_strategy": "steps", "logging_steps": LOGS}
-        return own
-
-    def outcome(
-        self,
-        records: list[dict[str, Any]],
-        directory: Path,
-        options: Mapping[str, Any],
-        score: str,
-        tuning: bool,
-    ) -> Outcome:
-        held_out = [run["held_out"][0] for run in records]
-        found = {name: set(run["checkpoints"][0]) for name, run in zip(held_out, records)}
-        suffix = "_out_accuracy"
-        environments = sorted(
-            {key.removesuffix(suffix) for keys in found.values() for key in keys if key.endswith(suffix)}
-        )
-        choices = {name: training_domain_validation(records, name, environments) for name in held_out}
-        chosen = {name: choice for name, choice in choices.items() if choice is not None}
-        validation = float(np.mean([choice.validation for choice in chosen.values()]))
-        accuracy = float(np.mean([choice.accuracy for choice in chosen.values()]))
-        metrics = {"accuracy": accuracy, "training_domain_validation_accuracy": validation}
-        metrics["ece"] = float(np.mean([choice.ece for choice in chosen.values()]))
-        metrics |= {f"{name}_accuracy": choice.accuracy for name, choice in chosen.items()}
-        if tuning:
-            return Outcome(validation, "training_domain_validation_accuracy", metrics)
-        return Outcome(accuracy, score, metrics, _mean_log(records, environments))
-
-
 RECIPES: dict[str, Recipe] = {
     "glue": Text(),
     "imagenet": Images(),
@@ -352,22 +219,3 @@ def _metric(metrics: Mapping[str, float], name: str) -> float:
     if name not in metrics:
         raise UserError(f"score: the recipe gave no {name!r}, but {listed(metrics)}.")
     return metrics[name]
-
-
-def _mean_log(runs: Sequence[Mapping[str, Any]], environments: Sequence[str]) -> list[dict[str, Any]]:
-    """The training logs of the held-out environments' models averaged, with the loss on the training ones' `out` splits."""
-    entries: list[tuple[int, str, float]] = []
-    for run in runs:
-        training = [name for name in environments if name not in run["held_out"]]
-        for entry in run.get("training_log", []):
-            entries += [
-                (entry["step"], name, value)
-                for name, value in entry.items()
-                if isinstance(value, int | float)
-            ]
-        for point in run["checkpoints"]:
-            loss = float(np.mean([point[f"{name}_out_loss"] for name in training]))
-            entries.append((point["step"], "eval_loss", loss))
-    frame = pd.DataFrame(entries, columns=["step", "name", "value"])
-    table = frame[frame["name"] != "step"].groupby(["step", "name"])["value"].mean().unstack()
-    return [{"step": int(step), **row.dropna().to_dict()} for step, row in table.iterrows()]

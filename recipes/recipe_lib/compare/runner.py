@@ -13,10 +13,11 @@ import numpy as np
 import torch
 
 from recipe_lib.cli import as_arguments
-from recipe_lib.compare.adapters import RECIPES, Outcome, resolve
+from recipe_lib.compare.adapters import RECIPES, resolve
 from recipe_lib.compare.cells import FINAL, TUNING, CannotRun, Cell, identity, options_of, plan, resolve_cell
 from recipe_lib.compare.history import mean_weight, read_history, weight_histogram
 from recipe_lib.compare.machine import git_commit, peak_memory_mb, quiet_and_apart, reset_peak_memory
+from recipe_lib.compare.recipe import Outcome
 from recipe_lib.compare.study import BASELINE, Study
 from recipe_lib.results import package_versions
 from recipe_lib.run_file import RunFile, duration
@@ -184,6 +185,8 @@ def _contents(outcome: Outcome, options: Mapping[str, Any], cell: Cell, with_lab
         return found
     right = predictions["correct"].fillna(False).to_numpy(dtype=bool)
     found["samples"] = {"correct": np.packbits(right).tobytes().hex(), "n": len(right)}
+    if "row" in predictions:
+        found["samples"]["rows"] = predictions["row"].tolist()
     if cell.method == BASELINE:
         losses = np.rint(100 * predictions["loss"].to_numpy(dtype=np.float64))
         found["samples"]["losses"] = np.clip(losses, 0, 99_999).astype(int).tolist()

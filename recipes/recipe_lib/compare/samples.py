@@ -14,6 +14,9 @@ TENTHS = 10
 # Below this ratio of the largest to the smallest class, a set counts as balanced: there is nothing to order by.
 UNBALANCED = 1.5
 
+# Which rows a run is judged by: how many, and their numbers where seeds have rows of their own.
+Rows = tuple[int, tuple[int, ...] | None]
+
 
 @dataclass(frozen=True)
 class Breakdown:
@@ -39,6 +42,12 @@ def correctness(record: Record) -> np.ndarray | None:
     return np.unpackbits(packed, count=samples["n"]).astype(bool)
 
 
+def row_numbers(record: Record) -> tuple[int, ...] | None:
+    """Which samples of the data set the held-out rows are, where runs with other seeds have others; else None."""
+    numbers = (record.get("samples") or {}).get("rows")
+    return None if numbers is None else tuple(numbers)
+
+
 def erm_losses(records: Records, dataset: str) -> dict[int, np.ndarray]:
     """ERM's loss of every held-out row, float [n] in the loss's own unit, by seed."""
     losses = {}
@@ -53,20 +62,28 @@ def by_difficulty(records: Records, dataset: str, methods: Sequence[str]) -> Bre
     """Accuracy in tenths of the held-out rows, from easy to hard.
 
     In the comparison of a seed, a row's difficulty is its mean ERM loss over the other seeds: ERM's own luck with this
-    seed must not decide which rows count as hard.
+    seed must not decide which rows count as hard. Where seeds have rows of their own, the mean is over the seeds that
+    have this one, and rows that no other seed has are left out.
 
     Returns:
-        The breakdown, or None where ERM's losses of two seeds over the same rows are not recorded.
+        The breakdown, or None where no seed has ten rows with ERM's losses of another seed.
     """
-    losses = _of_one_length(erm_losses(records, dataset))
-    if len(losses) < 2:
-        return None
+    runs, losses = records.runs(dataset, BASELINE), erm_losses(records, dataset)
+    numbers = {seed: row_numbers(runs[seed]) for seed in losses}
+    if any(found is not None for found in numbers.values()):
+        losses = {seed: found for seed, found in losses.items() if numbers[seed] is not None}
+    else:
+        losses = _of_one_length(losses)
     parts = {}
-    for seed in losses:
-        others = np.mean([found for other, found in losses.items() if other != seed], axis=0)
-        parts[seed] = np.array_split(np.argsort(others, kind="stable"), TENTHS)
+    for seed, others in _losses_of_others(losses, numbers).items():
+        known = np.flatnonzero(~np.isnan(others))
+        if len(known) >= TENTHS:
+            parts[seed] = np.array_split(known[np.argsort(others[known], kind="stable")], TENTHS)
+    if not parts:
+        return None
+    evaluated = {seed: (len(losses[seed]), numbers[seed]) for seed in parts}
     names = [str(number + 1) for number in range(TENTHS)]
-    return _break_down(records, dataset, methods, names, parts)
+    return _break_down(records, dataset, methods, names, parts, evaluated)
 
 
 def by_frequency(records: Records, dataset: str, methods: Sequence[str]) -> Breakdown | None:
@@ -88,7 +105,7 @@ def by_frequency(records: Records, dataset: str, methods: Sequence[str]) -> Brea
     names = [_class_range([counts[number] for number in group]) for group in groups]
     rows = [np.flatnonzero(np.isin(labels, group)) for group in groups]
     parts = {seed: rows for seed in records.seeds(dataset)}
-    return _break_down(records, dataset, methods, names, parts, length=len(labels))
+    return _break_down(records, dataset, methods, names, parts, dict.fromkeys(parts, (len(labels), None)))
 
 
 def class_numbers(labels: Any) -> np.ndarray | None:
@@ -105,6 +122,34 @@ def _class_range(counts: Sequence[int]) -> str:
     return str(first) if first == last else f"{first}–{last}"
 
 
+def _losses_of_others(
+    losses: Mapping[int, np.ndarray], numbers: Mapping[int, Sequence[int] | None]
+) -> dict[int, np.ndarray]:
+    """For every row of a seed the mean loss over the other seeds that have it, NaN for none; by seed.
+
+    Args:
+        losses: float [n] by seed.
+        numbers: of the rows by seed, or None where the rows of all seeds are the same.
+    """
+    of_seed = {
+        seed: np.arange(len(found)) if (rows := numbers[seed]) is None else np.array(rows)
+        for seed, found in losses.items()
+    }
+    every = np.unique(np.concatenate([[], *of_seed.values()]))
+    places = {seed: np.searchsorted(every, rows) for seed, rows in of_seed.items()}
+    table = np.full((len(losses), len(every)), np.nan)
+    for line, seed in zip(table, losses):
+        line[places[seed]] = losses[seed]
+    found = {}
+    for number, seed in enumerate(losses):
+        others = np.delete(table, number, axis=0)
+        seen = ~np.isnan(others)
+        sums, counts = np.where(seen, others, 0).sum(axis=0), seen.sum(axis=0)
+        means = np.divide(sums, counts, out=np.full(len(every), np.nan), where=counts > 0)
+        found[seed] = means[places[seed]]
+    return found
+
+
 def _of_one_length(losses: Mapping[int, np.ndarray]) -> dict[int, np.ndarray]:
     """Those with as many rows as the first: seeds with other rows cannot be ranked together."""
     length = len(next(iter(losses.values()))) if losses else 0
@@ -117,15 +162,16 @@ def _break_down(
     methods: Sequence[str],
     names: Sequence[str],
     parts: Mapping[int, Sequence[np.ndarray]],
-    length: int | None = None,
+    evaluated: Mapping[int, Rows],
 ) -> Breakdown | None:
-    """Per cent right in every part: seed by seed, then over seeds."""
-    expected = length or sum(len(part) for part in next(iter(parts.values())))
+    """Per cent right in every part: seed by seed, then over seeds. Runs over other rows are left out."""
     shares: dict[str, dict[int, np.ndarray]] = {}
     for method in dict.fromkeys([BASELINE, *methods]):
         for seed, record in records.runs(dataset, method).items():
             right = correctness(record)
-            if right is None or len(right) != expected or seed not in parts:
+            if right is None or seed not in parts:
+                continue
+            if (len(right), row_numbers(record)) != evaluated[seed]:
                 continue
             each = [POINTS * right[part].mean() if len(part) else np.nan for part in parts[seed]]
             shares.setdefault(method, {})[seed] = np.array(each)
