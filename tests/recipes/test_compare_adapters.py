@@ -80,6 +80,8 @@ def test_domains_give_the_chosen_checkpoints_predictions(tmp_path):
         for word in (f"--{name}", *map(str, value if isinstance(value, list) else [value]))
     ]
     runs = domainbed.main([*arguments, "--output_dir", str(tmp_path)])
+    # So that the earlier checkpoint of one run is chosen.
+    runs[0]["checkpoints"][0] |= {f"{angle}_out_accuracy": 1.0 for angle in ANGLES}
     outcome = recipe.outcome(runs, tmp_path, own, "accuracy", tuning=False)
     assert [run["held_out"] for run in runs] == [["0"], ["75"]] and outcome.train_class_counts() is None
     table = outcome.predictions
