@@ -7,25 +7,29 @@ STUDY.yaml names data sets (recipe, options, score) and methods (options of re-w
 learning rates to choose from, by seeds and rows that the final runs are not judged by; a final seed means the same
 initialization, batches and evaluation for all methods. Finished runs are lines of `runs*.jsonl` in the output directory:
 the same command goes on where it was stopped, an edited study runs only what changed. `recipes/report.py` reads them.
+What failed is left alone (it would fail again) until commit or packages change, or `--retry_failed` is given.
 """
 
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from recipe_lib.cli import parse_args, run_recipe
+from recipe_lib.compare.cells import FINAL, Cell
+from recipe_lib.compare.checks import check_options
 from recipe_lib.compare.runner import Runner
 from recipe_lib.compare.study import read_study
+from recipe_lib.compare.tables import counted
 from recipe_lib.errors import UserError
 from recipe_lib.results import console
 from recipe_lib.run_file import duration, parse_shard
 
 USAGE = "python %(prog)s STUDY.yaml --option value ..."
-EPILOG = (
-    "STUDY.yaml: see recipes/configs/compare_quick.yaml, which explains its keys. Exit code 1: runs failed."
-)
+EPILOG = "STUDY.yaml: see recipes/configs/compare_quick.yaml, which explains its keys. Exit code 1: final runs failed."
 EXIT_RUNS_FAILED = 1
 
 
@@ -60,10 +64,17 @@ class CompareArguments:
             "to reproduce a run exactly. Shards side by side use more cores than one run with more threads."
         },
     )
+    retry_failed: bool = field(
+        default=False,
+        metadata={
+            "help": "Run again what failed. By default it is left alone while the commit and the packages are the ones it "
+            "failed with."
+        },
+    )
     list: bool = field(
         default=False,
         metadata={
-            "help": "Train nothing: show the runs, which are finished, and how long the others will take."
+            "help": "Train nothing: show the runs, which are finished or failed, and how long the others will take."
         },
     )
 
@@ -77,20 +88,21 @@ def main(argv: Any = None) -> Any:
     )
     if study_file is None:
         raise UserError("give a study, e.g. recipes/configs/compare_quick.yaml. See --help.")
-    if args.time_budget is not None and args.time_budget < 0:
-        raise UserError(f"--time_budget must not be negative, not {args.time_budget:g}.")
+    if args.time_budget is not None and not args.time_budget >= 0:
+        raise UserError(f"--time_budget must not be negative, but minutes from 0, not {args.time_budget:g}.")
     if args.threads < 1:
         raise UserError(f"--threads must be at least 1, not {args.threads}.")
     torch.set_num_threads(args.threads)
     study = read_study(study_file).restricted(args.datasets, args.methods, args.seeds)
-    runner = Runner(study, Path(args.output_dir), parse_shard(args.shard), _say)
+    check_options(study, study_file)
+    runner = Runner(study, Path(args.output_dir), parse_shard(args.shard), _say, args.retry_failed)
     if args.list:
         _show(runner)
         return runner.finished
     budget = study.time_budget if args.time_budget is None else args.time_budget
     left = runner.run(None if budget is None else 60 * budget)
-    _conclude(runner, len(left))
-    if runner.failed:
+    _conclude(runner, left)
+    if any(cell.stage == FINAL for cell in runner.failed):
         sys.exit(EXIT_RUNS_FAILED)
     return runner.finished
 
@@ -100,29 +112,35 @@ def _say(line: str) -> None:
 
 
 def _show(runner: Runner) -> None:
-    missing = runner.missing()
-    for cell in runner.cells:
-        _say(f"{'missing ' if cell in missing else 'finished'}  {cell.name}")
-    done = len(runner.cells) - len(missing)
-    _say(f"{done} of {len(runner.cells)} runs are finished{_time_left(runner, missing)}.")
+    states = runner.states()
+    for cell, state in states.items():
+        _say(f"{state:8}  {cell.name}")
+    count = Counter(states.values())
+    failed = f" {counted(count['failed'], 'run')} failed." if count["failed"] else ""
+    left = _time_left(runner, runner.missing())
+    _say(f"{count['finished']} of {len(runner.cells)} runs are finished{left}.{failed}")
 
 
-def _conclude(runner: Runner, left: int) -> None:
-    missing = runner.missing()
+def _conclude(runner: Runner, left: Sequence[Cell]) -> None:
+    final = sum(cell.stage == FINAL for cell in runner.failed)
     if left:
         _say(
-            f"The time budget is spent: {len(missing)} of {len(runner.cells)} runs are left{_time_left(runner, missing)}. "
+            f"The time budget is spent: {len(left)} of {len(runner.cells)} runs are left{_time_left(runner, left)}. "
             "The same command goes on."
         )
-    elif not missing:
-        _say(f"All {len(runner.cells)} runs are finished: {runner.file.path}")
-    for name, error in runner.failed.items():
-        _say(f"failed: {name}: {error}")
+    elif not final:
+        which = "final" if runner.failed else len(runner.cells)
+        _say(f"All {which} runs are finished: {runner.file.path}")
+    for cell, error in runner.failed.items():
+        _say(f"failed: {cell.name}: {error}")
     if runner.failed:
-        _say(f"{len(runner.failed)} runs failed; the same command tries them again.")
+        _say(
+            f"{counted(len(runner.failed), 'run')} failed, {final} of them final. The same command leaves alone what failed "
+            "with this commit and these packages; --retry_failed runs it again."
+        )
 
 
-def _time_left(runner: Runner, missing: Any) -> str:
+def _time_left(runner: Runner, missing: Sequence[Cell]) -> str:
     seconds = runner.seconds_of(missing) if missing else None
     return f", about {duration(seconds)} of work left" if seconds is not None else ""
 

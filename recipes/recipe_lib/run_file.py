@@ -38,20 +38,44 @@ class RunFile:
         self.path = directory / ("runs.jsonl" if count == 1 else f"runs-{number}of{count}.jsonl")
 
     def read(self) -> dict[str, dict[str, Any]]:
-        """All finished runs by `key`, the last of equals; a line that a killed process left half written is passed over."""
-        runs = {}
+        """All finished runs by `key`, the last of equals; a line that a killed process left half written is passed over.
+
+        The last is the one with the largest `finished` (a time), where runs tell it: shards may have been cut anew.
+
+        Raises:
+            UserError: a whole line is no run, or one without `key`.
+        """
+        runs = []
         for path in sorted(self.directory.glob("runs*.jsonl")):
-            for line in path.read_text(encoding="utf-8").splitlines():
+            for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
                 try:
                     run = json.loads(line)
                 except ValueError:
                     continue
-                runs[run[self.key]] = run
-        return runs
+                if not isinstance(run, dict) or self.key not in run:
+                    raise UserError(
+                        f"{path}: line {number} has no {self.key!r}, so it is not a run of this recipe. Give another directory."
+                    )
+                runs.append(run)
+        return {run[self.key]: run for run in sorted(runs, key=lambda run: run.get("finished", ""))}
+
+    def prepare(self) -> None:
+        """Make the directory and the file, if they are not there, before anything is spent on what goes into them.
+
+        Raises:
+            UserError: they cannot be written.
+        """
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self.path.open("ab").close()
+        except OSError as error:
+            raise UserError(
+                f"cannot write {str(self.path)!r} ({error.strerror}): give another directory as --output_dir."
+            ) from error
 
     def append(self, run: Mapping[str, Any]) -> None:
         """Add one finished run; it is on the disk when this returns."""
-        self.directory.mkdir(parents=True, exist_ok=True)
+        self.prepare()
         with self.path.open("ab+") as file:
             if file.tell() > 0:
                 file.seek(-1, os.SEEK_END)

@@ -39,7 +39,7 @@ TABLES = {
     },
 }
 CELLS = 2 * 2 + 3 * 2
-OF_THE_CLOCK = ("seconds", "peak_memory_mb", "commit")
+OF_THE_CLOCK = ("seconds", "finished", "peak_memory_mb", "commit")
 
 
 def write(study, folder):
@@ -149,7 +149,7 @@ def test_a_study_killed_in_the_middle_and_resumed_gives_the_same_lines(whole, tm
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.time() + 200
-    while not (out / "runs.jsonl").is_file() and time.time() < deadline and process.poll() is None:
+    while not (out.is_dir() and lines(out)) and time.time() < deadline and process.poll() is None:
         time.sleep(0.02)
     time.sleep(0.5)
     process.send_signal(signal.SIGKILL)
@@ -195,6 +195,8 @@ def test_a_time_budget_ends_the_study_before_a_run_that_would_not_fit(whole, tmp
     assert lines(tmp_path / "none") == []
     with pytest.raises(UserError, match="--time_budget must not be negative"):
         compare.main([whole[0], "--time_budget", "-1"])
+    with pytest.raises(UserError, match="--time_budget must not be negative"):
+        compare.main([whole[0], "--time_budget", "nan"])
 
 
 def test_the_cells_can_be_listed(whole, tmp_path, capsys):
@@ -207,25 +209,85 @@ def test_the_cells_can_be_listed(whole, tmp_path, capsys):
     assert lines(tmp_path) == []
 
 
-def test_a_run_that_fails_does_not_stop_the_study_and_is_tried_again(tmp_path, capsys):
-    methods = {**TABLES["methods"], "bad": {"options": {"reweighting": "kl", "tau": -1}}}
-    study = write({**TABLES, "methods": methods, "seeds": [0]}, tmp_path)
+# More validation rows than there are: an error that only the data can tell.
+UNSPLIT = {"data": "breast_cancer", "learning_rate": 0.001, "num_train_epochs": 1, "validation_size": 0.9999}
+
+
+def test_a_run_that_fails_does_not_stop_the_study_and_is_left_alone(tmp_path, capsys, monkeypatch):
+    datasets = {"bad": {**TABLES["datasets"]["cancer"], "options": UNSPLIT}, **TABLES["datasets"]}
+    study = write({**TABLES, "datasets": datasets, "seeds": [0]}, tmp_path)
     out = tmp_path / "out"
-    with pytest.raises(SystemExit) as stopped:
-        compare.main([study, "--output_dir", str(out)])
-    assert stopped.value.code == 1
-    output = capsys.readouterr().out
+
+    def start(*options):
+        with pytest.raises(SystemExit) as stopped:
+            compare.main([study, "--output_dir", str(out), *options])
+        assert stopped.value.code == 1
+        return capsys.readouterr().out
+
+    output = start()
     failed = [line for line in lines(out) if "error" in line]
     assert [line["cell"] for line in failed] == [
-        f"cancer/bad/lr{factor}/seed100/tuning" for factor in (0.5, 2)
+        f"bad/{method}/lr{factor}/seed100/tuning" for method in ("erm", "kl_tau1") for factor in (0.5, 2)
     ]
-    assert all("positive" in line["error"] and "score" not in line for line in failed)
-    assert "failed: cancer/bad/lr?/seed0/final: no tuning run of cancer/bad finished" in output
-    assert "3 runs failed; the same command tries them again." in output
-    assert sum("error" not in line for line in lines(out)) == 2 * 2 + 3
+    assert all("cannot be split" in line["error"] and "score" not in line for line in failed)
+    assert "failed: bad/erm/lr?/seed0/final: no learning rate of bad/erm has finished" in output
+    assert "7 runs failed, 3 of them final." in output and "--retry_failed runs it again" in output
+    whole = 2 * 2 + 3
+    assert sum("error" not in line for line in lines(out)) == whole
+    # What the last start said is said again, without another line; unless it is asked for, or the code has changed.
+    output = start()
+    assert (
+        len(lines(out)) == whole + 4
+        and f"{whole} of {2 * whole} runs are finished already, 4 failed" in output
+    )
+    assert (
+        "failed: bad/erm/lr0.5/seed100/tuning: UserError" in output
+        and "7 runs failed, 3 of them final" in output
+    )
+    compare.main([study, "--output_dir", str(out), "--list"])
+    output = capsys.readouterr().out
+    assert output.count("failed    bad/") == 4 and output.count("missing   bad/") == 3
+    assert f"{whole} of {2 * whole} runs are finished" in output and "4 runs failed." in output
+    start("--retry_failed")
+    assert len(lines(out)) == whole + 8
+    monkeypatch.setattr("recipe_lib.compare.runner.git_commit", lambda directory: "another")
+    start()
+    assert len(lines(out)) == whole + 12
+
+
+def test_a_failed_learning_rate_alone_is_listed_and_no_failure_of_the_study(whole, tmp_path, capsys):
+    """Killed after tuning, of which one run had failed: the other learning rate is what final runs have."""
+    out = tmp_path / "out"
+    out.mkdir()
+    tuning = [line for line in lines(whole[1]) if line["stage"] == "tuning"]
+    broken = tuning[-1]
+    error = {key: value for key, value in broken.items() if key not in ("score", "score_name", "metrics")}
+    content = [*tuning[:-1], error | {"error": "FloatingPointError: the score is nan"}]
+    (out / "runs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in content))
+    compare.main([whole[0], "--output_dir", str(out)])
+    output = capsys.readouterr().out
+    assert f"All final runs are finished: {out / 'runs.jsonl'}" in output
+    assert f"failed: {broken['cell']}: FloatingPointError" in output
+    assert "1 run failed, 0 of them final." in output
+    other = {0.5: 2.0, 2.0: 0.5}[broken["learning_rate_factor"]]
+    final = [line for line in lines(out) if line["stage"] == "final" and line["tuned_as"] == broken["method"]]
+    assert {line["learning_rate_factor"] for line in final} == {other} and len(final) == 4
+
+
+def test_a_score_that_the_data_does_not_have_is_found_in_the_first_run(tmp_path, capsys):
+    """R2 of classes: tuning goes by another score, and would only find out when all of it is spent."""
+    study = write(changed(score="r2"), tmp_path)
     with pytest.raises(SystemExit):
-        compare.main([study, "--output_dir", str(out)])
-    assert len(lines(out)) == 2 * 2 + 3 + 2 * 2
+        compare.main([study, "--output_dir", str(tmp_path / "out"), "--methods", "erm"])
+    first = lines(tmp_path / "out")[0]
+    assert first["stage"] == "tuning" and "the recipe gave no 'r2', but 'accuracy'" in first["error"]
+
+
+def test_a_directory_that_cannot_be_written_ends_the_study_before_the_first_run(whole, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot write .*--output_dir"):
+        compare.main([whole[0], "--output_dir", str(tmp_path / "file")])
+    assert "/tuning" not in capsys.readouterr().out
 
 
 def test_nothing_of_a_run_is_left_behind(whole, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 from recipe_lib.compare.cells import FINAL, TUNING, CannotRun, Cell, identity, options_of, plan, resolve_cell
+from recipe_lib.compare.checks import check_options
 from recipe_lib.compare.study import read_study
 from recipe_lib.errors import UserError
 
@@ -91,9 +92,45 @@ CANCER = ("datasets", "cancer")
         (changed("methods", "kl_tau1", "options", "seed", value=3), "leave out 'seed': the study sets that"),
         (
             changed("methods", "kl_tau1", "options", "tua", value=3),
-            "unknown option 'tua': did you mean 'tau'",
+            "methods: kl_tau1: 'tua' is no option of re-weighting.*A method may set 'reweighting', 'tau'",
         ),
-        (changed("methods", "erm_lr_scaled", "scale_learning_rate_by", value="kl"), "not 'kl'"),
+        (
+            changed("methods", "kl_tau1", "options", "weight_decay", value=3),
+            "must be the same for all methods",
+        ),
+        (
+            changed("methods", "kl_tau1", value=[]),
+            "methods: kl_tau1: expected lines `name: value`, found list",
+        ),
+        (
+            changed("methods", "erm_lr_scaled", "scale_learning_rate_by", value="kl"),
+            "not 'kl': choose among 'kl_tau1'",
+        ),
+        (
+            changed("methods", "erm_lr_scaled", "scale_learning_rate_by", value=["kl_tau1"]),
+            r"not \['kl_tau1'\]",
+        ),
+        (
+            changed("methods", "erm_lr_scaled", "scale_learning_rate_by", value="erm"),
+            "a method that re-weights",
+        ),
+        (
+            changed("methods", "erm", "options", "reweighting", value="kl"),
+            "erm is what all others are compared",
+        ),
+        (changed("methods", "erm", "scale_learning_rate_by", value="kl_tau1"), "a learning rate of its own"),
+        (
+            changed("methods", "kl/1", value={"options": {"reweighting": "kl"}}),
+            "methods: 'kl/1': a name has letters",
+        ),
+        (changed("datasets", "my data", value={}), "datasets: 'my data': a name has letters"),
+        (changed(*CANCER, "options", value=[1]), "options: expected lines `name: value`, found list"),
+        (changed("holdout_fraction", value="half"), "above 0 and below 1, not 'half'"),
+        (changed("holdout_fraction", value=1), "above 0 and below 1, not 1"),
+        (changed(*CANCER, "score", value=3), "score must be the name of a metric, not 3"),
+        (changed(*CANCER, "tuning_options", value={"learning_rate": 1}), "leave out 'learning_rate'"),
+        (changed("seeds", value=[2**32]), "whole numbers from 0 to 4294967295"),
+        (changed("learning_rate_factors", value=[1, 1.0]), "learning_rate_factors must differ"),
         (changed(*CANCER, "recipe", value="glu"), "recipe: unknown 'glu': choose among 'glue', 'imagenet'"),
         (changed(*CANCER, "score", value=None), "datasets: cancer: `score` is missing"),
         (changed(*CANCER, "score", value="log_loss"), "'log_loss' is better when it is lower"),
@@ -220,7 +257,7 @@ def test_tuning_decides_by_the_mean_over_its_seeds_and_passes_over_what_failed(r
     def tuning(factor, seed):
         return Cell("cancer", "erm", TUNING, seed, factor)
 
-    with pytest.raises(CannotRun, match="no tuning run of cancer/erm finished"):
+    with pytest.raises(CannotRun, match="no learning rate of cancer/erm has finished"):
         resolve_cell(study, wanted, {})
     scores = {tuning(0.5, 100): 0.7, tuning(0.5, 101): 0.8, tuning(2.0, 100): 0.9, tuning(2.0, 101): 0.5}
     assert resolve_cell(study, wanted, finished(study, scores)).factor == 0.5
@@ -297,3 +334,38 @@ def test_class_weights_are_an_objective_of_tables(read):
     study = read(changed("methods", "class_weights", value={"options": options}))
     with pytest.raises(CannotRun, match="without re-weighting alone"):
         options_of(study, Cell("cancer", "class_weights", FINAL, 0, 1.0))
+
+
+@pytest.mark.parametrize("name", ["compare_quick.yaml", "compare.yaml"])
+def test_the_studies_of_the_project_have_options_that_their_recipes_take(name):
+    check_options(read_study(CONFIGS / name), name)
+
+
+@pytest.mark.parametrize(
+    ("study", "message"),
+    [
+        (
+            changed("methods", "kl_tau1", "options", "tau", value=-1),
+            "method kl_tau1: tau is .* positive, .*not -1",
+        ),
+        (changed("methods", "kl_tau1", "options", "tau", value="much"), "--tau: invalid float value: 'much'"),
+        (changed("methods", "ess_90", "options", "target_ess", value=1.5), "below 1, not 1.5"),
+        (changed("methods", "kl_tau1", "options", "reweighting", value="lk"), "'lk'.*choose from 'kl'"),
+        (
+            changed(*CANCER, "score", value="acuracy"),
+            "cancer: score: unknown 'acuracy': choose among accuracy",
+        ),
+        (changed(*CANCER, "options", "num_train_epochs", value="many"), "cancer: method erm: .*'many'"),
+        (
+            changed("datasets", "digits", "tuning_options", value={"num_train_epochs": "few"}),
+            "digits: .*'few'",
+        ),
+        (
+            changed("methods", "ess_90", "options", "class_weights", value="balanced"),
+            "without re-weighting alone.*leave the method out",
+        ),
+    ],
+)
+def test_a_value_that_a_recipe_would_refuse_is_refused_before_anything_is_trained(study, message, read):
+    with pytest.raises(UserError, match=message):
+        check_options(read(study), "study.yaml")

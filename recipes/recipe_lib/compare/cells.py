@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from recipe_lib.compare.adapters import RECIPES
+from recipe_lib.compare.learning_rates import best_factor
 from recipe_lib.compare.study import Dataset, Method, Study
 from recipe_lib.errors import UserError
 
@@ -91,8 +92,7 @@ def is_tuned(data: Dataset, method: Method) -> bool:
 def resolve_cell(study: Study, cell: Cell, finished: Finished) -> Cell:
     """A final cell with the learning rate that tuning chose, once the runs that this takes are finished.
 
-    The best mean score over the tuning seeds wins, the smaller factor between equals; a factor of which a run failed is
-    out.
+    Which one that is says `learning_rates.best_factor`.
 
     Args:
         study: of the cell.
@@ -100,7 +100,7 @@ def resolve_cell(study: Study, cell: Cell, finished: Finished) -> Cell:
         finished: records by identity.
 
     Raises:
-        CannotRun: no tuning run is finished, or not the run whose mean weight is needed.
+        CannotRun: no learning rate has finished in tuning, or not the run whose mean weight is needed.
     """
     if cell.stage == TUNING:
         return cell
@@ -120,19 +120,19 @@ def resolve_cell(study: Study, cell: Cell, finished: Finished) -> Cell:
 
 
 def _best_factor(study: Study, data: Dataset, method: str, finished: Finished) -> float:
-    factors = sorted(data.learning_rate_factors)
+    factors = data.learning_rate_factors
     if len(factors) == 1:
         return factors[0]
-    scores = {}
-    for factor in factors:
-        cells = [Cell(data.name, method, TUNING, seed, factor) for seed in data.tuning_seeds]
-        runs = [finished.get(identity(study, cell)) for cell in cells]
-        found = [run["score"] for run in runs if run is not None]
-        if len(found) == len(runs):
-            scores[factor] = sum(found) / len(found)
-    if not scores:
-        raise CannotRun(f"no tuning run of {data.name}/{method} finished")
-    return max(scores, key=lambda factor: scores[factor])
+    scores: dict[float, dict[int, float]] = {factor: {} for factor in factors}
+    for factor, by_seed in scores.items():
+        for seed in data.tuning_seeds:
+            run = finished.get(identity(study, Cell(data.name, method, TUNING, seed, factor)))
+            if run is not None:
+                by_seed[seed] = run["score"]
+    best = best_factor(scores, data.tuning_seeds)
+    if best is None:
+        raise CannotRun(f"no learning rate of {data.name}/{method} has finished on all tuning seeds")
+    return best
 
 
 def options_of(study: Study, cell: Cell) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from recipe_lib.compare.learning_rates import best_factor
 from recipe_lib.errors import UserError
 from recipe_lib.run_file import RunFile
 from rgd_hf import ReweightingArguments
@@ -62,6 +63,10 @@ class Records:
             found.setdefault((dataset, method), {})[seed] = self.final[dataset, method, seed]
         return found
 
+    def best_factor(self, dataset: str, method: str) -> float | None:
+        """The learning-rate factor that tuning chose for a method; None where it was not tuned, or not to the end."""
+        return _best_factors(self.tuning).get((dataset, method))
+
     def mixed(self) -> list[str]:
         """Data sets and methods with runs that no comparison is made of: the study was edited between them.
 
@@ -105,9 +110,10 @@ class Records:
 
 
 def read_records(directory: Path) -> Records:
-    """Read all `runs*.jsonl` of a directory; of two lines with the same cell the later one counts.
+    """Read all `runs*.jsonl` of a directory.
 
-    A line that a killed process left half written is passed over.
+    Of two lines with the same cell the later one counts; of final runs of a method and seed with several learning rates,
+    the one that tuning chose. A line that a killed process left half written is passed over.
 
     Raises:
         UserError: there is no such file, it is not of `compare.py`, or no final run is in it.
@@ -137,8 +143,20 @@ def _differ(name: str, settings: Sequence[Mapping[str, Any]]) -> bool:
     return any(each.get(name) != settings[0].get(name) for each in settings)
 
 
+def _best_factors(
+    tuning: Mapping[tuple[str, str, int, float], Record],
+) -> dict[tuple[str, str], float | None]:
+    scores: dict[tuple[str, str], dict[float, dict[int, float]]] = {}
+    for (dataset, method, seed, factor), record in tuning.items():
+        scores.setdefault((dataset, method), {}).setdefault(factor, {})[seed] = record["score"]
+    return {
+        key: best_factor(by_factor, {seed for by_seed in by_factor.values() for seed in by_seed})
+        for key, by_factor in scores.items()
+    }
+
+
 def _sort_out(by_cell: Mapping[str, Record]) -> Records:
-    final: dict[tuple[str, str, int], Record] = {}
+    finals: dict[tuple[str, str, int], list[Record]] = {}
     tuning: dict[tuple[str, str, int, float], Record] = {}
     failed: dict[str, str] = {}
     for cell, record in by_cell.items():
@@ -148,10 +166,12 @@ def _sort_out(by_cell: Mapping[str, Record]) -> Records:
         elif not math.isfinite(score):
             failed[cell] = f"its score is {score}"
         elif record["stage"] == "final":
-            final[record["dataset"], record["method"], record["seed"]] = record
+            finals.setdefault((record["dataset"], record["method"], record["seed"]), []).append(record)
         else:
-            factor = float(record.get("learning_rate_factor", 1.0))
-            tuning[record["dataset"], record["method"], record["seed"], factor] = record
+            tuning[record["dataset"], record["method"], record["seed"], _factor(record)] = record
+    # Tuning runs that came later may have changed the learning rate: lines of both are there, as other cells.
+    chosen = _best_factors(tuning)
+    final = {key: _of_chosen_rate(runs, chosen) for key, runs in finals.items()}
     # A cell's name has its learning rate: a failed one may have been followed by one with another that did not fail.
     remaining = {
         cell: reason
@@ -160,3 +180,14 @@ def _sort_out(by_cell: Mapping[str, Record]) -> Records:
         or (by_cell[cell]["dataset"], by_cell[cell]["method"], by_cell[cell]["seed"]) not in final
     }
     return Records(final, tuning, remaining)
+
+
+def _factor(record: Record) -> float:
+    return float(record.get("learning_rate_factor", 1.0))
+
+
+def _of_chosen_rate(runs: Sequence[Record], chosen: Mapping[tuple[str, str], float | None]) -> Record:
+    """The last run with the learning rate that tuning chose; the last of all where there is none of it."""
+    tuned_as = runs[-1].get("tuned_as", runs[-1]["method"])
+    factor = chosen.get((runs[-1]["dataset"], tuned_as))
+    return next((run for run in reversed(runs) if _factor(run) == factor), runs[-1])

@@ -6,6 +6,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ from recipe_lib.compare.history import mean_weight, read_history, weight_histogr
 from recipe_lib.compare.machine import git_commit, peak_memory_mb, quiet_and_apart, reset_peak_memory
 from recipe_lib.compare.recipe import Outcome
 from recipe_lib.compare.study import BASELINE, Study
+from recipe_lib.errors import UserError, listed
 from recipe_lib.results import package_versions
 from recipe_lib.run_file import RunFile, duration
 
 KEY = "identity"
+MISSING = "missing"
 
 
 class Runner:
@@ -33,15 +36,35 @@ class Runner:
         directory: of the JSON lines, one file a shard.
         shard: `(i, n)`: the i-th of n parts.
         report: shows a line.
+        retry_failed: run what failed again. By default it is left alone as long as commit and packages are the same: an
+            error of the run itself would come again at every start.
+
+    Attributes:
+        failed: reasons by cell, of this start and of earlier ones whose runs are left alone.
     """
 
-    def __init__(self, study: Study, directory: Path, shard: tuple[int, int], report: Callable[[str], None]):
+    def __init__(
+        self,
+        study: Study,
+        directory: Path,
+        shard: tuple[int, int],
+        report: Callable[[str], None],
+        retry_failed: bool = False,
+    ):
         self.study, self.report = study, report
         self.file = RunFile(directory, shard, KEY)
         self.cells = plan(study, shard)
-        self.records = self.file.read()
-        self.commit = git_commit(Path(__file__).parent)
-        self.failed: dict[str, str] = {}
+        self.commit, self.versions = git_commit(Path(__file__).parent), package_versions()
+        now = (self.commit, self.versions)
+        self.records = {
+            key: record
+            for key, record in self.file.read().items()
+            if "error" not in record
+            or (not retry_failed and (record.get("commit"), record.get("versions")) == now)
+        }
+        self.failed: dict[Cell, str] = {
+            cell: record["error"] for cell, record in self._known().values() if "error" in record
+        }
 
     @property
     def finished(self) -> dict[str, dict[str, Any]]:
@@ -49,15 +72,29 @@ class Runner:
         return {key: record for key, record in self.records.items() if "error" not in record}
 
     def missing(self) -> list[Cell]:
-        """Cells of this shard that are not finished."""
-        finished = self.finished
-        return [cell for cell in self.cells if not self._is_finished(cell, finished)]
+        """Cells of this shard that are neither finished nor left alone because they failed."""
+        return [cell for cell, state in self.states().items() if state == MISSING]
 
-    def _is_finished(self, cell: Cell, finished: Mapping[str, Any]) -> bool:
-        try:
-            return identity(self.study, resolve_cell(self.study, cell, finished)) in finished
-        except CannotRun:
-            return False
+    def states(self) -> dict[Cell, str]:
+        """`"finished"`, `"failed"` (and left alone) or `"missing"`, by cell."""
+        known = self._known()
+        return {
+            cell: MISSING if cell not in known else "failed" if "error" in known[cell][1] else "finished"
+            for cell in self.cells
+        }
+
+    def _known(self) -> dict[Cell, tuple[Cell, dict[str, Any]]]:
+        """By cell, the same with its learning rate, and the record of its run, which finished or failed."""
+        found, finished = {}, self.finished
+        for cell in self.cells:
+            try:
+                resolved = resolve_cell(self.study, cell, finished)
+            except CannotRun:
+                continue
+            record = self.records.get(identity(self.study, resolved))
+            if record is not None:
+                found[cell] = (resolved, record)
+        return found
 
     def run(self, time_budget: float | None = None) -> list[Cell]:
         """Run the missing cells in order; what is left.
@@ -67,9 +104,12 @@ class Runner:
                 its data set and stage so far.
         """
         started = time.perf_counter()
+        self.file.prepare()
         missing = self.missing()
         if len(missing) < len(self.cells):
-            self.report(f"{len(self.cells) - len(missing)} of {len(self.cells)} runs are finished already.")
+            before = f", {len(self.failed)} failed before" if self.failed else ""
+            done = len(self.cells) - len(missing) - len(self.failed)
+            self.report(f"{done} of {len(self.cells)} runs are finished already{before}.")
         for number, cell in enumerate(missing):
             left = missing[number:]
             if time_budget is not None:
@@ -84,7 +124,8 @@ class Runner:
 
     def seconds(self, cell: Cell, statistic: Callable[[Sequence[float]], float]) -> float | None:
         """A statistic of the seconds that runs of a cell's data set took, of its stage if there are such."""
-        of_data = [record for record in self.records.values() if record["dataset"] == cell.dataset]
+        done = [record for record in self.records.values() if "error" not in record]
+        of_data = [record for record in done if record["dataset"] == cell.dataset]
         of_stage = [record for record in of_data if record["stage"] == cell.stage]
         taken = [record["seconds"] for record in of_stage or of_data]
         return float(statistic(taken)) if taken else None
@@ -114,20 +155,22 @@ class Runner:
             self._fail(cell, str(error))
             return
         except Exception as error:
-            self._fail(cell, f"{type(error).__name__}: {error}")
             where = "".join(traceback.format_exception(error)[-3:])
-            record = {**self._head(cell), "error": self.failed[cell.name], "traceback": where}
+            reason = self._fail(cell, f"{type(error).__name__}: {error}")
+            record = {**self._head(cell), "error": reason, "traceback": where}
         finally:
             gc.unfreeze()
         record["seconds"] = round(time.perf_counter() - started, 2)
+        record["finished"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
         self.file.append(record)
         self.records[record[KEY]] = record
         if "score" in record:
             self.report(f"  {record['score_name']} {record['score']:.4f} ({record['seconds']:.1f} s)")
 
-    def _fail(self, cell: Cell, reason: str) -> None:
-        self.failed[cell.name] = " ".join(reason.split())
-        self.report(f"  failed: {self.failed[cell.name]}")
+    def _fail(self, cell: Cell, reason: str) -> str:
+        self.failed[cell] = " ".join(reason.split())
+        self.report(f"  failed: {self.failed[cell]}")
+        return self.failed[cell]
 
     def _head(self, cell: Cell) -> dict[str, Any]:
         data = self.study.datasets[cell.dataset]
@@ -137,12 +180,13 @@ class Runner:
             "dataset": cell.dataset,
             "kind": RECIPES[data.recipe].kind,
             "method": cell.method,
+            "tuned_as": self.study.methods[cell.method].tuned_as,
             "stage": cell.stage,
             "learning_rate_factor": cell.factor,
             "learning_rate_scale": cell.scale,
             "seed": cell.seed,
             "settings": {"recipe": data.recipe, **options_of(self.study, cell)},
-            "versions": package_versions(),
+            "versions": self.versions,
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "commit": self.commit,
@@ -159,6 +203,10 @@ class Runner:
             outcome = recipe.outcome(records, Path(directory), options, data.score, tuning)
             first = cell.method == BASELINE and cell.seed == data.seeds[0] and not tuning
             found = _contents(outcome, options, cell, with_labels=first)
+        if (
+            data.score not in outcome.metrics
+        ):  # in tuning too, which may go by another: not only when all of it is spent
+            raise UserError(f"score: the recipe gave no {data.score!r}, but {listed(outcome.metrics)}.")
         if not np.isfinite(outcome.score):
             raise FloatingPointError(f"the score {outcome.score_name} is {outcome.score}")
         return {**found, "peak_memory_mb": peak_memory_mb()}
@@ -173,9 +221,8 @@ def _contents(outcome: Outcome, options: Mapping[str, Any], cell: Cell, with_lab
     if weight is not None:
         metrics["weight_mean"] = weight
     reweighted = options.get("reweighting", options.get("reweightings", "none")) != "none"
-    plain = not reweighted and not any(
-        options.get(name) for name in ("class_weights", "label_smoothing_factor")
-    )
+    weighted = options.get("class_weights") or options.get("objectives") == "class_weights"
+    plain = not (reweighted or weighted or options.get("label_smoothing_factor"))
     found["history"] = read_history(outcome.log, plain)
     histogram = weight_histogram(outcome.log)
     if histogram is not None:

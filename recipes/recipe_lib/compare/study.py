@@ -1,5 +1,6 @@
 """A study: data sets x methods x learning rates x seeds, read from a YAML file and checked before anything is trained."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,15 +10,19 @@ import yaml
 
 from recipe_lib.cli import check_option_names
 from recipe_lib.compare.adapters import RECIPES, SET_BY_THE_STUDY
+from recipe_lib.compare.records import OF_A_METHOD
 from recipe_lib.errors import UserError, listed
 
-BASELINE = "erm"
+BASELINE, NO_WEIGHTS = "erm", "none"
 SHARED = ("seeds", "tuning_seeds", "learning_rate_factors", "holdout_fraction")
 OF_STUDY = ("datasets", "methods", "time_budget", *SHARED)
 OF_DATASET = (
     "recipe", "score", "options", "tuning_options", "methods", *SHARED,
 )  # fmt: skip
 OF_METHOD = ("options", "scale_learning_rate_by")
+LARGEST_SEED = 2**32 - 1
+# Names become parts of file names, of Markdown and of the names of cells.
+NAME = re.compile(r"\w[\w.+-]*")
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,12 @@ class Method:
     def tuned_as(self) -> str:
         """The method whose tuning decides on this one's learning rate."""
         return self.scale_learning_rate_by or self.name
+
+    @property
+    def logs_weights(self) -> bool:
+        """Whether its runs have a mean weight that another's learning rate can be scaled by."""
+        reweights = self.options.get("reweighting", NO_WEIGHTS) != NO_WEIGHTS
+        return reweights and self.scale_learning_rate_by is None
 
 
 @dataclass(frozen=True)
@@ -102,7 +113,9 @@ class Study:
         """
         _check_known("--datasets", datasets, self.datasets)
         _check_known("--methods", methods, self.methods)
-        _check_known("--seeds", seeds, {seed for data in self.datasets.values() for seed in data.seeds})
+        _check_known(
+            "--seeds", seeds, sorted({seed for data in self.datasets.values() for seed in data.seeds})
+        )
         wanted = {*methods, *(self.methods[name].tuned_as for name in methods)}
         kept = {
             name: replace(
@@ -137,20 +150,35 @@ def read_study(filename: str | Path) -> Study:
     for name in ("datasets", "methods"):
         if not content.get(name):
             raise UserError(f"{path}: the study has no `{name}`.")
+    for kind in ("datasets", "methods"):
+        wrong = [name for name in _mapping(content[kind], f"{path}: {kind}") if not NAME.fullmatch(name)]
+        if wrong:
+            raise UserError(
+                f"{path}: {kind}: {listed(wrong)}: a name has letters, digits, and _ . + - inside, because files are "
+                "called by it."
+            )
     methods = {
-        name: _method(name, value) for name, value in _mapping(content["methods"], f"{path}: methods").items()
+        name: _method(f"{path}: methods: {name}", name, value)
+        for name, value in _mapping(content["methods"], f"{path}: methods").items()
     }
     if BASELINE not in methods:
         raise UserError(
             f"{path}: methods: {BASELINE!r} is missing, which all others are compared with. Add "
             f"`{BASELINE}: {{options: {{reweighting: none}}}}`."
         )
+    erm = methods[BASELINE]
+    if erm.options.get("reweighting", NO_WEIGHTS) != NO_WEIGHTS or erm.scale_learning_rate_by is not None:
+        raise UserError(
+            f"{path}: methods: {BASELINE} is what all others are compared with: plain training, `reweighting: none` with a "
+            "learning rate of its own. Give the re-weighted method another name."
+        )
+    weighted = [name for name, method in methods.items() if method.logs_weights]
     for method in methods.values():
         source = method.scale_learning_rate_by
-        if source is not None and (source not in methods or methods[source].scale_learning_rate_by):
+        if source is not None and source not in weighted:
             raise UserError(
-                f"{path}: methods: {method.name}: scale_learning_rate_by must name a method that is tuned itself, not "
-                f"{source!r}."
+                f"{path}: methods: {method.name}: scale_learning_rate_by must name a method that re-weights and is tuned "
+                f"itself, not {source!r}: choose among {listed(weighted)}."
             )
     budget = content.get("time_budget")
     if budget is not None and not (_is_number(budget) and budget >= 0):
@@ -163,12 +191,18 @@ def read_study(filename: str | Path) -> Study:
     return Study(datasets, methods, budget)
 
 
-def _method(name: str, content: Any) -> Method:
-    where = f"methods: {name}"
+def _method(where: str, name: str, content: Any) -> Method:
     content = _mapping(content, where)
     _check_keys(content, OF_METHOD, where)
     options = _mapping(content.get("options", {}), f"{where}: options")
     _check_options(options, (*SET_BY_THE_STUDY, "learning_rate"), where)
+    allowed = [name for name in OF_A_METHOD if name not in SET_BY_THE_STUDY]
+    foreign = [name for name in options if name not in allowed]
+    if foreign:
+        raise UserError(
+            f"{where}: {listed(foreign)} is no option of re-weighting; what else a run has must be the same for all methods, "
+            f"in the `options` of the data sets. A method may set {listed(allowed)}."
+        )
     return Method(name, options, content.get("scale_learning_rate_by"))
 
 
@@ -185,6 +219,8 @@ def _dataset(
     for key in ("recipe", "score", "options"):
         if key not in content:
             raise UserError(f"{where}: `{key}` is missing.")
+    if not isinstance(content["score"], str):
+        raise UserError(f"{where}: score must be the name of a metric, not {content['score']!r}.")
     _check_known(f"{where}: recipe", [content["recipe"]], RECIPES)
     chosen = _list(content, "methods", where)
     _check_known(f"{where}: methods", chosen, methods)
@@ -199,8 +235,10 @@ def _dataset(
             )
     recipe = RECIPES[content["recipe"]]
     recipe.check_score(content["score"], where)
-    for key in ("options", "tuning_options"):
-        _check_options(_mapping(content[key], f"{where}: {key}"), SET_BY_THE_STUDY, f"{where}: {key}")
+    for key, more in (("options", ()), ("tuning_options", ("learning_rate",))):
+        _check_options(
+            _mapping(content[key], f"{where}: {key}"), (*SET_BY_THE_STUDY, *more), f"{where}: {key}"
+        )
     settings = {
         **content["options"],
         **content["tuning_options"],
@@ -214,8 +252,10 @@ def _dataset(
             "wants a point in 1.0e-3."
         )
     seeds, tuning_seeds = (_list(content, key, where) for key in ("seeds", "tuning_seeds"))
-    if not all(type(seed) is int and seed >= 0 for seed in [*seeds, *tuning_seeds]):
-        raise UserError(f"{where}: seeds must be whole numbers from 0, not {seeds} and {tuning_seeds}.")
+    if not all(type(seed) is int and 0 <= seed <= LARGEST_SEED for seed in [*seeds, *tuning_seeds]):
+        raise UserError(
+            f"{where}: seeds must be whole numbers from 0 to {LARGEST_SEED}, not {seeds} and {tuning_seeds}."
+        )
     shared = sorted(set(seeds) & set(tuning_seeds))
     if shared:
         raise UserError(
@@ -225,6 +265,13 @@ def _dataset(
     factors = _list(content, "learning_rate_factors", where)
     if not all(_is_number(factor) and factor > 0 for factor in factors):
         raise UserError(f"{where}: learning_rate_factors must be positive numbers, not {factors}.")
+    if len(set(factors)) < len(factors):
+        raise UserError(f"{where}: learning_rate_factors must differ, which {factors} do not.")
+    holdout = content["holdout_fraction"]
+    if not (_is_number(holdout) and 0 < holdout < 1):
+        raise UserError(
+            f"{where}: holdout_fraction is a share of the training rows, above 0 and below 1, not {holdout!r}."
+        )
     return Dataset(
         name,
         content["recipe"],
@@ -235,7 +282,7 @@ def _dataset(
         tuple(seeds),
         tuple(tuning_seeds),
         tuple(float(factor) for factor in factors),
-        float(content["holdout_fraction"]),
+        float(holdout),
     )
 
 
@@ -255,7 +302,8 @@ class _UniqueKeys(yaml.SafeLoader):
 
 def _mapping(content: Any, where: str) -> dict[str, Any]:
     if not isinstance(content, dict):
-        raise UserError(f"{where}: expected lines `name: value`, found {type(content).__name__}.")
+        found = "nothing" if content is None else type(content).__name__
+        raise UserError(f"{where}: expected lines `name: value`, found {found}.")
     return {str(name): value for name, value in content.items()}
 
 
@@ -282,7 +330,7 @@ def _check_known(where: str, given: Iterable[Any], known: Iterable[Any]) -> None
 def _check_options(options: Iterable[str], reserved: Sequence[str], where: str) -> None:
     taken = [name for name in options if name in reserved]
     if taken:
-        raise UserError(f"{where}: leave out {listed(taken)}: the study sets that for every run.")
+        raise UserError(f"{where}: leave out {listed(taken)}: the study sets that itself for every run.")
 
 
 def _is_number(value: Any) -> bool:

@@ -196,15 +196,12 @@ class Tuning:
     Attributes:
         scores: mean tuning score by factor.
         chosen: factor of the final runs.
+        is_best: whether that is the one that tuning chose.
     """
 
     scores: Mapping[float, float]
     chosen: float
-
-    @property
-    def is_best(self) -> bool:
-        """Whether no other factor scored better in tuning."""
-        return self.chosen in self.scores and self.scores[self.chosen] >= max(self.scores.values())
+    is_best: bool
 
 
 def tuning(records: Records, dataset: str) -> dict[str, Tuning]:
@@ -219,7 +216,7 @@ def tuning(records: Records, dataset: str) -> dict[str, Tuning]:
         if runs:
             means = {factor: float(np.mean(values)) for factor, values in scores[method].items()}
             chosen = float(runs[max(runs)].get("learning_rate_factor", 1.0))
-            found[method] = Tuning(means, chosen)
+            found[method] = Tuning(means, chosen, chosen == records.best_factor(dataset, method))
     return found
 
 
