@@ -16,7 +16,7 @@ from recipe_lib.cli import parse_args, run_recipe
 from recipe_lib.compare.readme_table import BEGIN, END, put_into, readme_table
 from recipe_lib.compare.records import read_records
 from recipe_lib.compare.report_html import html_page
-from recipe_lib.compare.report_markdown import TITLE, build_report
+from recipe_lib.compare.report_markdown import build_report, title
 from recipe_lib.compare.summary import overall
 from recipe_lib.errors import UserError, listed
 from recipe_lib.results import say
@@ -80,12 +80,17 @@ def main(argv: list[str] | None = None) -> None:
             )
         say("Up to date.")
         return
-    texts[directory / "REPORT.html"] = html_page(markdown, pictures, TITLE)
-    (directory / "plots").mkdir(parents=True, exist_ok=True)
-    for name, content in pictures.items():
-        (directory / "plots" / name).write_bytes(content)
-    for path, text in texts.items():
-        path.write_text(text, encoding="utf-8", newline="\n")
+    texts[directory / "REPORT.html"] = html_page(markdown, pictures, title(records))
+    try:
+        (directory / "plots").mkdir(parents=True, exist_ok=True)
+        for name, content in pictures.items():
+            (directory / "plots" / name).write_bytes(content)
+        for path, text in texts.items():
+            path.write_text(text, encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise UserError(
+            f"cannot write {error.filename!r} ({error.strerror}): give another --output_dir."
+        ) from error
     say(f"Wrote {', '.join(map(str, texts))} and {len(pictures)} plots.")
 
 

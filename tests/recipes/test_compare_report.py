@@ -15,7 +15,8 @@ from recipe_lib.compare.plots_training import curve
 from recipe_lib.compare.readme_table import BEGIN, END
 from recipe_lib.compare.records import read_records
 from recipe_lib.compare.statistics import Estimate
-from recipe_lib.compare.tables import points, ranges, signed
+from recipe_lib.compare.summary import final_gap
+from recipe_lib.compare.tables import counted, points, ranges, signed
 from recipe_lib.errors import UserError
 from study_lines import study, write_lines
 
@@ -77,11 +78,8 @@ def test_words_follow_from_the_numbers(finished):
     rows = [row for row in summary.values() if row[1].isdigit()]
     counts = [sum(int(row[place]) for row in rows) for place in (3, 4, 5)]
     assert (
-        f"Of 25 comparisons of a method with ERM on a data set, {counts[0]} are gains, {counts[1]} ties and "
-    )
-    assert (
-        f"Of 25 comparisons of a method with ERM on a data set, {counts[0]} are gains, {counts[1]} ties and "
-        f"{counts[2]} losses." in text
+        f"25 comparisons of a method with ERM on a data set: {counts[0]} gains, {counts[1]} ties and {counts[2]} losses."
+        in text
     )
     assert "With 5 seeds the signed-rank test cannot give a p below 0.0625, so never one below 0.05." in text
     assert "(partial)" not in text and "missing" not in text
@@ -186,6 +184,52 @@ def test_runs_of_an_edited_study_are_not_mixed_in_silence(finished, tmp_path):
     assert read_records(write_lines(tmp_path / "b", reweighted)).mixed() == ["adult/kl_tau1: tau"]
 
 
+def test_a_study_without_tuning_and_with_other_names_is_told_as_what_it_is(tmp_path):
+    methods = {"erm": 0.0, "mine": 2.0, "yours": -2.0, "theirs": 0.0}
+    lines = study({"a": "text", "b": "images"}, methods, seeds=2, rows=40, factors=())
+    for line in lines:
+        line["settings"]["tau"] = 0.25
+    report.main(["--results_dir", str(write_lines(tmp_path, lines))])
+    text = (tmp_path / "REPORT.md").read_text(encoding="utf-8")
+    assert text.startswith("# Re-weighted training against ERM\n") and "and no learning rate tuned." in text
+    assert "and the same learning rate, in points" in text and "**Tuning.** None" in text
+    assert "No method has 3 seeds on any data set, the fewest for an interval over seeds" in text
+    assert "| mine − ERM | theirs − ERM |" in text and "KL" not in text.split("## Method")[0]
+    assert table_rows(text, "## Data sets")["a"][-1] == "–"
+    assert "`mine` (mine): `tau: 0.25`" in text
+    assert (tmp_path / "plots" / "a_parts.png").is_file() and (
+        tmp_path / "plots" / "a_training.png"
+    ).is_file()
+
+
+def test_where_only_some_data_sets_were_tuned_the_others_are_named(tmp_path):
+    lines = study({"a": "text", "b": "text"}, {"erm": 0.0, "kl_tau1": 1.0}, rows=20)
+    lines = [line for line in lines if (line["dataset"], line["stage"]) != ("b", "tuning")]
+    report.main(["--results_dir", str(write_lines(tmp_path, lines))])
+    text = (tmp_path / "REPORT.md").read_text(encoding="utf-8")
+    assert "a learning rate tuned in the same way (on b the same one), in points" in text
+
+
+def test_one_data_set_has_no_summary_over_data_sets(tmp_path):
+    lines = study({"a": "text"}, {"erm": 0.0, "kl_tau1": 5.0}, rows=20)
+    report.main(["--results_dir", str(write_lines(tmp_path, lines))])
+    text = (tmp_path / "REPORT.md").read_text(encoding="utf-8")
+    summary = text.split("## Summary")[1].split("**How to read it.**")[0]
+    assert "1 comparison of a method with ERM on a data set: 1 gain, 0 ties and 0 losses." in summary
+    assert "|" not in summary and "over data sets" not in summary
+    assert text.startswith(
+        "# Re-weighted training against tuned ERM\n\n1 method against ERM on 1 data set (text: a): 10"
+    )
+
+
+def test_a_report_that_cannot_be_written_says_so(tmp_path):
+    lines = study({"a": "text"}, {"erm": 0.0}, seeds=1, rows=20, factors=())
+    directory = write_lines(tmp_path / "study", lines)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot write .*file.*: give another --output_dir"):
+        report.main(["--results_dir", str(directory), "--output_dir", str(tmp_path / "file")])
+
+
 def test_readme_table_is_written_and_checked(tmp_path):
     lines = study({"mrpc": "text"}, {"erm": 0.0, "kl_tau1": 2.5}, rows=20, factors=(1.0,))
     directory = write_lines(tmp_path / "study", lines)
@@ -265,3 +309,32 @@ def test_numbers_are_printed_with_their_signs():
     assert signed(Estimate(-0.3, None, None, 2)) == "−0.30 (no interval: 2 values)"
     assert points(-0.001) == "0.00" and points(-0.006) == "−0.01"
     assert ranges([0, 1, 2]) == "0–2" and ranges([0, 2]) == "0, 2"
+
+
+def test_verdicts_are_those_of_the_printed_interval():
+    assert Estimate(0.5, 0.004, 1.0, 5).verdict == "tie" and "[0.00," in signed(Estimate(0.5, 0.004, 1.0, 5))
+    assert Estimate(0.5, 0.006, 1.0, 5).verdict == "gain" and "[+0.01," in signed(
+        Estimate(0.5, 0.006, 1.0, 5)
+    )
+    assert (
+        Estimate(-0.5, -1.0, -0.004, 5).verdict == "tie" and Estimate(-0.5, -1.0, -0.006, 5).verdict == "loss"
+    )
+    assert Estimate(0.5, None, None, 2).verdict is None
+
+
+def test_a_gap_is_made_of_plain_losses_alone():
+    plain = {"step": 1, "eval_loss": 0.5, "loss": 9.0, "unweighted_loss": 0.2}
+    smoothed = {"step": 1, "eval_loss": 0.5, "loss": 0.9}
+    assert final_gap({0: {"history": [plain]}}) == pytest.approx(0.3)
+    assert final_gap({0: {"history": [smoothed]}}) is None
+
+
+def test_words_are_counted():
+    found = [
+        counted(1, "loss"),
+        counted(2, "loss"),
+        counted(0, "gain"),
+        counted(3, "class"),
+        counted(1, "seed"),
+    ]
+    assert found == ["1 loss", "2 losses", "0 gains", "3 classes", "1 seed"]

@@ -27,27 +27,36 @@ def plot_data_sets(found: Sequence[Overall], datasets: Sequence[str]) -> bytes:
     Returns:
         A PNG file.
     """
-    figure = new_figure(2.6 + 2.5 * len(found), 1.3 + 0.27 * (len(datasets) + 1))
+    with_mean = len(datasets) > 1
+    places = [*datasets, "mean over data sets"] if with_mean else list(datasets)
+    figure = new_figure(max(7.5, 2.6 + 2.5 * len(found)), 1.3 + 0.27 * len(places))
     axes = figure.subplots(1, len(found), sharey=True, sharex=True, squeeze=False)[0]
     for axis, method in zip(axes, found):
         shown = [method.by_dataset.get(name, Estimate(np.nan, None, None, 0)) for name in datasets]
-        forest(axis, [*shown, method.gain])
-        axis.axhline(len(datasets) - 0.5, color="#999999", linewidth=0.8)
+        forest(axis, [*shown, method.gain][: len(places)])
+        if with_mean:
+            axis.axhline(len(datasets) - 0.5, color="#999999", linewidth=0.8)
         axis.set_title(method_title(method.method), fontsize=10)
         axis.set_xscale("symlog", linthresh=LINEAR_TO, linscale=1.0)
         axis.set_xticks(
             TICKS, [f"{tick:+g}".replace("-", "−") if tick else "0" for tick in TICKS], minor=False
         )
         axis.minorticks_off()
-    ends = [
-        abs(end) for method in found for e in (*method.by_dataset.values(), method.gain) for end in _ends(e)
-    ]
+    estimates = [e for method in found for e in (*method.by_dataset.values(), method.gain)]
+    ends = [abs(end) for e in estimates for end in _ends(e)]
     axes[0].set_xlim(-1.3 * max([LINEAR_TO, *ends]), 1.3 * max([LINEAR_TO, *ends]))
-    axes[0].set_yticks(range(len(datasets) + 1), [*datasets, "mean over data sets"])
+    axes[0].set_yticks(range(len(places)), places)
     figure.supxlabel(
-        f"{DIFFERENCE}, 95 % interval; the scale is linear to ±{LINEAR_TO:g}, logarithmic beyond", fontsize=10
+        f"{_label(estimates)}; the scale is linear to ±{LINEAR_TO:g}, logarithmic beyond", fontsize=10
     )
     return png(figure)
+
+
+def _label(estimates: Sequence[Estimate]) -> str:
+    """Of the axis, and what a mark without a line means, where there is one."""
+    without = any(found.n and found.verdict is None for found in estimates)
+    some = any(found.verdict is not None for found in estimates)
+    return DIFFERENCE + ", 95 % interval" * some + "; ×: too few values for an interval" * without
 
 
 def _ends(estimate: Estimate) -> list[float]:
@@ -68,7 +77,7 @@ def plot_methods(rows: Sequence[Row], title: str) -> bytes:
     axis = figure.subplots()
     forest(axis, [row.difference for row in rows])
     axis.set_yticks(range(len(rows)), [method_title(row.method) for row in rows])
-    axis.set_xlabel(f"{DIFFERENCE}, 95 % interval", fontsize=10)
+    axis.set_xlabel(_label([row.difference for row in rows]), fontsize=10)
     axis.set_title(title, fontsize=11)
     return png(figure)
 

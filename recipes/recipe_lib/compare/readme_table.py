@@ -3,9 +3,9 @@
 import re
 from collections.abc import Sequence
 
-from recipe_lib.compare.methods import RECOMMENDED, method_title
+from recipe_lib.compare.methods import RECOMMENDED, method_title, shown
 from recipe_lib.compare.records import BASELINE, Records
-from recipe_lib.compare.summary import Overall, difference, first_settings
+from recipe_lib.compare.summary import Overall, all_methods, difference, first_settings
 from recipe_lib.compare.tables import NOTHING, marked, mean_and_spread, table
 from recipe_lib.errors import UserError
 
@@ -17,7 +17,11 @@ DEFAULT_MODELS = {"tabular": "mlp", "domainbed": "efficientnet-lite0"}
 
 
 def readme_table(records: Records, found: Sequence[Overall]) -> list[str]:
-    """Markdown: one row a data set, with the two settings that were recommended before any result was known."""
+    """Markdown: one row a data set, with the two settings that were recommended before any result was known.
+
+    A study without them shows its first two methods.
+    """
+    columns = shown(RECOMMENDED, all_methods(records))
     body = []
     for dataset in records.datasets:
         erm = [record["score"] for record in records.runs(dataset, BASELINE).values()]
@@ -29,8 +33,8 @@ def readme_table(records: Records, found: Sequence[Overall]) -> list[str]:
                 model_and_size(records, dataset),
                 str(len(records.seeds(dataset))),
                 mean_and_spread(erm) if erm else NOTHING,
-                *(marked(difference(records, dataset, method)) for method in RECOMMENDED),
-                " / ".join(counts),
+                *(marked(difference(records, dataset, method)) for method in columns),
+                " / ".join(counts) if any(verdicts) else NOTHING,
             ]
         )
     header = [
@@ -38,7 +42,7 @@ def readme_table(records: Records, found: Sequence[Overall]) -> list[str]:
         "model; training rows",
         "seeds",
         "ERM",
-        *(f"{method_title(m)} − ERM" for m in RECOMMENDED),
+        *(f"{method_title(m)} − ERM" for m in columns),
     ]
     return table([*header, "methods that gain / tie / lose"], body, text_columns=2)
 

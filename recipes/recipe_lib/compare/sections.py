@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 
-from recipe_lib.compare.methods import CURVES, RECOMMENDED, method_title
+from recipe_lib.compare.methods import CURVES, RECOMMENDED, method_title, shown
 from recipe_lib.compare.plots import plot_breakdowns, plot_methods
 from recipe_lib.compare.plots_training import plot_training
 from recipe_lib.compare.records import BASELINE, Records
 from recipe_lib.compare.samples import Breakdown, by_difficulty, by_frequency
 from recipe_lib.compare.statistics import smallest_p
-from recipe_lib.compare.summary import Row, final_gap, first_settings, logged_mean, rows, tuning
+from recipe_lib.compare.summary import Row, all_methods, final_gap, first_settings, logged_mean, rows, tuning
 from recipe_lib.compare.tables import (
     VERDICTS,
     counted,
@@ -66,13 +66,14 @@ def section(records: Records, dataset: str) -> tuple[list[str], dict[str, bytes]
         )
         lines += [f"![Difference of every method to ERM on {dataset}](plots/{dataset}_methods.png)", ""]
     lines += _weights(records, dataset, found)
-    curves = plot_training(records, dataset, CURVES)
+    curves = plot_training(records, dataset, [BASELINE, *shown(CURVES, all_methods(records))])
     if curves:
         pictures[f"{dataset}_training.png"] = curves
         lines += [f"![Losses and weights over training on {dataset}](plots/{dataset}_training.png)", ""]
+    compared = shown(RECOMMENDED, all_methods(records))
     breakdowns = {
-        "difficulty": by_difficulty(records, dataset, RECOMMENDED),
-        "frequency": by_frequency(records, dataset, RECOMMENDED),
+        "difficulty": by_difficulty(records, dataset, compared),
+        "frequency": by_frequency(records, dataset, compared),
     }
     present = {PARTS[name]: parts for name, parts in breakdowns.items() if parts is not None}
     if present:
@@ -86,8 +87,8 @@ def section(records: Records, dataset: str) -> tuple[list[str], dict[str, bytes]
         if not name.startswith(HIDDEN_SETTINGS)
     }
     if settings:
-        shown = "; ".join(f"`{name}: {value}`" for name, value in settings.items())
-        lines += [f"Settings of ERM (seed {min(runs)}): {shown}", ""]
+        each = "; ".join(f"`{name}: {value}`" for name, value in settings.items())
+        lines += [f"Settings of ERM (seed {min(runs)}): {each}", ""]
     return lines, pictures
 
 
@@ -95,11 +96,9 @@ def _description(records: Records, dataset: str, first: Mapping) -> str:
     parts = [f"{first.get('kind', 'data')}, score: {first.get('score_name', 'score')}"]
     counts, samples = first.get("train_class_counts"), first.get("samples") or {}
     if counts:
-        parts.append(
-            f"{sum(counts)} training rows in {counted(len(counts), 'class').replace('classs', 'classes')}"
-        )
+        parts.append(f"{counted(sum(counts), 'training row')} in {counted(len(counts), 'class')}")
     if samples.get("n"):
-        parts.append(f"{samples['n']} held-out rows")
+        parts.append(counted(samples["n"], "held-out row"))
     seeds = records.seeds(dataset)
     parts.append(f"{counted(len(seeds), 'seed')} ({ranges(seeds)})")
     return "; ".join(parts) + "."
@@ -145,7 +144,10 @@ def _chance(found: list[Row]) -> str:
         f"With {counted(most, 'seed')} the signed-rank test cannot give a p below {smallest_p(most):.4g}"
         f"{', so never one below 0.05' if smallest_p(most) > 0.05 else ''}. "
     )
-    return text + f"After Holm's correction for {counted(len(compared), 'method')}, {below} are below 0.05."
+    return (
+        text
+        + f"Below 0.05 after Holm's correction for {counted(len(compared), 'method')}: {below or 'none'}."
+    )
 
 
 def _weights(records: Records, dataset: str, found: list[Row]) -> list[str]:

@@ -18,6 +18,8 @@ FEWEST_FOR_INTERVAL = 3
 FEWEST_FOR_BOOTSTRAP = 5
 # Scores are sums of hundreds of samples: differences below this are rounding, and would break ties between ranks.
 DECIMALS = 12
+# Of a point, in print. An interval that is printed as ending at 0 must not count as one that excludes it.
+SHOWN_DECIMALS = 2
 
 
 class Estimate(NamedTuple):
@@ -37,12 +39,15 @@ class Estimate(NamedTuple):
 
     @property
     def verdict(self) -> str | None:
-        """`"gain"` or `"loss"` where the interval excludes 0, else `"tie"`; None where there is no interval."""
+        """`"gain"` or `"loss"` where the interval excludes 0, else `"tie"`; None where there is no interval.
+
+        The ends are those that are printed, in hundredths of a point.
+        """
         if self.low is None or self.high is None:
             return None
-        if self.low > 0:
+        if round(self.low, SHOWN_DECIMALS) > 0:
             return "gain"
-        return "loss" if self.high < 0 else "tie"
+        return "loss" if round(self.high, SHOWN_DECIMALS) < 0 else "tie"
 
 
 def mean_interval(values: Sequence[float]) -> Estimate:

@@ -104,9 +104,8 @@ class Overall:
 
 def overall(records: Records) -> list[Overall]:
     """Every method but ERM, over the data sets on which it and ERM share a seed."""
-    methods = set().union(*(records.methods(name) for name in records.datasets)) - {BASELINE}
     found = []
-    for method in in_order(methods):
+    for method in in_order(all_methods(records)):
         each = {name: difference(records, name, method) for name in records.datasets}
         each = {name: estimate for name, estimate in each.items() if estimate.n}
         if each:
@@ -175,17 +174,19 @@ def logged_mean(runs: Mapping[int, Record], key: str) -> float | None:
 
 
 def final_gap(runs: Mapping[int, Record]) -> float | None:
-    """Last validation loss minus last training loss without weights, mean over seeds; None where it is not logged."""
+    """Last validation loss minus last training loss without weights, mean over seeds; None where it is not logged.
+
+    A loss with label smoothing or class weights is another one: no gap is made of it.
+    """
     gaps = []
     for record in runs.values():
         history = record.get("history", ())
         last = {
             key: next((e[key] for e in reversed(history) if e.get(key) is not None), None)
-            for key in ("eval_loss", "unweighted_loss", "loss")
+            for key in ("eval_loss", "unweighted_loss")
         }
-        training = last["unweighted_loss"] if last["unweighted_loss"] is not None else last["loss"]
-        if last["eval_loss"] is not None and training is not None:
-            gaps.append(float(last["eval_loss"] - training))
+        if last["eval_loss"] is not None and last["unweighted_loss"] is not None:
+            gaps.append(float(last["eval_loss"] - last["unweighted_loss"]))
     return float(np.mean(gaps)) if gaps else None
 
 
@@ -218,6 +219,11 @@ def tuning(records: Records, dataset: str) -> dict[str, Tuning]:
             chosen = float(runs[max(runs)].get("learning_rate_factor", 1.0))
             found[method] = Tuning(means, chosen, chosen == records.best_factor(dataset, method))
     return found
+
+
+def all_methods(records: Records) -> set[str]:
+    """Methods but ERM of any data set."""
+    return set().union(*(records.methods(name) for name in records.datasets)) - {BASELINE}
 
 
 def all_verdicts(found: Sequence[Overall]) -> list[str]:

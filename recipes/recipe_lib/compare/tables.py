@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from recipe_lib.compare.statistics import Estimate
+from recipe_lib.compare.statistics import SHOWN_DECIMALS, Estimate
 
 NOTHING = "–"
 VERDICTS = {"gain": "▲ gain", "loss": "▼ loss", "tie": "= tie", None: "no interval"}
@@ -32,8 +32,8 @@ def marked(value: Estimate) -> str:
 
 def points(value: float) -> str:
     """With its sign and two decimals; nothing is printed as minus zero."""
-    rounded = round(value, 2) + 0.0
-    return f"{rounded:+.2f}".replace("-", "−") if rounded else "0.00"
+    rounded = round(value, SHOWN_DECIMALS) + 0.0
+    return f"{rounded:+.{SHOWN_DECIMALS}f}".replace("-", "−") if rounded else "0.00"
 
 
 def probability(value: float) -> str:
@@ -58,8 +58,9 @@ def mean_and_spread(values: Sequence[float]) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """`"1 seed"`, `"3 seeds"`."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+    """`"1 seed"`, `"3 seeds"`, `"2 losses"`."""
+    ending = "" if count == 1 else "es" if noun.endswith("s") else "s"
+    return f"{count} {noun}{ending}"
 
 
 def ranges(seeds: Sequence[int]) -> str:
