@@ -3,7 +3,7 @@
 import base64
 import html
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,28 @@ HARD_EXAMPLES = "hard_examples"
 SHOWN = 10
 THUMBNAIL = 128
 QUESTION = "Hard, or mislabelled?"
+
+Columns = Sequence[tuple[str, Hashable]]
+"""Heads of columns, each with the key of the rows that it shows; `text` is the sample itself."""
+
+COLUMNS: Columns = (
+    ("sample", "text"),
+    ("label", "label"),
+    ("prediction", "prediction"),
+    ("mean weight", "weight"),
+    ("mean loss", "loss"),
+    ("times seen", "seen"),
+)
+SHORT_COLUMNS: Columns = (
+    ("weight", "weight"),
+    ("loss", "loss"),
+    ("seen", "seen"),
+    ("label", "label"),
+    ("prediction", "prediction"),
+    ("sample", "text"),
+)
+NUMBERS: dict[Hashable, str] = {"index": "d", "weight": ".3f", "loss": ".3f", "seen": "d"}
+"""How the numbers among them are written."""
 
 
 class InspectedTrainer(HardExamplesMixin, PredictionsMixin):
@@ -65,12 +87,17 @@ def list_hard_examples(
         directory: of the run.
     """
     rows = hard_rows(trainer, count, samples)
-    if not PartialState().is_main_process:
-        return
+    if PartialState().is_main_process:
+        page = render(rows, COLUMNS, _introduction(rows), samples.image)
+        write_list(directory, rows, page, short_table(rows, SHORT_COLUMNS, Path(directory)))
+
+
+def write_list(directory: str | Path, rows: Sequence[Mapping[str, Any]], page: str, short: Table) -> None:
+    """Write `rows` as JSON and `page` as HTML into `directory`, and print `short`."""
     folder = Path(directory)
     write_json(folder / f"{HARD_EXAMPLES}.json", rows)
-    (folder / f"{HARD_EXAMPLES}.html").write_text(render(rows, samples.image), encoding="utf-8")
-    console.print(short_table(rows, f"{folder / HARD_EXAMPLES}.html"))
+    (folder / f"{HARD_EXAMPLES}.html").write_text(page, encoding="utf-8")
+    console.print(short)
 
 
 def hard_rows(trainer: InspectedTrainer, count: int, samples: TrainingSamples) -> list[dict[str, Any]]:
@@ -98,32 +125,46 @@ def hard_rows(trainer: InspectedTrainer, count: int, samples: TrainingSamples) -
     return rows
 
 
-def short_table(rows: Sequence[Mapping[str, Any]], page: str) -> Table:
-    """The first ten rows for the terminal; `page` is where the others are."""
+def short_table(rows: Sequence[Mapping[Any, Any]], columns: Columns, directory: Path) -> Table:
+    """The first ten rows for the terminal; the page in `directory` has all of them."""
+    page = directory / f"{HARD_EXAMPLES}.html"
     table = Table(
         title=f"{QUESTION} The heaviest of {len(rows)} training samples in {page}", title_justify="left"
     )
-    for name in ("weight", "loss", "seen"):
-        table.add_column(name, justify="right")
-    for name in ("label", "prediction"):
-        table.add_column(name)
-    table.add_column("sample", no_wrap=True, overflow="ellipsis")
+    for head, key in columns:
+        table.add_column(head, justify="right" if key in NUMBERS else "left", no_wrap=key in NUMBERS)
     for row in rows[:SHOWN]:
-        numbers = f"{row['weight']:.3f}", f"{row['loss']:.3f}", str(row["seen"])
-        table.add_row(*numbers, *(Text(str(row[name])) for name in ("label", "prediction", "text")))
+        # The cell does not wrap, but its column may: else a long text would take the width of all others.
+        cells = {key: Text(_shown(row, key)) for _, key in columns}
+        cells["text"].no_wrap, cells["text"].overflow = True, "ellipsis"
+        table.add_row(*cells.values())
     return table
 
 
-def render(rows: Sequence[Mapping[str, Any]], image: Callable[[int], Image.Image] | None) -> str:
-    """A page of its own, without anything to load: one table row a sample, with a thumbnail where it is an image."""
-    heads = ["", "sample", "label", "prediction", "mean weight", "mean loss", "times seen"]
-    body = "\n".join(_render_row(number, row, image) for number, row in enumerate(rows, start=1))
-    wrong = sum(not row.get("correct", True) for row in rows)
+def render(
+    rows: Sequence[Mapping[Any, Any]],
+    columns: Columns,
+    introduction: str,
+    image: Callable[[int], Image.Image] | None = None,
+) -> str:
+    """A page of its own, without anything to load: one table row a sample, with a thumbnail where it is an image.
+
+    Args:
+        rows: as `hard_rows` has them; other keys may have any content.
+        columns: of the page.
+        introduction: a paragraph of plain text.
+        image: an index to the image, where samples are images.
+    """
+    heads = "".join(f"<th>{html.escape(head)}</th>" for head in ("", *(head for head, _ in columns)))
+    wide = ' class="wide"' if len(columns) > len(COLUMNS) + 2 else ""
+    body = "\n".join(_render_row(number, row, columns, image) for number, row in enumerate(rows, start=1))
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{QUESTION}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <style>
 body {{ font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color: #222 }}
+.wide {{ max-width: none }}
+p {{ max-width: 66rem }}
 table {{ border-collapse: collapse; width: 100% }}
 th, td {{ padding: .35rem .6rem; text-align: left; vertical-align: middle; border-bottom: 1px solid #ddd }}
 th {{ position: sticky; top: 0; background: #fff }}
@@ -132,28 +173,55 @@ th {{ position: sticky; top: 0; background: #fff }}
 .differs {{ color: #b33a00; font-weight: 600 }}
 img {{ width: 96px; height: 96px; object-fit: contain; image-rendering: pixelated; background: #eee; margin-right: .6rem;
 vertical-align: middle }}
-</style></head><body>
+</style></head><body{wide}>
 <h1>{QUESTION}</h1>
-<p>The {len(rows)} training samples that carried the most weight over training (of equal weights, the largest loss
-first). The final model predicts another label for {wrong} of them. A label may be wrong where the prediction is
-plausible; a sample is hard where the label is.</p>
-<table><thead><tr>{"".join(f"<th>{head}</th>" for head in heads)}</tr></thead>
+<p>{html.escape(introduction)}</p>
+<table><thead><tr>{heads}</tr></thead>
 <tbody>
 {body}
 </tbody></table></body></html>
 """
 
 
-def _render_row(number: int, row: Mapping[str, Any], image: Callable[[int], Image.Image] | None) -> str:
-    picture = "" if image is None else f'<img alt="" src="{thumbnail(image(row["index"]))}">'
-    differs = "" if row.get("correct", True) else ' class="differs"'
+def _introduction(rows: Sequence[Mapping[str, Any]]) -> str:
     return (
-        f'<tr><td class="number">{number}</td>'
-        f'<td class="sample">{picture}{html.escape(row["text"])}</td>'
-        f"<td>{html.escape(str(row['label']))}</td><td{differs}>{html.escape(str(row['prediction']))}</td>"
-        f'<td class="number">{row["weight"]:.3f}</td><td class="number">{row["loss"]:.3f}</td>'
-        f'<td class="number">{row["seen"]}</td></tr>'
+        f"The {len(rows)} training samples that carried the most weight over training (of equal weights, the largest "
+        f"loss first). {what_to_look_for(rows)}"
     )
+
+
+def what_to_look_for(rows: Sequence[Mapping[str, Any]]) -> str:
+    """How many labels the final model predicts otherwise (real values apart), and what that may mean."""
+    if not all("correct" in row for row in rows):
+        return "A value may be wrong where the final model's prediction is plausible; a sample is hard where the value is."
+    wrong = sum(not row["correct"] for row in rows)
+    return (
+        f"The final model predicts another label for {wrong} of them. A label may be wrong where the prediction is "
+        "plausible; a sample is hard where the label is."
+    )
+
+
+def _shown(row: Mapping[Any, Any], key: Hashable) -> str:
+    return format(row[key], NUMBERS[key]) if key in NUMBERS else str(row[key])
+
+
+def _render_row(
+    number: int,
+    row: Mapping[Any, Any],
+    columns: Columns,
+    image: Callable[[int], Image.Image] | None,
+) -> str:
+    cells = [f'<td class="number">{number}</td>']
+    for _, key in columns:
+        text = html.escape(_shown(row, key))
+        if key == "text":
+            picture = "" if image is None else f'<img alt="" src="{thumbnail(image(row["index"]))}">'
+            cells.append(f'<td class="sample">{picture}{text}</td>')
+            continue
+        differs = key == "prediction" and not row.get("correct", True)
+        kind = ' class="number"' if key in NUMBERS else ' class="differs"' if differs else ""
+        cells.append(f"<td{kind}>{text}</td>")
+    return f"<tr>{''.join(cells)}</tr>"
 
 
 def thumbnail(image: Image.Image) -> str:

@@ -212,7 +212,8 @@ def test_tuning_never_sees_the_test_rows(tiny_study, monkeypatch):
 
 
 def test_two_processes_give_one_line_a_run(tiny_study, tmp_path):
-    done = launch([*tiny_study, "--objectives", "erm", "kl"], "--num_processes", "2", script="tabular.py")
+    options = "--multi_gpu", "--num_processes", "2"
+    done = launch([*tiny_study, "--objectives", "erm", "kl"], *options, script="tabular.py")
     assert done.returncode == 0, done.stderr
     records = [json.loads(line) for line in (tmp_path / "out" / "runs.jsonl").read_text().splitlines()]
     assert [r["method"] for r in records] == ["linear", "hist_gradient_boosting", "mlp/erm", "mlp/kl"]

@@ -10,7 +10,7 @@ _FIRST_CODE = re.compile(r"(?s)```python\n.*?\n```")
 
 
 def write_card(trainer: TabularTrainer, folder: Path, data: str, method: str) -> None:
-    """Write `README.md` into `folder`, where `trainer`'s model is saved.
+    """Write `README.md` into `folder`, where `trainer`'s model is saved; every process has to call it.
 
     Args:
         trainer: trained; its output directory becomes `folder`.
@@ -23,6 +23,8 @@ def write_card(trainer: TabularTrainer, folder: Path, data: str, method: str) ->
     config: Any = trainer.model.config  # type: ignore[union-attr]
     task = "tabular-regression" if config.problem_type == "regression" else "tabular-classification"
     trainer.create_model_card(tags=["tabular", task], tasks=task, model_name=f"{data} {method}", dataset=data)
+    if not trainer.is_world_process_zero():
+        return
     columns = ", ".join(f"{column['name']!r}" for column in config.columns[:20])
     more = ", ..." if len(config.columns) > 20 else ""
     code = "\n".join(

@@ -89,6 +89,20 @@ def choose_columns(
     return columns
 
 
+def shown_columns(frame: pd.DataFrame, columns: list[dict[str, str]], args: ColumnArguments) -> list[str]:
+    """The columns that tell a person about a row, in the table's order.
+
+    They are those that are predicted from and, since they may name the row, those of `--drop_columns`.
+
+    Args:
+        frame: the table.
+        columns: of `choose_columns`.
+        args: the user's choices.
+    """
+    used, dropped = {column["name"] for column in columns}, args.drop_columns or []
+    return [n for n in frame.columns if n in used or (n in dropped and _unusable(frame[n]) is None)]
+
+
 def _unusable(values: pd.Series) -> str | None:
     present = values.dropna()
     if not len(present):

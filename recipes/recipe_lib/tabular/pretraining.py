@@ -141,6 +141,7 @@ def pretrain(
                 outputs["reconstruction"], labels, config.cat_cardinalities
             ),
             count_weights=False,
+            record_examples=False,
         )
     )
     return trainer.train().training_loss

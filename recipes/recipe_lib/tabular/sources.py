@@ -39,7 +39,7 @@ class Table:
 
     Attributes:
         name: short, for tables of results and file names.
-        frame: all rows and columns, the target among them.
+        frame: all rows and columns, the target among them; its index counts the rows from 0, in their order.
         target: name of the target column.
         max_rows: of a random subset to use, None for all.
     """
@@ -73,6 +73,7 @@ def load_table(name: str, target: str | None) -> Table:
             f"--data {name!r} is no file (looked in {Path.cwd()}), none of scikit-learn's data sets "
             f"({', '.join(EMBEDDED)}), and no owner/name of the Hub."
         )
+    frame.index = pd.RangeIndex(len(frame))
     frame.columns = [str(column).strip() for column in frame.columns]
     duplicates = sorted(set(frame.columns[frame.columns.duplicated()]))
     if duplicates:

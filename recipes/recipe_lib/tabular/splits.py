@@ -30,6 +30,10 @@ class Part:
     def __len__(self) -> int:
         return len(self.y)
 
+    def select(self, rows: np.ndarray) -> "Part":
+        """The part that has `rows` alone, positions int64, in their order."""
+        return Part(self.x_num[rows], self.x_cat[rows], self.y[rows])
+
     def features(self) -> dict[str, Tensor]:
         """A model's inputs; a kind of features that the table lacks is left out."""
         inputs = {"x_num": torch.from_numpy(self.x_num), "x_cat": torch.from_numpy(self.x_cat)}
@@ -73,7 +77,7 @@ class PreparedTable:
 
     Attributes:
         name: of the data.
-        frame: the table.
+        frame: the table; its index has the position of each row in the table as it was given.
         y: the encoded target of every row.
         target: what `y` means; classes keep their proportions in all splits.
         columns: as `TablePreprocessor` takes them.
@@ -97,9 +101,7 @@ class PreparedTable:
         Raises:
             UserError: there are too few rows.
         """
-        target, y, rows = self.target, self.y, np.arange(len(self.frame))
-        rest, test = _cut(rows, y, 1 - self.test_size, target, self.split_seed, "--test_size")
-        train, validation = _cut(rest, y[rest], 1 - self.validation_size, target, seed, "--validation_size")
+        train, validation, test = self.rows(seed)
         preprocessor = TablePreprocessor(self.columns).fit(self.frame.iloc[train], seed)
         if not preprocessor.n_num_features and not preprocessor.cardinalities:
             raise UserError(
@@ -107,9 +109,20 @@ class PreparedTable:
             )
 
         def encode(rows: np.ndarray) -> Part:
-            return Part(*preprocessor.transform(self.frame.iloc[rows]), y[rows])
+            return Part(*preprocessor.transform(self.frame.iloc[rows]), self.y[rows])
 
-        return Splits(encode(train), encode(validation), encode(test), target, preprocessor, seed)
+        return Splits(encode(train), encode(validation), encode(test), self.target, preprocessor, seed)
+
+    def rows(self, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Positions in `frame` of the rows of `split(seed)`: training, validation and test, each in order.
+
+        Raises:
+            UserError: there are too few rows.
+        """
+        target, y = self.target, self.y
+        rest, test = _cut(np.arange(len(y)), y, 1 - self.test_size, target, self.split_seed, "--test_size")
+        train, validation = _cut(rest, y[rest], 1 - self.validation_size, target, seed, "--validation_size")
+        return train, validation, test
 
 
 def _cut(

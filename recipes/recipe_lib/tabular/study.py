@@ -12,10 +12,12 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from recipe_lib.errors import UserError, listed
+from recipe_lib.hard_examples import HARD_EXAMPLES
 from recipe_lib.results import say, write_json
 from recipe_lib.tabular.card import write_card
-from recipe_lib.tabular.columns import ColumnArguments, choose_columns, find_target
+from recipe_lib.tabular.columns import ColumnArguments, choose_columns, find_target, shown_columns
 from recipe_lib.tabular.configuration import NETWORKS
+from recipe_lib.tabular.hard_examples import list_hard_rows
 from recipe_lib.tabular.label_noise import with_label_noise
 from recipe_lib.tabular.objectives import FOR_CLASSES_ONLY, OBJECTIVES, Objective
 from recipe_lib.tabular.options import NetworkArguments
@@ -87,9 +89,21 @@ class StudyArguments:
             "(trainer_state.json) below the output directory."
         },
     )
+    hard_examples: int = field(
+        default=0,
+        metadata={
+            "help": "List so many training rows that carried the most weight (hard, or mislabelled?), with their number "
+            "in the table, in hard_examples.html and hard_examples.json beside every network of the first seed. "
+            "Where samples have no weights of their own (erm, focal, class_weights) they are those of the largest loss."
+        },
+    )
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Discard the results that the output directory holds."}
     )
+
+    def __post_init__(self):
+        if self.hard_examples < 0:
+            raise UserError(f"--hard_examples must be at least 0, not {self.hard_examples}.")
 
 
 def methods_of(args: StudyArguments, reweighting: str, is_regression: bool) -> list[str]:
@@ -165,7 +179,8 @@ class Study:
         if self.directory.exists() and not self.directory.is_dir():
             return f"the output directory {self.directory} is a file. Choose another --output_dir."
         if self.study.overwrite_output_dir:
-            runs.unlink(missing_ok=True)
+            for path in (runs, *self.directory.glob(f"*/*/{HARD_EXAMPLES}.*")):
+                path.unlink(missing_ok=True)
         if runs.is_file():
             self.records = read_runs(runs)
         if self.records and before.is_file():
@@ -207,11 +222,23 @@ class Study:
             self.study.split_seed,
         )
         methods = methods_of(self.study, self.training.reweighting, target.is_regression)
+        if self.study.hard_examples:
+            self._say_what_is_not_listed(table.name, methods)
         for seed, todo in self._unfinished(table.name, methods):
             splits = with_label_noise(prepared.split(seed), self.study.label_noise)
             for method in todo:
                 settings = self._tuned(method, prepared) if self.study.tune else {}
-                self._add(self._run(table.name, method, splits, settings))
+                self._add(self._run(prepared, method, splits, settings))
+
+    def _say_what_is_not_listed(self, data: str, methods: Sequence[str]) -> None:
+        seed = self.study.first_seed
+        done = {r["method"] for r in self.records if (r["data"], r["seed"]) == (data, seed)}
+        names = [method for method in methods if method in done and method not in RIVALS]
+        if names:
+            say(
+                f"  no new list of hard examples for {listed(names)}: what they weighed is known only while they train, "
+                f"and seed {seed} was trained before. --overwrite_output_dir, or another --output_dir, trains anew."
+            )
 
     def _unfinished(self, data: str, methods: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
         done = {(r["method"], r["seed"]) for r in self.records if r["data"] == data}
@@ -220,22 +247,30 @@ class Study:
             if todo:
                 yield seed, todo
 
-    def _run(self, data: str, method: str, splits: Splits, settings: dict[str, Any]) -> dict[str, Any]:
-        started = time.perf_counter()
+    def _run(
+        self, table: PreparedTable, method: str, splits: Splits, settings: dict[str, Any]
+    ) -> dict[str, Any]:
+        started, data = time.perf_counter(), table.name
         if method in RIVALS:
             test, details = self._fit_rival(method, splits, settings), dict[str, Any]()
         else:
-            trained = self._train(method, splits, settings)
+            first = splits.seed == self.study.first_seed
+            record_examples = first and self.study.hard_examples > 0
+            trained = self._train(method, splits, settings, record_examples)
             main = main_score(splits.target.is_regression)
             validation = better_is_larger(main, trained.validation_score)
             test = trained.test
             details = {"best_epoch": round(trained.best_epoch), f"validation_{main}": round(validation, 6)}
-            if self.study.save_models and splits.seed == self.study.first_seed:
-                self._save(data, method, trained)
+            directory = self.directory / data / method.replace("/", "_")
+            if self.study.save_models and first:
+                self._save(directory, data, method, trained)
+            if record_examples:
+                names = shown_columns(table.frame, table.columns, self.columns)
+                list_hard_rows(trained, self.study.hard_examples, table, splits, names, method, directory)
             if self.study.save_predictions and PartialState().is_main_process:
-                directory = self.directory / data / f"{method.replace('/', '_')}_seed{splits.seed}"
-                write_predictions(splits, test, directory)
-                trained.trainer.state.save_to_json(str(directory / "trainer_state.json"))
+                of_seed = directory.with_name(f"{directory.name}_seed{splits.seed}")
+                write_predictions(splits, test, of_seed)
+                trained.trainer.state.save_to_json(str(of_seed / "trainer_state.json"))
                 if not splits.target.is_regression:
                     counts = np.bincount(splits.train.y, minlength=len(splits.target.classes))
                     details["train_class_counts"] = counts.tolist()
@@ -278,7 +313,9 @@ class Study:
             return None
         return RIVALS[method](splits, settings, splits.seed)(getattr(splits, on))
 
-    def _train(self, method: str, splits: Splits, settings: dict[str, Any]) -> TrainedNetwork:
+    def _train(
+        self, method: str, splits: Splits, settings: dict[str, Any], record_examples: bool = False
+    ) -> TrainedNetwork:
         network, name = method.split("/")
         objective = Objective(
             name,
@@ -290,11 +327,16 @@ class Study:
         changes = {n: settings[n] for n in ("learning_rate", "weight_decay") if n in settings}
         args = with_changes(self.training, seed=splits.seed, **changes)
         return train_network(
-            splits, network, objective, replace(self.networks, **sizes), args, self.study.save_predictions
+            splits,
+            network,
+            objective,
+            replace(self.networks, **sizes),
+            args,
+            count_weights=self.study.save_predictions,
+            record_examples=record_examples,
         )
 
-    def _save(self, data: str, method: str, trained: TrainedNetwork) -> None:
-        directory = self.directory / data / method.replace("/", "_")
+    def _save(self, directory: Path, data: str, method: str, trained: TrainedNetwork) -> None:
         trained.trainer.save_model(str(directory))
         write_card(trained.trainer, directory, data, method)
 
@@ -328,6 +370,6 @@ def read_runs(path: Path) -> list[dict[str, Any]]:
 def deciding_settings(*groups: Any) -> dict[str, Any]:
     """The options that decide what a run gives; those that say which runs there are may change."""
     which = {"networks", "objectives", "rivals", "seeds", "first_seed", "overwrite_output_dir", "save_models"}
-    which.add("save_predictions")
+    which |= {"save_predictions", "hard_examples"}
     found = {name: value for group in groups for name, value in asdict(group).items() if name not in which}
     return {name: value for name, value in found.items() if name != "label_noise" or value}

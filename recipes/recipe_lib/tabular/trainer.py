@@ -11,11 +11,14 @@ from transformers.trainer_callback import ProgressCallback
 from recipe_lib.tabular.batches import BatchLoader
 from recipe_lib.tabular.scores import better_is_larger
 from recipe_lib.weight_histogram import WeightHistogramMixin
-from rgd_hf import ReweightedTrainer, ReweightedTrainingArguments
+from rgd_hf import HardExamplesMixin, ReweightedTrainer, ReweightedTrainingArguments
 
 
-class TabularTrainer(WeightHistogramMixin, ReweightedTrainer):
-    """`ReweightedTrainer` over `TensorTable`s: the data lie on the device and batches are cut by indexing."""
+class TabularTrainer(HardExamplesMixin, WeightHistogramMixin, ReweightedTrainer):
+    """`ReweightedTrainer` over `TensorTable`s: the data lie on the device and batches are cut by indexing.
+
+    With `record_examples` the training table has a column `sample_index`.
+    """
 
     train_dataset: Any
     eval_dataset: Any

@@ -21,6 +21,7 @@ from recipe_lib.tabular.scores import main_score
 from recipe_lib.tabular.splits import Part, Splits
 from recipe_lib.tabular.trainer import KeepBest, TabularTrainer, quiet, with_changes
 from rgd_hf import ReweightedTrainingArguments
+from rgd_hf.data import SAMPLE_INDEX, SAMPLE_WEIGHT
 
 MIN_STEPS_PER_EPOCH = 8
 MIN_BATCH_SIZE = 16
@@ -106,6 +107,7 @@ def train_network(
     sizes: NetworkArguments,
     args: ReweightedTrainingArguments,
     count_weights: bool = False,
+    record_examples: bool = False,
 ) -> TrainedNetwork:
     """Train `network` on the training split until the validation score stops rising.
 
@@ -116,6 +118,7 @@ def train_network(
         sizes: of the network.
         args: learning rate, epochs, seed and so on; a small table gets smaller batches.
         count_weights: keep histograms of the weights in the training log.
+        record_examples: let the trainer tell its `hard_examples` by the row of the training split.
 
     Raises:
         NonFiniteLossError: a loss was NaN or infinite.
@@ -138,7 +141,9 @@ def train_network(
     train = make_table(splits.train, config, args.device)
     if objective.name == "class_weights":
         weights = torch.from_numpy(class_weights(splits.train.y, len(splits.target.classes)))
-        train = TensorTable({**train.columns, "sample_weight": weights}, args.device)
+        train = TensorTable({**train.columns, SAMPLE_WEIGHT: weights}, args.device)
+    if record_examples:
+        train = TensorTable({**train.columns, SAMPLE_INDEX: torch.arange(len(train))}, args.device)
     score = main_score(splits.target.is_regression)
     keep_best = KeepBest(score, sizes.patience)
     trainer = quiet(
@@ -151,6 +156,7 @@ def train_network(
             callbacks=[keep_best],
             per_sample_loss_fn=objective.loss(splits.target.is_regression),
             count_weights=count_weights,
+            record_examples=record_examples,
         )
     )
     trainer.train()
