@@ -7,7 +7,8 @@ STUDY.yaml names data sets (recipe, options, score) and methods (options of re-w
 learning rates to choose from, by seeds and rows that the final runs are not judged by; a final seed means the same
 initialization, batches and evaluation for all methods. Finished runs are lines of `runs*.jsonl` in the output directory:
 the same command goes on where it was stopped, an edited study runs only what changed. `recipes/report.py` reads them.
-What failed is left alone (it would fail again) until commit or packages change, or `--retry_failed` is given.
+Failed runs are tried again after what can be put right, such as missing data; after an error of their own, such as a NaN
+loss, only once the commit or a package has changed, or with `--retry_failed`.
 """
 
 import sys
@@ -67,8 +68,8 @@ class CompareArguments:
     retry_failed: bool = field(
         default=False,
         metadata={
-            "help": "Run again what failed. By default it is left alone while the commit and the packages are the ones it "
-            "failed with."
+            "help": "Run again all that failed. By default a run whose own error would come again, such as a NaN loss, is "
+            "left alone until the commit or a package changes."
         },
     )
     list: bool = field(
@@ -135,8 +136,8 @@ def _conclude(runner: Runner, left: Sequence[Cell]) -> None:
         _say(f"failed: {cell.name}: {error}")
     if runner.failed:
         _say(
-            f"{counted(len(runner.failed), 'run')} failed, {final} of them final. The same command leaves alone what failed "
-            "with this commit and these packages; --retry_failed runs it again."
+            f"{counted(len(runner.failed), 'run')} failed, {final} of them final. The same command tries again what "
+            "can be put right without a change of the code; --retry_failed tries all."
         )
 
 

@@ -362,7 +362,7 @@ def test_the_studies_of_the_project_have_options_that_their_recipes_take(name):
         ),
         (
             changed("methods", "ess_90", "options", "class_weights", value="balanced"),
-            "without re-weighting alone.*leave the method out",
+            "without re-weighting alone.*leave ess_90 out",
         ),
     ],
 )

@@ -8,9 +8,9 @@ import tabular
 from recipe_lib.cli import as_arguments, parse_args
 from recipe_lib.compare.adapters import RECIPES
 from recipe_lib.compare.cells import FINAL, TUNING, CannotRun, Cell, options_of
-from recipe_lib.compare.study import Study
+from recipe_lib.compare.study import BASELINE, Study
 from recipe_lib.errors import UserError
-from recipe_lib.tabular.scores import CLASSIFICATION_SCORES, REGRESSION_SCORES
+from recipe_lib.tabular.scores import CLASSIFICATION_SCORES, LOWER_IS_BETTER, REGRESSION_SCORES
 
 DEFAULTS = {
     "glue": glue.DEFAULTS,
@@ -18,7 +18,7 @@ DEFAULTS = {
     "tabular": tabular.DEFAULTS,
     "domainbed": domainbed.DEFAULTS,
 }
-SCORES = {"tabular": (*CLASSIFICATION_SCORES, *REGRESSION_SCORES)}
+SCORES = {"tabular": [s for s in (*CLASSIFICATION_SCORES, *REGRESSION_SCORES) if s not in LOWER_IS_BETTER]}
 
 
 def check_options(study: Study, where: str) -> None:
@@ -35,7 +35,7 @@ def check_options(study: Study, where: str) -> None:
     """
     for data in study.datasets.values():
         place = f"{where}: datasets: {data.name}"
-        known = SCORES.get(data.recipe, (data.score,))
+        known = SCORES.get(data.recipe, [data.score])
         if data.score not in known:
             raise UserError(f"{place}: score: unknown {data.score!r}: choose among {', '.join(known)}.")
         for method in data.methods:
@@ -51,6 +51,7 @@ def check_options(study: Study, where: str) -> None:
                         defaults=DEFAULTS[data.recipe],
                     )
                 except (UserError, CannotRun) as error:
+                    remedy = f" Change it, or leave {method} out of the data set's `methods`."
                     raise UserError(
-                        f"{place}: method {method}: {error} Change it, or leave the method out of the data set's `methods`."
+                        f"{place}: method {method}: {error}{remedy * (method != BASELINE)}"
                     ) from error

@@ -36,8 +36,8 @@ class Runner:
         directory: of the JSON lines, one file a shard.
         shard: `(i, n)`: the i-th of n parts.
         report: shows a line.
-        retry_failed: run what failed again. By default it is left alone as long as commit and packages are the same: an
-            error of the run itself would come again at every start.
+        retry_failed: run again all that failed. By default that is what its user may have put right since (missing data, a
+            full disk); an error of the run itself would come again as long as commit and packages are the same.
 
     Attributes:
         failed: reasons by cell, of this start and of earlier ones whose runs are left alone.
@@ -60,7 +60,11 @@ class Runner:
             key: record
             for key, record in self.file.read().items()
             if "error" not in record
-            or (not retry_failed and (record.get("commit"), record.get("versions")) == now)
+            or not (
+                retry_failed
+                or record.get("may_pass")
+                or (record.get("commit"), record.get("versions")) != now
+            )
         }
         self.failed: dict[Cell, str] = {
             cell: record["error"] for cell, record in self._known().values() if "error" in record
@@ -157,7 +161,8 @@ class Runner:
         except Exception as error:
             where = "".join(traceback.format_exception(error)[-3:])
             reason = self._fail(cell, f"{type(error).__name__}: {error}")
-            record = {**self._head(cell), "error": reason, "traceback": where}
+            may_pass = isinstance(error, UserError | OSError | MemoryError)
+            record = {**self._head(cell), "error": reason, "may_pass": may_pass, "traceback": where}
         finally:
             gc.unfreeze()
         record["seconds"] = round(time.perf_counter() - started, 2)
