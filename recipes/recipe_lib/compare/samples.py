@@ -13,6 +13,8 @@ from recipe_lib.compare.summary import POINTS
 TENTHS = 10
 # Below this ratio of the largest to the smallest class, a set counts as balanced: there is nothing to order by.
 UNBALANCED = 1.5
+# Fewer of them would stand for the others badly, and be too few a tenth.
+SMALLEST_RANKED_SHARE = 0.5
 
 # Which rows a run is judged by: how many, and their numbers where seeds have rows of their own.
 Rows = tuple[int, tuple[int, ...] | None]
@@ -66,7 +68,7 @@ def by_difficulty(records: Records, dataset: str, methods: Sequence[str]) -> Bre
     have this one, and rows that no other seed has are left out.
 
     Returns:
-        The breakdown, or None where no seed has ten rows with ERM's losses of another seed.
+        The breakdown, or None where no seed has ERM's losses of another seed for half of its rows, and for ten.
     """
     runs, losses = records.runs(dataset, BASELINE), erm_losses(records, dataset)
     numbers = {seed: row_numbers(runs[seed]) for seed in losses}
@@ -77,7 +79,7 @@ def by_difficulty(records: Records, dataset: str, methods: Sequence[str]) -> Bre
     parts = {}
     for seed, others in _losses_of_others(losses, numbers).items():
         known = np.flatnonzero(~np.isnan(others))
-        if len(known) >= TENTHS:
+        if len(known) >= max(TENTHS, SMALLEST_RANKED_SHARE * len(others)):
             parts[seed] = np.array_split(known[np.argsort(others[known], kind="stable")], TENTHS)
     if not parts:
         return None
