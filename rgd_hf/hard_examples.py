@@ -247,12 +247,17 @@ def add_by_sample(sums: Tensor, indices: Tensor, items: Items, weights: Tensor) 
             f"The batch has {indices.numel()} samples, but losses of shape {list(items.losses.shape)}: where samples "
             "are packed into one row, what a sample lost is not known. Turn packing off, or set record_examples=False."
         )
-    rows = indices.numel()
-    reference = items.reference.reshape(rows, -1)
-    mass = reference.sum(dim=1)
-    share = reference / torch.where(mass > 0, mass, 1.0)[:, None]
-    losses, weights = items.losses.reshape(rows, -1), weights.reshape(rows, -1)
-    means = torch.stack(
-        [(share * weights).sum(dim=1), (share * losses).sum(dim=1), (mass > 0).to(share.dtype)], dim=1
-    )
+    if items.losses.dim() == 1:
+        # One item a sample: half the operations, which small models notice.
+        seen = (items.reference > 0).to(items.losses.dtype)
+        means = torch.stack([seen * weights, seen * items.losses, seen], dim=1)
+    else:
+        rows = indices.numel()
+        reference = items.reference.reshape(rows, -1)
+        mass = reference.sum(dim=1)
+        share = reference / torch.where(mass > 0, mass, 1.0)[:, None]
+        losses, weights = items.losses.reshape(rows, -1), weights.reshape(rows, -1)
+        means = torch.stack(
+            [(share * weights).sum(dim=1), (share * losses).sum(dim=1), (mass > 0).to(share.dtype)], dim=1
+        )
     sums.index_add_(0, indices.to(sums.device), means.to(sums.dtype))

@@ -148,6 +148,16 @@ def test_sums_by_sample_against_a_loop():
         add_by_sample(sums, indices, Items(losses[:1], reference[:1]), weights[:1])
 
 
+def test_one_item_a_sample_is_a_row_of_one_item():
+    generator = torch.Generator().manual_seed(0)
+    losses, weights = torch.rand(2, 6, generator=generator)
+    reference, indices = torch.tensor([1.0, 0.0, 0.5, 1.0, 2.0, 0.0]), torch.tensor([4, 1, 0, 4, 2, 3])
+    flat, row = torch.zeros(2, 5, 3, dtype=torch.float64)
+    add_by_sample(flat, indices, Items(losses, reference), weights)
+    add_by_sample(row, indices, Items(losses[:, None], reference[:, None]), weights[:, None])
+    assert torch.equal(flat, row) and flat[:, 2].tolist() == [1, 0, 1, 0, 2]
+
+
 def test_recording_changes_nothing_in_training(make_args):
     states = []
     for record in (True, False):
