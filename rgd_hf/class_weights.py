@@ -44,8 +44,10 @@ def class_weights_of(setting: str, num_classes: int, dataset: Any, label_name: s
     Args:
         setting: `"balanced"` or numbers joined by commas.
         num_classes: of the model.
-        dataset: the training set; only read for `"balanced"`.
-        label_name: its label column (`label` is looked for too). Labels that are no class (-100, 255) do not count.
+        dataset: the training set; only read for `"balanced"`. One with an attribute of a label column's name (`labels`,
+            say) that has an integer for every sample is not read sample by sample.
+        label_name: its label column (`label` and `label_ids` are looked for too). Labels that are no class (-100, 255)
+            do not count.
 
     Returns:
         float32 `[num_classes]`. `"balanced"` gives `items / (classes * items of the class)`, so that classes have the
@@ -91,6 +93,11 @@ def _label_chunks(dataset: Any, label_name: str) -> Iterator[Tensor]:
         for batch in columns:
             yield torch.cat([torch.as_tensor(labels).reshape(-1) for labels in batch[name]])
         return
+    for name in names:
+        every = getattr(dataset, name, None)
+        if every is not None and hasattr(every, "__len__") and len(every) == len(dataset):
+            yield torch.as_tensor(every).reshape(-1)
+            return
     for i in range(len(dataset)):
         example = dataset[i]
         found = next((example[name] for name in names if name in example), None)

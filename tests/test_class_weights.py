@@ -21,13 +21,27 @@ from rgd_hf.class_weights import class_weights_of, weight_of_items
 LABELS = [0, 0, 0, 1, 1, 2, -100]
 
 
+class Drawn(torch.utils.data.Dataset):
+    """Its samples are not called by numbers."""
+
+    labels = np.array(LABELS)
+
+    def __len__(self):
+        return len(LABELS)
+
+    def __getitem__(self, key):
+        raise AssertionError("samples need not be read to count labels")
+
+
 def as_dataset(kind):
     if kind == "datasets":
         return Dataset.from_dict({"label": LABELS})
+    if kind == "attribute":
+        return Drawn()
     return [{"labels": torch.tensor(label)} for label in LABELS]
 
 
-@pytest.mark.parametrize("kind", ["datasets", "list"])
+@pytest.mark.parametrize("kind", ["datasets", "list", "attribute"])
 def test_balanced_is_scikit_learns(kind):
     expected = compute_class_weight("balanced", classes=np.array([0, 1, 2]), y=LABELS[:-1])
     found = class_weights_of("balanced", 3, as_dataset(kind), "labels")

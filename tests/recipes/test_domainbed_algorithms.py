@@ -9,7 +9,7 @@ from recipe_lib.domains import swad
 from recipe_lib.domains.algorithms import ALGORITHMS
 from recipe_lib.domains.backbones import Backbone, add_dropout, freeze_batch_norm, image_backbone
 from recipe_lib.domains.coral import coral_penalty
-from recipe_lib.domains.environments import DomainData, Environment
+from recipe_lib.domains.environments import DomainData, Environment, split
 from recipe_lib.domains.experiment import Experiment
 from recipe_lib.domains.features import classifier_of, recorded_inputs, stages_of
 from recipe_lib.domains.miro import Variances, miro_penalty
@@ -17,6 +17,7 @@ from recipe_lib.domains.swad import LossValley, WeightAverage
 from recipe_lib.domains.sweep import Job
 from recipe_lib.domains.views import ImageView
 from recipe_lib.errors import UserError
+from sklearn.utils.class_weight import compute_class_weight
 from tiny import parameters_of
 from transformers import TrainerCallback
 
@@ -164,6 +165,15 @@ def trainer_of(tmp_path, algorithm, **kwargs):
     names = {"learning_rate": 1e-3, "batch_size": 3, "weight_decay": 0.0, "dropout": 0.0}
     own = {name: default for name, (default, _) in ALGORITHMS[algorithm].hyper_parameters.items()}
     return exp._trainer(Job(algorithm, "none", 0, 0, ("grey",)), names | own)
+
+
+def test_balanced_class_weights_count_the_training_domains(tmp_path):
+    trainer = trainer_of(tmp_path, "erm", class_weights="balanced")
+    training = [place for place, environment in enumerate(blobs().environments) if environment.name != "grey"]
+    labels = np.concatenate([np.arange(24)[split(24, 0, place)[0]] % 2 for place in training])
+    expected = compute_class_weight("balanced", classes=np.arange(2), y=labels)
+    assert trainer._loss_source().class_weights.tolist() == pytest.approx(expected.tolist())
+    assert trainer.train().global_step == 4
 
 
 def test_penalties_do_not_mix_with_rescaled_gradients(tmp_path):

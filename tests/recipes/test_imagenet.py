@@ -143,6 +143,21 @@ def test_the_same_seed_gives_the_same_model(uninterrupted, tmp_path):
     assert not same(uninterrupted, tmp_path / "other")
 
 
+def test_balanced_class_weights_are_those_of_the_class_counts(tmp_path):
+    options = ("--imbalance_factor", "5", "--reweighting", "kl", "--mixup", "0.8")
+    args = imagenet.ImageDataArguments(
+        dataset_name="digits", max_train_samples=96, max_eval_samples=40, imbalance_factor=5
+    )
+    counts = imagenet.load_image_sets(args)[0].counts()
+    assert counts.max() > 3 * counts.min()
+    listed = ",".join(str(float(weight)) for weight in counts.sum() / (len(counts) * counts))
+    imagenet.main(tiny(tmp_path / "balanced", *options, "--class_weights", "balanced"))
+    imagenet.main(tiny(tmp_path / "listed", *options, "--class_weights", listed))
+    imagenet.main(tiny(tmp_path / "none", *options))
+    assert same(tmp_path / "balanced", tmp_path / "listed")
+    assert not same(tmp_path / "balanced", tmp_path / "none")
+
+
 class Killed(BaseException):
     pass
 

@@ -26,14 +26,14 @@ class TrainingDomains(Dataset):
 
     Args:
         views: one a training domain.
-        size: samples of all `in` splits together.
+        labels: classes of the samples of all `in` splits together, int `[samples]`: what balanced class weights count.
     """
 
-    def __init__(self, views: Sequence[View], size: int):
-        self.views, self.size = views, size
+    def __init__(self, views: Sequence[View], labels: np.ndarray):
+        self.views, self.labels = views, labels
 
     def __len__(self) -> int:
-        return self.size
+        return len(self.labels)
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
         domain, sample, seed = draw

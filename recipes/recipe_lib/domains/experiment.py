@@ -124,7 +124,8 @@ class Experiment:
             model=model,
             args=args,
             train_dataset=TrainingDomains(
-                [self.views[p] for p in training], sum(len(splits[p][0]) for p in training)
+                [self.views[p] for p in training],
+                np.concatenate([self.data.environments[p].labels[splits[p][0]] for p in training]),
             ),
             eval_dataset=self._evaluated(job, splits),
             processing_class=tokenizer,

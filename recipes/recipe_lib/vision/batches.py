@@ -107,6 +107,11 @@ class AugmentedImages(_TransformedImages):
     The transform draws from the global random states, which are those of the draw's seed.
     """
 
+    @property
+    def labels(self) -> np.ndarray:
+        """Class of every image, int64 `[images]`: what balanced class weights count."""
+        return self.images.labels
+
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
         for step in range(min(MAX_BAD_IN_A_ROW, len(self))):
             index = (draw.image + step) % len(self)
