@@ -14,8 +14,9 @@ from recipe_lib.compare.methods import in_order, method_title
 from recipe_lib.compare.plots_training import curve
 from recipe_lib.compare.readme_table import BEGIN, END
 from recipe_lib.compare.records import read_records
+from recipe_lib.compare.sections import _remark
 from recipe_lib.compare.statistics import Estimate
-from recipe_lib.compare.summary import final_gap
+from recipe_lib.compare.summary import Tuning, final_gap
 from recipe_lib.compare.tables import counted, points, ranges, signed
 from recipe_lib.errors import UserError
 from study_lines import study, write_lines
@@ -327,6 +328,16 @@ def test_a_gap_is_made_of_plain_losses_alone():
     smoothed = {"step": 1, "eval_loss": 0.5, "loss": 0.9}
     assert final_gap({0: {"history": [plain]}}) == pytest.approx(0.3)
     assert final_gap({0: {"history": [smoothed]}}) is None
+
+
+def test_a_learning_rate_at_an_end_of_those_tried_is_remarked():
+    scores = {0.5: 0.1, 1.0: 0.3, 2.0: 0.2}
+    remarks = {
+        rate: _remark(Tuning({**scores, rate: 0.9}, chosen=rate, is_best=True)) for rate in (0.5, 1.0, 2.0)
+    }
+    assert remarks == {0.5: " (the smallest tried)", 1.0: "", 2.0: " (the largest tried)"}
+    assert _remark(Tuning(scores, chosen=2.0, is_best=False)) == " (not the best)"
+    assert _remark(Tuning({1.0: 0.3}, chosen=1.0, is_best=True)) == ""
 
 
 def test_words_are_counted():

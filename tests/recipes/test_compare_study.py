@@ -364,6 +364,11 @@ def test_the_studies_of_the_project_have_options_that_their_recipes_take(name):
             changed("methods", "ess_90", "options", "class_weights", value="balanced"),
             "without re-weighting alone.*leave ess_90 out",
         ),
+        (
+            changed(*CANCER, "options", "networks", value=["mlp", "tabm"]),
+            "networks must be a single one, not .*'tabm'",
+        ),
+        (changed(*CANCER, "options", "data", value=["wine", "digits"]), "data must be a single one"),
     ],
 )
 def test_a_value_that_a_recipe_would_refuse_is_refused_before_anything_is_trained(study, message, read):

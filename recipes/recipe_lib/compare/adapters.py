@@ -137,6 +137,13 @@ class Tables(Recipe):
     def options(
         self, options: Mapping[str, Any], seed: int, tuning: bool, holdout_fraction: float
     ) -> dict[str, Any]:
+        for name in ("data", "networks"):
+            given = options.get(name)
+            if (isinstance(given, list) and len(given) > 1) or given in ("all", ["all"]):
+                raise UserError(
+                    f"{name} must be a single one, not {given!r}: a data set of a study is one table and one network. "
+                    "Make a data set of each."
+                )
         fixed = {"rivals": "none", "seeds": 1, "first_seed": seed, "save_models": False}
         return {**fixed, **_with_objective(options), "save_predictions": not tuning}
 

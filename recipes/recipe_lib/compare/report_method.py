@@ -41,7 +41,8 @@ DETAILS = """\
 - **Difficulty.** In the comparison of a seed, the difficulty of a held-out row is its mean ERM loss over the *other*
   seeds, so that ERM's luck with this seed does not decide what is hard. ERM still does the ranking: a method that errs
   on other rows than ERM looks better on hard tenths and worse on easy ones even at the same accuracy. Read all ten
-  together.
+  together. Where seeds are judged by rows of their own (domains), a row is ranked by the seeds that have it; without at
+  least half of the rows ranked there are no tenths.
 - **Class frequency.** Classes are ordered by their number of training rows, the most frequent first.
 - **Losses and weights.** Training losses are without weights; bands are one standard deviation over seeds. ESS is the
   effective sample size as a fraction of the batch, *clipped* the fraction of losses beyond tau; both are means over

@@ -8,7 +8,16 @@ from recipe_lib.compare.plots_training import plot_training
 from recipe_lib.compare.records import BASELINE, Records
 from recipe_lib.compare.samples import Breakdown, by_difficulty, by_frequency
 from recipe_lib.compare.statistics import smallest_p
-from recipe_lib.compare.summary import Row, all_methods, final_gap, first_settings, logged_mean, rows, tuning
+from recipe_lib.compare.summary import (
+    Row,
+    Tuning,
+    all_methods,
+    final_gap,
+    first_settings,
+    logged_mean,
+    rows,
+    tuning,
+)
 from recipe_lib.compare.tables import (
     VERDICTS,
     counted,
@@ -186,8 +195,16 @@ def _tuning(records: Records, dataset: str) -> list[str]:
     body = [
         [method_title(name)]
         + [number(None if f not in entry.scores else 100 * entry.scores[f]) for f in factors]
-        + [f"{entry.chosen:g}" + ("" if entry.is_best else " (not the best)")]
+        + [f"{entry.chosen:g}" + _remark(entry)]
         for name, entry in found.items()
     ]
     header = ["tuning score (× 100) by learning rate", *(f"× {factor:g}" for factor in factors), "final runs"]
     return [*table(header, body), ""]
+
+
+def _remark(found: Tuning) -> str:
+    """What to know of a chosen learning rate: another was better, or one beyond those tried might be."""
+    if not found.is_best:
+        return " (not the best)"
+    ends = {min(found.scores): " (the smallest tried)", max(found.scores): " (the largest tried)"}
+    return ends.get(found.chosen, "") if len(found.scores) > 1 else ""
