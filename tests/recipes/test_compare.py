@@ -129,6 +129,15 @@ def test_methods_of_a_seed_start_alike_and_see_the_same_batches(tmp_path):
     assert abs(first["erm", 0]["unweighted_loss"] - first["erm", 7]["unweighted_loss"]) > 0.01
 
 
+def test_curves_of_validation_are_of_the_plain_loss_alone(tmp_path):
+    methods = {**TABLES["methods"], "focal": {"options": {"reweighting": "focal"}}}
+    study = write({**changed(seeds=[0], learning_rate_factors=[1]), "methods": methods}, tmp_path)
+    compare.main([study, "--output_dir", str(tmp_path / "out")])
+    found = {line["method"]: line["history"] for line in lines(tmp_path / "out")}
+    logged = {method: any("eval_loss" in point for point in history) for method, history in found.items()}
+    assert logged == {"erm": True, "kl_tau1": True, "erm_lr_scaled": True, "focal": False}
+
+
 def test_a_finished_study_is_left_alone_and_an_edited_one_runs_what_changed(whole, tmp_path, capsys):
     before = lines(whole[1])
     compare.main([whole[0], "--output_dir", str(whole[1])])

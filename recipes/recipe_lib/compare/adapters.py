@@ -164,6 +164,9 @@ class Tables(Recipe):
         value = _metric(metrics, score)
         (state,) = directory.rglob("trainer_state.json")
         log = json.loads(state.read_text(encoding="utf-8"))["log_history"]
+        if options["objectives"] == "focal":
+            # The recipe evaluates it by itself: no plain loss to compare with.
+            log = [{name: value for name, value in entry.items() if name != "eval_loss"} for entry in log]
         predictions = pd.read_parquet(state.with_name(f"{PREDICTIONS}.parquet"))
         if "correct" not in predictions:
             return Outcome(value, score, metrics, log)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
 
 from recipe_lib.compare.drawing import COLOURS, DASHES, new_figure, png, tidy
 from recipe_lib.compare.methods import method_title
@@ -147,7 +148,8 @@ def _draw_histograms(axis: Axes, edges: np.ndarray, counts: np.ndarray) -> None:
     """Training to the right, weights upward; the darker, the larger the share of the items of that time."""
     shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     times = np.linspace(0, 100, len(counts) + 1)
-    mesh = axis.pcolormesh(times, edges, shares.T, cmap="Blues", vmin=0, rasterized=True)
+    # The few large weights matter as much as the many small ones: a root keeps them visible.
+    mesh = axis.pcolormesh(times, edges, shares.T, cmap="Blues", norm=PowerNorm(0.5, vmin=0), rasterized=True)
     axis.figure.colorbar(mesh, ax=axis, pad=0.02).set_label("share of items (%)", fontsize=9)
     axis.set_xlabel("share of training (%)", fontsize=10)
     axis.set_ylabel("weight", fontsize=10)
