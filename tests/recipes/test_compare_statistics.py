@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 from recipe_lib.compare.records import Records
-from recipe_lib.compare.samples import by_difficulty, by_frequency, class_numbers, correctness
+from recipe_lib.compare.samples import by_difficulty, by_frequency, correctness
 from recipe_lib.compare.statistics import (
     Estimate,
     expanded_confidence,
@@ -224,7 +224,6 @@ def test_frequency_orders_classes_by_training_rows():
     assert [e.mean for e in found.difference["ess_90"]] == [-50.0, 0.0, 50.0]
     lines[0]["train_class_counts"] = [100, 110, 105]
     assert by_frequency(records(lines), "a", ["ess_90"]) is None
-    assert list(class_numbers(bytes(labels).hex())) == labels
 
 
 def test_samples_survive_packing():

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -95,8 +94,8 @@ def by_frequency(records: Records, dataset: str, methods: Sequence[str]) -> Brea
         The breakdown, or None for balanced classes or where classes are not recorded.
     """
     for record in records.runs(dataset, BASELINE).values():
-        counts, labels = record.get("train_class_counts"), class_numbers(record.get("labels"))
-        if counts and labels is not None:
+        counts, labels = record.get("train_class_counts"), np.array(record.get("labels") or [], dtype=int)
+        if counts and len(labels):
             break
     else:
         return None
@@ -108,15 +107,6 @@ def by_frequency(records: Records, dataset: str, methods: Sequence[str]) -> Brea
     rows = [np.flatnonzero(np.isin(labels, group)) for group in groups]
     parts = {seed: rows for seed in records.seeds(dataset)}
     return _break_down(records, dataset, methods, names, parts, dict.fromkeys(parts, (len(labels), None)))
-
-
-def class_numbers(labels: Any) -> np.ndarray | None:
-    """Class of every held-out row, int [n], from a list or from hexadecimal bytes; None where there is none."""
-    if not labels:
-        return None
-    if isinstance(labels, str):
-        return np.frombuffer(bytes.fromhex(labels), dtype=np.uint8).astype(int)
-    return np.array(labels, dtype=int)
 
 
 def _class_range(counts: Sequence[int]) -> str:
