@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from recipe_lib.errors import UserError
 from recipe_lib.tabular.columns import ColumnArguments, choose_columns, find_target
-from recipe_lib.tabular.preprocessing import TablePreprocessor
+from recipe_lib.tabular.preprocessing import TablePreprocessor, as_dates, is_day_first
 from recipe_lib.tabular.sources import load_table
 from recipe_lib.tabular.splits import PreparedTable, limit_rows
 
@@ -166,6 +166,39 @@ def test_odd_numbers_are_encoded_and_constant_features_left_out():
     assert np.isfinite(x_num).all() and x_num.shape[1] == 7 and (np.ptp(x_num, axis=0) > 0).all()
 
 
+def test_the_order_of_day_and_month_is_that_of_the_column():
+    days = pd.Series(pd.date_range("2020-02-01", periods=40, freq="D", tz="UTC"))
+    for form, day_first in (
+        ("%d/%m/%Y", True),
+        ("%d.%m.%Y %H:%M", True),
+        ("%m/%d/%Y", False),
+        ("%Y-%m-%d", False),
+        ("%Y-%m-%dT%H:%M", False),
+    ):
+        texts = days.dt.strftime(form)
+        assert is_day_first(texts) is day_first, form
+        assert as_dates(texts, day_first).tolist() == days.tolist(), form
+    assert is_day_first(pd.Series(["01.02.2020", None])) and not is_day_first(
+        pd.Series(["01/02/2020", "n/a"])
+    )
+    iso = pd.Series(["2020-02-01", "01/02/2020", None])
+    assert as_dates(iso, True).tolist() == [pd.Timestamp("2020-02-01", tz="UTC")] * 2 + [pd.NaT]
+
+
+def test_new_rows_are_read_in_the_order_of_day_and_month_of_the_training_rows(tmp_path):
+    days = pd.date_range("2020-01-01", periods=90, freq="D")
+    columns = [{"name": "when", "kind": "date"}]
+    TablePreprocessor(columns).fit(pd.DataFrame({"when": days.strftime("%d/%m/%Y")})).save_pretrained(
+        tmp_path
+    )
+    preprocessor = TablePreprocessor.from_pretrained(str(tmp_path), columns)
+    texts, dates = (
+        pd.DataFrame({"when": ["05/03/2020"]}),
+        pd.DataFrame({"when": [pd.Timestamp("2020-03-05")]}),
+    )
+    np.testing.assert_array_equal(preprocessor.transform(texts)[0], preprocessor.transform(dates)[0])
+
+
 def test_a_value_with_many_ties_lands_in_their_middle():
     values = np.concatenate([np.zeros(300), np.linspace(1, 2, 100)])
     frame = pd.DataFrame({"x": values, "y": ["a", "b"] * 200})
@@ -226,12 +259,24 @@ def test_text_files_of_all_kinds(tmp_path):
     assert load_table(str(tmp_path / "latin.csv"), "y").frame["a"][0] == "é"
 
 
+def test_decimal_commas_are_numbers_where_the_separator_is_no_comma(tmp_path):
+    text = "a;b;c;y\n1,5;1.234,5;1,2,3;x\n;-7;4;z\n-2e-05;0,25;5,6;x\n"
+    (tmp_path / "comma.csv").write_text(text)
+    frame = load_table(str(tmp_path / "comma.csv"), "y").frame
+    assert frame["a"][[0, 2]].tolist() == [1.5, -2e-05] and np.isnan(frame["a"][1])
+    assert frame["b"].tolist() == [1234.5, -7, 0.25]
+    assert frame["c"].tolist() == ["1,2,3", "4", "5,6"]
+    (tmp_path / "thousands.csv").write_text('a,y\n"1,500",x\n"2,500",z\n')
+    assert load_table(str(tmp_path / "thousands.csv"), "y").frame["a"].tolist() == ["1,500", "2,500"]
+
+
 def test_files_that_cannot_be_used(tmp_path):
     (tmp_path / "t.csv").write_text("a,b\n1,2\n")
     (tmp_path / "rows.csv").write_text("a,b\n")
     (tmp_path / "empty.csv").write_text("")
     (tmp_path / "bad.parquet").write_text("no parquet")
     (tmp_path / "twice.csv").write_text("a ,a,b\n1,2,3\n")
+    (tmp_path / "same.csv").write_text("a,a,b\n1,2,3\n")
     for name, target, message in (
         ("t.csv", "y", "no column 'y'.*'a', 'b'"),
         ("t.csv", None, "--target COLUMN.*'a', 'b'"),
@@ -239,6 +284,7 @@ def test_files_that_cannot_be_used(tmp_path):
         ("empty.csv", "b", "is empty"),
         ("bad.parquet", "b", "could not be read"),
         ("twice.csv", "b", "several columns are called 'a'"),
+        ("same.csv", "b", "several columns are called 'a'"),
         ("nosuch.csv", "b", "no file"),
         ("t.xlsx", "b", "no file"),
     ):

@@ -22,6 +22,7 @@ VERSIONS_NAME = "preprocessing_versions.json"
 MISSING = "<missing>"
 MAX_CATEGORIES = 200
 _NOISE = 1e-5
+_ENDS_WITH_YEAR = r"^\s*(\d{1,2})([-/.])(\d{1,2})\2\d{2,4}\b"
 
 
 class TablePreprocessor:
@@ -41,6 +42,8 @@ class TablePreprocessor:
 
     def fit(self, frame: pd.DataFrame, seed: int = 0) -> "TablePreprocessor":
         """Fit all encoders on the rows of `frame`, the training split."""
+        dates = [column["name"] for column in self.columns if column["kind"] == "date"]
+        self.encoders["day_first"] = [name for name in dates if name in frame and is_day_first(frame[name])]
         numeric, categories = self._typed(frame)
         if numeric.shape[1]:
             imputer = SimpleImputer(strategy="median", keep_empty_features=True).fit(numeric)
@@ -125,7 +128,8 @@ class TablePreprocessor:
             if column["kind"] == "numeric":
                 numeric.append(as_numbers(values)[:, None])
             elif column["kind"] == "date":
-                numeric.append(date_parts(values))
+                day_first = column["name"] in self.encoders.get("day_first", ())
+                numeric.append(date_parts(values, day_first))
             else:
                 categories.append(as_categories(values)[:, None])
         rows = len(frame)
@@ -177,18 +181,40 @@ def _as_category(value: Any) -> str:
     return str(value)
 
 
-def date_parts(values: pd.Series) -> np.ndarray:
+def date_parts(values: pd.Series, day_first: bool = False) -> np.ndarray:
     """A column of dates as `[rows, 5]`: days since 1970, month, day of the month, day of the week, hour."""
-    dates = as_dates(values)
+    dates = as_dates(values, day_first)
     days = (dates - pd.Timestamp("1970-01-01", tz="UTC")) / pd.Timedelta(days=1)
     parts = [days, dates.dt.month, dates.dt.day, dates.dt.dayofweek, dates.dt.hour]
     return np.stack([part.to_numpy(dtype="float64", na_value=np.nan) for part in parts], axis=1)
 
 
-def as_dates(values: pd.Series) -> pd.Series:
-    """A column as timestamps in UTC, NaT where it is missing or no date."""
-    if not pd.api.types.is_datetime64_any_dtype(values):
-        values = values.astype(object).where(values.notna(), None)
-    return pd.to_datetime(
-        values, errors="coerce", utc=True, format=None if values.dtype != object else "mixed"
-    )
+def is_day_first(values: pd.Series) -> bool:
+    """Whether a column of texts writes its dates as 31/12/2020 or 31.12.2020, not as 12/31/2020.
+
+    Numbers above 12 tell; where there are none, dots mean that the day comes first.
+    """
+    if pd.api.types.is_datetime64_any_dtype(values):
+        return False
+    found = values.dropna().astype(str).str.extract(_ENDS_WITH_YEAR).dropna()
+    first, second = found[0].astype(int), found[2].astype(int)
+    ahead = int((first > 12).sum() - (second > 12).sum())
+    return ahead > 0 or (ahead == 0 and bool((found[1] == ".").any()))
+
+
+def as_dates(values: pd.Series, day_first: bool = False) -> pd.Series:
+    """A column as timestamps in UTC, NaT where it is missing or no date.
+
+    Args:
+        values: dates or texts.
+        day_first: of `is_day_first`; texts that begin with the year have the month next in any case.
+    """
+    if pd.api.types.is_datetime64_any_dtype(values):
+        return pd.to_datetime(values, errors="coerce", utc=True)
+    texts = values.astype(object).where(values.notna(), None)
+    dates = pd.to_datetime(texts, errors="coerce", utc=True, format="mixed")
+    if not day_first:
+        return dates
+    # Asked for the day first, pandas would exchange the month and the day of 2020-12-01 as well.
+    flipped = pd.to_datetime(texts, errors="coerce", utc=True, format="mixed", dayfirst=True)
+    return dates.where(~texts.astype(str).str.match(_ENDS_WITH_YEAR), flipped)

@@ -31,6 +31,7 @@ EMBEDDED: dict[str, Callable[..., Any]] = {
     "covtype": lambda **options: embedded.fetch_covtype(download_if_missing=False, **options),
 }
 MAX_PIXELS = 64 * 64
+_DECIMAL_COMMA = r"[-+]?(\d+|\d{1,3}(\.\d{3})+)(,\d+)?([eE][-+]?\d+)?"
 
 
 @dataclass(frozen=True)
@@ -118,8 +119,8 @@ def _suffix(name: str) -> str:
 def read_table(filename: str) -> pd.DataFrame:
     """Read a csv, tsv, parquet, json or jsonl file.
 
-    The separator of text files is found by itself (comma, semicolon, tab or bar); `?` counts as missing too, as in
-    the tables of the UCI repository.
+    The separator of text files is found by itself (comma, semicolon, tab or bar), and decimal commas where it is no
+    comma; `?` counts as missing too, as in the tables of the UCI repository.
 
     Raises:
         UserError: no such file, another suffix, or a content that is not what the suffix says.
@@ -148,9 +149,27 @@ def _read_text(path: Path) -> pd.DataFrame:
         text = raw.decode("latin-1")
     header = text.split("\n", 1)[0]
     separator = max(",;\t|", key=header.count)
-    return pd.read_csv(
+    frame = pd.read_csv(
         io.StringIO(text), sep=separator, na_values=["?"], skipinitialspace=True, low_memory=False
     )
+    names = next(csv.reader(io.StringIO(text), delimiter=separator, skipinitialspace=True))
+    named = [name.strip() for name in names if name.strip()]
+    if len(set(named)) < len(named) and len(names) == frame.shape[1]:
+        frame.columns = names  # pandas has renamed all but the first of equal ones
+    if separator != ",":
+        for position, dtype in enumerate(frame.dtypes):
+            if not pd.api.types.is_numeric_dtype(dtype):
+                frame.isetitem(position, _with_decimal_points(frame.iloc[:, position]))
+    return frame
+
+
+def _with_decimal_points(values: pd.Series) -> pd.Series:
+    """A column of texts; one of numbers with decimal commas (1,5 or 1.234,5) as float64."""
+    texts = values.dropna().astype(str).str.strip()
+    if not texts.str.fullmatch(_DECIMAL_COMMA).all() or not texts.str.contains(",").any():
+        return values
+    plain = texts.str.replace(".", "", regex=False).str.replace(",", ".", regex=False)
+    return pd.to_numeric(plain).astype("float64").reindex(values.index)
 
 
 def flatten_images(frame: pd.DataFrame, name: str) -> pd.DataFrame:
