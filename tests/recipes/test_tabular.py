@@ -220,7 +220,7 @@ def test_two_processes_give_one_line_a_run(tiny_study, tmp_path):
     assert all(0.4 < r["accuracy"] <= 1 for r in records)
 
 
-def test_errors_are_one_line(tiny_study, capsys):
+def test_errors_are_one_line(tiny_study, tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         run_recipe(lambda: tabular.main([*tiny_study, "--target", "price"]))
     assert ended.value.code == 2
@@ -230,6 +230,10 @@ def test_errors_are_one_line(tiny_study, capsys):
         ([], "no data"),
         (["--data", "digits", "wine", "iris", "--target", "a", "b"], "3 tables and 2 targets"),
         (["--data", "digits", "--push_to_hub"], "push_to_hub"),
+        (
+            ["--data", "diabetes", "--label_smoothing_factor", "0.1", "--output_dir", str(tmp_path)],
+            "smooths classes, but this is a regression",
+        ),
         (["--data", "digits", "--max_rows", "3"], "at least 10"),
         (["--data", "digits", "--num_embedings", "none"], "did you mean 'num_embeddings'"),
     ):

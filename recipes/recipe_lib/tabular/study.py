@@ -204,6 +204,8 @@ class Study:
 
         columns = choose_columns(table.frame, table.target, self.columns, warn)
         frame, target = find_target(table.frame, table.target, self.columns, warn)
+        if target.is_regression and self.training.label_smoothing_factor:
+            raise UserError("--label_smoothing_factor smooths classes, but this is a regression.")
         y = target.encode(frame[table.target])
         if table.max_rows:
             frame, y = limit_rows(frame, y, target, table.max_rows, self.study.split_seed)
