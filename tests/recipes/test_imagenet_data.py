@@ -164,6 +164,21 @@ def test_wrong_labels_are_refused_before_training(labels, options, message, tmp_
         load_image_sets(ImageDataArguments(data_dir=str(tmp_path), **options))
 
 
+def test_folders_have_names_of_their_own_and_do_not_mix_with_files(tmp_path):
+    for split in ("train", "val"):
+        write_folder(tmp_path / split, {"a": 1, "b": 1})
+    file = parquet(tmp_path / "file.parquet", [0, 1])
+    with pytest.raises(UserError, match="classes of folders are called like these"):
+        load_image_sets(ImageDataArguments(data_dir=str(tmp_path), class_names=["x", "y"]))
+    with pytest.raises(UserError, match="for both splits"):
+        load_image_sets(ImageDataArguments(train_path=str(tmp_path / "train"), validation_path=file))
+
+
+def test_no_readable_image_is_no_accuracy():
+    nothing = EvalPrediction(predictions=np.zeros((3, 5), int), label_ids=np.full(3, -100))
+    assert np.isnan(make_image_metrics({})(nothing)["accuracy"])
+
+
 def test_sources_that_are_not_there(tmp_path):
     with pytest.raises(UserError, match="no file or directory"):
         load_image_sets(ImageDataArguments(data_dir=str(tmp_path / "none")))

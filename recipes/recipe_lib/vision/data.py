@@ -193,7 +193,14 @@ def _read_sets(args: ImageDataArguments) -> tuple[ImageSet, ImageSet]:
         names = {split: f"the {split} split of {args.dataset_name}" for split in found}
     else:
         paths = _paths(args)
-        if all(path.is_dir() for path in paths.values()):
+        folders = [path.is_dir() for path in paths.values()]
+        if any(folders) and (args.class_names or not all(folders)):
+            raise UserError(
+                "--class_names is for parquet files and the Hub: classes of folders are called like these."
+                if all(folders)
+                else f"{listed(map(str, paths.values()))}: give class folders for both splits, or parquet files for both."
+            )
+        if all(folders):
             return read_folder(paths["train"]), read_folder(paths["validation"])
         found = dict(read_splits(dict(paths)))
         names = {split: str(path) for split, path in paths.items()}

@@ -39,6 +39,8 @@ def open_image(source: Any) -> Image.Image:
         return Image.fromarray(source).convert("RGB")
     if isinstance(source, dict):
         source = io.BytesIO(source["bytes"]) if source.get("bytes") is not None else source.get("path")
+    if source is None:
+        raise UnreadableImageError("there is none")
     try:
         with Image.open(source) as opened:
             image = ImageOps.exif_transpose(opened)
@@ -91,6 +93,10 @@ class BadImages:
                 f"unreadable image {name}: {error}. It is left out; all are listed in {self.record}.",
                 stacklevel=2,
             )
+
+    def forget(self) -> None:
+        """Start the record anew."""
+        self.record.unlink(missing_ok=True)
 
     def names(self) -> list[str]:
         """The unreadable images met so far, each once."""

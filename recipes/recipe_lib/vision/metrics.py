@@ -23,7 +23,7 @@ def keep_best_classes(logits: Any, labels: Tensor) -> Tensor:
 def make_image_metrics(
     groups: Mapping[str, np.ndarray],
 ) -> Callable[[EvalPrediction], dict[str, float]]:
-    """A Trainer's `compute_metrics` on what `keep_best_classes` keeps.
+    """A Trainer's `compute_metrics` on what `keep_best_classes` keeps; NaN where no image was readable.
 
     Args:
         groups: class numbers by the group's name; each adds `<name>_shot_accuracy`, the mean over its classes.
@@ -32,6 +32,8 @@ def make_image_metrics(
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         best, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
         readable = labels != IGNORED
+        if not readable.any():  # the model is worth keeping all the same
+            return {"accuracy": float("nan"), "worst_class_accuracy": float("nan")}
         best, labels = best[readable], labels[readable]
         right = best[:, 0] == labels
         scores = {"accuracy": float(right.mean())}

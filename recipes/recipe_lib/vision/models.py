@@ -83,6 +83,10 @@ class ImageModelArguments:
                 raise UserError(f"--model_args is not valid JSON: {error}") from error
         if self.model_args is not None and not isinstance(self.model_args, dict):
             raise UserError(f"--model_args must be a JSON object, not {self.model_args!r}.")
+        if self.drop_path is not None and not 0 <= self.drop_path < 1:
+            raise UserError(f"--drop_path must be at least 0 and below 1, not {self.drop_path:g}.")
+        if self.crop_pct is not None and not 0 < self.crop_pct <= 1:
+            raise UserError(f"--crop_pct must be above 0 and at most 1, not {self.crop_pct:g}.")
 
 
 @dataclass(frozen=True)
