@@ -113,6 +113,12 @@ class DataArguments:
         default=None, metadata={"help": "Evaluate a random choice of so many samples of each split."}
     )
 
+    def __post_init__(self):
+        for name in ("image_size", "max_eval_samples"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"--{name} must be at least 1, not {value}.")
+
 
 @dataclass
 class ModelArguments:

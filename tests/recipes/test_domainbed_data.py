@@ -91,6 +91,8 @@ def test_texts_with_a_domain_column(tmp_path):
             "multiple of --eval_steps 3",
         ),
         (["--dataset", "rotated_digits", "--n_trials", "0"], "--n_trials must be at least 1"),
+        (["--dataset", "rotated_digits", "--max_eval_samples", "0"], "--max_eval_samples must be at least 1"),
+        (["--dataset", "rotated_digits", "--image_size", "0"], "--image_size must be at least 1"),
         (["--dataset", "rotated_digits", "--shard", "3/2"], "--shard must be i/n"),
         (
             ["--dataset", "rotated_digits", "--pretrained", "false", "--model_name_or_path", "none_such"],
@@ -114,6 +116,45 @@ def test_bad_options_are_told_before_training(options, message, tmp_path):
 def test_bad_folders(tmp_path, leave_out, message):
     with pytest.raises(UserError, match=message):
         read_directory(write_folders(tmp_path, leave_out), "label")
+
+
+@pytest.mark.parametrize("broken", [b"no image", png(1)["bytes"][:45], None], ids=["text", "cut", "empty"])
+def test_unreadable_images_are_named(broken, tmp_path):
+    if broken is not None:
+        root = write_folders(tmp_path / "folders")
+        (root / "sketch" / "cat" / "06.png").write_bytes(broken)
+        with pytest.raises(UserError, match=r"sketch/cat/06\.png cannot be read as an image"):
+            as_arrays(read_directory(root, "label"))
+    rows = [{"image": png(v), "label": c, "domain": d} for d, c, v in samples()]
+    rows[7]["image"] = broken and {"bytes": broken, "path": None}
+    Dataset.from_list(rows).to_parquet(tmp_path / "all.parquet")
+    with pytest.raises(UserError, match="row 1 of the domain 'sketch' cannot be read as an image"):
+        as_arrays(read_table("domain", "label", data_file=str(tmp_path / "all.parquet")))
+    with pytest.raises(UserError, match=r"row 7 of .*all\.parquet cannot be read as an image"):
+        grey_images(str(tmp_path / "all.parquet"))
+
+
+def test_images_of_16_bits_and_filenames(tmp_path):
+    deep = Image.fromarray(np.full((6, 6), 128 * 256, np.uint16))
+    for number, (domain, name, _) in enumerate(samples()):
+        (tmp_path / domain / name).mkdir(parents=True, exist_ok=True)
+        deep.save(tmp_path / domain / name / f"{number:02}.png")
+    assert as_arrays(read_directory(tmp_path, "label"))["photo"][0] == (128, "cat")
+    rows = [
+        {"image": str(tmp_path / d / c / f"{n:02}.png"), "label": c, "domain": d}
+        for n, (d, c, _) in enumerate(samples())
+    ]
+    Dataset.from_list(rows).to_csv(tmp_path / "files.csv")
+    data = read_table("domain", "label", data_file=str(tmp_path / "files.csv"))
+    assert as_arrays(data)["sketch"][0] == (128, "cat")
+
+
+def test_grey_images_of_a_file(tmp_path):
+    rows = [{"image": png(20 * n), "label": "ab"[n % 2]} for n in range(10)]
+    Dataset.from_list(rows).to_parquet(tmp_path / "grey.parquet")
+    images, labels = grey_images(str(tmp_path / "grey.parquet"))
+    assert images.shape == (10, 28, 28) and sorted(images[:, 0, 0]) == list(range(0, 200, 20))
+    assert (labels == images[:, 0, 0] // 20 % 2).all()
 
 
 def test_single_and_missing_domains(tmp_path):

@@ -5,12 +5,13 @@ images: scikit-learn's 1,797 handwritten digits, which come with the package, or
 """
 
 import numpy as np
-from datasets import Image
 from PIL import Image as PILImage
 from sklearn.datasets import load_digits
 
 from recipe_lib.data_files import read_file, require_columns
 from recipe_lib.domains.environments import DomainData, Environment, check_environments
+from recipe_lib.domains.sources import image_column
+from recipe_lib.vision.sets import class_numbers
 
 ANGLES = (0, 15, 30, 45, 60, 75)
 COLOUR_FLIPS = {"+90%": 0.1, "+80%": 0.2, "-90%": 0.9}
@@ -29,7 +30,7 @@ def grey_images(filename: str | None = None, label_column: str = "label") -> tup
         uint8 `[samples, 28, 28]` and int64 `[samples]`.
 
     Raises:
-        UserError: the file cannot be read or lacks a column.
+        UserError: the file cannot be read, lacks a column, or its rows are no labelled images.
     """
     if filename is None:
         digits = load_digits()
@@ -38,13 +39,14 @@ def grey_images(filename: str | None = None, label_column: str = "label") -> tup
     else:
         rows = read_file(filename)
         require_columns(rows, ["image", label_column], filename)
-        pictures = list(rows.cast_column("image", Image(mode="L"))["image"][:])
-        labels = np.array(rows[label_column][:])
-    images = np.stack(
+        images = image_column(rows, filename)
+        pictures = [images[number].convert("L") for number in range(len(images))]
+        labels, _ = class_numbers(np.array(rows[label_column][:]), None, filename, label_column)
+    pixels = np.stack(
         [np.asarray(picture.resize((SIZE, SIZE), PILImage.Resampling.BILINEAR)) for picture in pictures]
     )
-    order = np.random.RandomState(0).permutation(len(images))
-    return images[order], labels[order].astype(np.int64)
+    order = np.random.RandomState(0).permutation(len(pixels))
+    return pixels[order], labels[order].astype(np.int64)
 
 
 def rotated_digits(images: np.ndarray, labels: np.ndarray) -> DomainData:

@@ -1,11 +1,11 @@
 """Where environments come from: folders, parquet files, any data set with a column that names the domain."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, Image, concatenate_datasets
+from datasets import Dataset, Image, Value, concatenate_datasets
 from PIL import Image as PILImage
 
 from recipe_lib.data_files import read_file, require_columns
@@ -13,39 +13,49 @@ from recipe_lib.domains.environments import DomainData, Environment, check_envir
 from recipe_lib.errors import UserError, listed
 from recipe_lib.hub import load_hub_dataset
 from recipe_lib.text_classification import encode_labels, find_labels, find_text_columns
+from recipe_lib.vision.decoding import UnreadableImageError, open_image
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".ppm")
 LOCAL_HINT = "--dataset_dir DIR (one folder or one parquet file a domain) or --data_file FILE"
 
 
-class ImageFiles:
-    """Images decoded when they are read."""
+class Images:
+    """Images decoded when they are read.
 
-    def __init__(self, paths: Sequence[Path]):
-        self.paths = list(paths)
+    Args:
+        sources: one an image, as `decoding.open_image` takes them.
+        where: how messages call the image with a number.
+    """
+
+    def __init__(self, sources: Sequence[Any], where: Callable[[int], str]):
+        self.sources, self.where = sources, where
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.sources)
 
     def __getitem__(self, number: int) -> PILImage.Image:
         try:
-            with PILImage.open(self.paths[number]) as image:
-                return image.convert("RGB")
-        except OSError as error:
-            raise UserError(f"{self.paths[number]} cannot be read as an image: {error}") from error
+            return open_image(self.sources[int(number)])
+        except UnreadableImageError as error:
+            raise UserError(f"{self.where(int(number))} cannot be read as an image: {error}") from error
 
 
-class Column:
-    """One column of a data set, decoded when it is read."""
+def image_column(rows: Dataset, where: str) -> Images:
+    """The images of the column `image`; `where` names the rows in messages.
 
-    def __init__(self, rows: Dataset, name: str):
-        self.rows, self.name = rows, name
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, number: int) -> Any:
-        return self.rows[int(number)][self.name]
+    Raises:
+        UserError: there is no such column, or it holds no images.
+    """
+    require_columns(rows, ["image"], where)
+    feature = rows.features["image"]
+    if isinstance(feature, Image) or feature in (
+        Value("string"),
+        Value("large_string"),
+    ):  # encoded, or filenames
+        rows = rows.cast_column("image", Image(decode=False))
+    elif "bytes" not in str(feature):
+        raise UserError(f"the column 'image' of {where} holds {feature}, not images.")
+    return Images(rows["image"], lambda number: f"the image in row {number} of {where}")
 
 
 def read_directory(directory: str | Path, label_column: str, text_column: str | None = None) -> DomainData:
@@ -76,7 +86,9 @@ def _from_folders(folders: Sequence[Path]) -> DomainData:
     for domain, images in found.items():
         paths = [path for name in classes for path in images.get(name, [])]
         labels = [number for number, name in enumerate(classes) for _ in images.get(name, [])]
-        environments.append(Environment(domain, ImageFiles(paths), np.array(labels, dtype=np.int64)))
+        files = [str(path) for path in paths]
+        inputs = Images(files, files.__getitem__)
+        environments.append(Environment(domain, inputs, np.array(labels, dtype=np.int64)))
     return check_environments(DomainData(tuple(environments), tuple(classes), "image"))
 
 
@@ -138,9 +150,6 @@ def _from_rows(parts: dict[str, Dataset], label_column: str, text_column: str | 
         require_columns(rows, [label_column], f"the domain {domain!r} (label column, see --label_column)")
     first = next(iter(parts.values()))
     if "image" in first.column_names and text_column is None:
-        for domain, rows in parts.items():
-            require_columns(rows, ["image"], f"the domain {domain!r}")
-        parts = {name: rows.cast_column("image", Image(mode="RGB")) for name, rows in parts.items()}
         column, kind = "image", "image"
     else:
         asked = [text_column] if text_column else None
@@ -155,7 +164,7 @@ def _from_rows(parts: dict[str, Dataset], label_column: str, text_column: str | 
     environments = tuple(
         Environment(
             name,
-            Column(rows, column) if kind == "image" else list(rows[column][:]),
+            image_column(rows, f"the domain {name!r}") if kind == "image" else list(rows[column][:]),
             np.array(encode_labels(rows, label_column, labels, f"the domain {name!r}"), dtype=np.int64),
         )
         for name, rows in parts.items()
