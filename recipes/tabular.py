@@ -20,7 +20,7 @@ from typing import Any
 
 from accelerate import PartialState
 from recipe_lib.cli import parse_args, run_recipe
-from recipe_lib.errors import UserError
+from recipe_lib.errors import UserError, listed
 from recipe_lib.results import package_versions, say, settings_of, write_json
 from recipe_lib.runs import REPORTING_SETTINGS
 from recipe_lib.tabular.columns import ColumnArguments
@@ -86,10 +86,20 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
             "--push_to_hub: a study has many models. Push the one you choose: AutoModel.from_pretrained(FOLDER, "
             "trust_remote_code=True).push_to_hub(NAME)."
         )
+    if training_args.eval_strategy == "no":
+        raise UserError(
+            "--eval_strategy no: the best epoch is that of the best score on the validation split."
+        )
     targets = targets_of(data_args)
     tables = [
         limited(load_table(name, target), data_args.max_rows) for name, target in zip(data_args.data, targets)
     ]
+    names = [table.name for table in tables]
+    if len(set(names)) < len(names):
+        raise UserError(
+            f"several tables have the same name (found {listed(names)}), by which results are told apart. Rename the "
+            "files, or run each with its own --output_dir."
+        )
     study = Study(study_args, network_args, column_args, training_args)
     of_training = {
         name: value

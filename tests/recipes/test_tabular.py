@@ -220,6 +220,16 @@ def test_two_processes_give_one_line_a_run(tiny_study, tmp_path):
     assert all(0.4 < r["accuracy"] <= 1 for r in records)
 
 
+def test_runs_of_another_target_are_not_taken_for_those_of_this_one(tiny_study):
+    quick = ["--objectives", "erm", "--rivals", "linear"]
+    tabular.main([*tiny_study, *quick])
+    other = [*tiny_study, *quick, "--target", "city"]
+    with pytest.raises(UserError, match="a table 'mine' with the target 'y', not 'city'"):
+        tabular.main(other)
+    records = tabular.main([*other, "--overwrite_output_dir"])
+    assert [record["target"] for record in records] == ["city", "city"]
+
+
 def test_errors_are_one_line(tiny_study, tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         run_recipe(lambda: tabular.main([*tiny_study, "--target", "price"]))
@@ -230,6 +240,15 @@ def test_errors_are_one_line(tiny_study, tmp_path, capsys):
         ([], "no data"),
         (["--data", "digits", "wine", "iris", "--target", "a", "b"], "3 tables and 2 targets"),
         (["--data", "digits", "--push_to_hub"], "push_to_hub"),
+        (["--data", "digits", "--eval_strategy", "no"], "eval_strategy"),
+        (["--data", "digits", "--seeds", "0"], "--seeds must be at least 1"),
+        (["--data", "digits", "--tune", "-1"], "--tune must be at least 0"),
+        (["--data", "digits", "--test_size", "1.5"], "--test_size must lie between"),
+        (["--data", "digits", "--k", "0"], "--k must be at least 1"),
+        (["--data", "digits", "--dropout", "3"], "--dropout must be"),
+        (["--data", "digits", "--mask_rate", "2"], "--mask_rate must lie"),
+        (["--data", "digits", "--networks", "all", "--d_block", "20"], "multiple of the FT-Transformer's 8"),
+        (["--data", "digits", "digits"], "several tables have the same name"),
         (
             ["--data", "diabetes", "--label_smoothing_factor", "0.1", "--output_dir", str(tmp_path)],
             "smooths classes, but this is a regression",

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from recipe_lib.errors import UserError
 from recipe_lib.tabular.configuration import NUM_EMBEDDINGS
 
 # Beyond so many numeric features embeddings make the first layer so wide that training takes several times as long.
@@ -38,3 +39,22 @@ class NetworkArguments:
         default=False,
         metadata={"help": "Re-weight the reconstruction losses too, where the method re-weights."},
     )
+
+    def __post_init__(self):
+        least = {
+            "n_blocks": 1,
+            "d_block": 1,
+            "k": 1,
+            "d_embedding": 1,
+            "n_bins": 2,
+            "patience": 1,
+            "pretrain_epochs": 0,
+        }
+        for name, minimum in least.items():
+            value = getattr(self, name)
+            if value is not None and value < minimum:
+                raise UserError(f"--{name} must be at least {minimum}, not {value}.")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise UserError(f"--dropout must be at least 0 and below 1, not {self.dropout:g}.")
+        if not 0 < self.mask_rate < 1:
+            raise UserError(f"--mask_rate must lie between 0 and 1, not {self.mask_rate:g}.")

@@ -16,7 +16,7 @@ from recipe_lib.hard_examples import HARD_EXAMPLES
 from recipe_lib.results import say, write_json
 from recipe_lib.tabular.card import write_card
 from recipe_lib.tabular.columns import ColumnArguments, choose_columns, find_target, shown_columns
-from recipe_lib.tabular.configuration import NETWORKS
+from recipe_lib.tabular.configuration import ATTENTION_HEADS, NETWORKS
 from recipe_lib.tabular.hard_examples import list_hard_rows
 from recipe_lib.tabular.label_noise import with_label_noise
 from recipe_lib.tabular.objectives import FOR_CLASSES_ONLY, OBJECTIVES, Objective
@@ -102,8 +102,12 @@ class StudyArguments:
     )
 
     def __post_init__(self):
-        if self.hard_examples < 0:
-            raise UserError(f"--hard_examples must be at least 0, not {self.hard_examples}.")
+        for name, minimum in {"seeds": 1, "first_seed": 0, "tune": 0, "hard_examples": 0}.items():
+            if getattr(self, name) < minimum:
+                raise UserError(f"--{name} must be at least {minimum}, not {getattr(self, name)}.")
+        for name in ("test_size", "validation_size"):
+            if not 0 < getattr(self, name) < 1:
+                raise UserError(f"--{name} must lie between 0 and 1, not {getattr(self, name):g}.")
 
 
 def methods_of(args: StudyArguments, reweighting: str, is_regression: bool) -> list[str]:
@@ -156,6 +160,11 @@ class Study:
     ):
         self.study = study
         self.networks = networks
+        if {"ft_transformer", "all"} & set(study.networks) and (networks.d_block or 0) % ATTENTION_HEADS:
+            raise UserError(
+                f"--d_block must be a multiple of the FT-Transformer's {ATTENTION_HEADS} attention heads, not "
+                f"{networks.d_block}."
+            )
         self.columns = columns
         self.training = training
         self.directory = Path(str(training.output_dir))
@@ -223,6 +232,7 @@ class Study:
             self.study.validation_size,
             self.study.split_seed,
         )
+        self._check_earlier_runs(table.name, table.target)
         methods = methods_of(self.study, self.training.reweighting, target.is_regression)
         if self.study.hard_examples:
             self._say_what_is_not_listed(table.name, methods)
@@ -231,6 +241,15 @@ class Study:
             for method in todo:
                 settings = self._tuned(method, prepared) if self.study.tune else {}
                 self._add(self._run(prepared, method, splits, settings))
+
+    def _check_earlier_runs(self, data: str, target: str) -> None:
+        for record in self.records:
+            before = record.get("target", target)
+            if record["data"] == data and before != target:
+                raise UserError(
+                    f"{self.directory} holds runs of a table {data!r} with the target {before!r}, not {target!r}. "
+                    "Choose another --output_dir, or give --overwrite_output_dir to discard them."
+                )
 
     def _say_what_is_not_listed(self, data: str, methods: Sequence[str]) -> None:
         seed = self.study.first_seed
@@ -279,6 +298,7 @@ class Study:
         found = {} if test is None else scores(splits.test.y, test, splits.target.is_regression)
         record = {
             "data": data,
+            "target": splits.target.name,
             "method": method,
             "seed": splits.seed,
             **{name: round(value, 6) for name, value in found.items()},
