@@ -1,13 +1,15 @@
 """Images of the vision recipe: decoding, classes, folders, long tails, and batches that only the seed decides."""
 
+import dataclasses
 import io
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, Features
 from PIL import Image
 from recipe_lib.errors import UserError
 from recipe_lib.vision.augmentation import AugmentationArguments, make_mixup, train_transform
@@ -20,7 +22,7 @@ from recipe_lib.vision.batches import (
     seeded,
 )
 from recipe_lib.vision.classes import label_config, readable_names
-from recipe_lib.vision.data import ImageDataArguments, load_image_sets
+from recipe_lib.vision.data import ImageDataArguments, load_image_sets, load_image_streams
 from recipe_lib.vision.decoding import BadImages, UnreadableImageError, check_all_images, open_image
 from recipe_lib.vision.long_tail import shot_groups, with_imbalance, with_label_noise
 from recipe_lib.vision.metrics import keep_best_classes, make_image_metrics
@@ -142,6 +144,44 @@ def test_parquet_files(labels, tmp_path):
     assert train.classes == (("x", "y", "z") if isinstance(labels[0], str) else ("0", "1", "2"))
     assert open_image(train.source(3)).getpixel((0, 0)) == (3, 3, 3)
     assert "row 3 of" in train.where(3)
+
+
+def shards(folder: Path, split: str, labels: list[int], count: int) -> None:
+    """A split in `count` files, as data sets of the Hub are laid out; image `i` is of grey level `i`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    features = Features({"image": datasets.Image(), "label": ClassLabel(names=["cat", "dog"])})
+    images = [Image.new("L", (6, 6), i) for i in range(len(labels))]
+    rows = Dataset.from_dict({"image": images, "label": labels}, features=features)
+    for number in range(count):
+        name = f"{split}-{number:05d}-of-{count:05d}.parquet"
+        rows.shard(count, number, contiguous=True).to_parquet(folder / name)
+
+
+@pytest.mark.parametrize("place", ["data", ".", "folders", "paths"])
+def test_a_split_in_several_files_is_one(place, tmp_path):
+    labels = [0, 1, 1, 0, 1]
+    split_folders = place in ("folders", "paths")
+    for split, count in (("train", 3), ("validation", 1)):
+        shards(tmp_path / (split if split_folders else place), split, labels, count)
+    args = ImageDataArguments(data_dir=str(tmp_path))
+    if place == "paths":
+        paths = {f"{split}_path": str(tmp_path / split) for split in ("train", "validation")}
+        args = ImageDataArguments(**paths)
+    train, validation = load_image_sets(args)
+    assert train.labels.tolist() == validation.labels.tolist() == labels and train.classes == ("cat", "dog")
+    assert [open_image(train.source(i)).getpixel((0, 0))[0] for i in range(5)] == [0, 1, 2, 3, 4]
+    stream, _ = load_image_streams(dataclasses.replace(args, streaming=True))
+    assert [row["label"] for row in stream.rows] == labels and stream.classes == ("cat", "dog")
+
+
+def test_a_split_that_lacks_a_file_is_refused(tmp_path):
+    for split in ("train", "validation"):
+        shards(tmp_path / "data", split, [0, 1, 0, 1], 4)
+    (tmp_path / "data" / "train-00002-of-00004.parquet").unlink()
+    with pytest.raises(
+        UserError, match=r"3 parquet file\(s\) of a split that was written in 4 \('train-00000"
+    ):
+        load_image_sets(ImageDataArguments(data_dir=str(tmp_path)))
 
 
 @pytest.mark.parametrize(

@@ -1,20 +1,21 @@
 """Where the images of a recipe come from: the Hub, parquet files, class folders, or scikit-learn's digits."""
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import datasets
-from datasets import load_dataset
+from datasets import concatenate_datasets, load_dataset
 
 from recipe_lib import holdout
-from recipe_lib.data_files import read_splits
+from recipe_lib.data_files import read_file
 from recipe_lib.errors import UserError, listed
 from recipe_lib.hub import load_hub_dataset
 from recipe_lib.vision.long_tail import with_imbalance, with_label_noise
 from recipe_lib.vision.sets import ImageSet, digits, from_dataset, read_folder, sample_rows
 from recipe_lib.vision.stream import stream_classes
 
-LOCAL_HINT = "--data_dir DIR (train/<class>/*.JPEG and val/..., or train.parquet and validation.parquet)"
+LOCAL_HINT = "--data_dir DIR (train/<class>/*.JPEG and val/..., or parquet files)"
 IMAGENET = "ILSVRC/imagenet-1k"
 VALIDATION_NAMES = ("validation", "val", "test")
 
@@ -32,12 +33,13 @@ class ImageDataArguments:
     data_dir: str | None = field(
         default=None,
         metadata={
-            "help": "Directory with train/<class>/*.JPEG and val/<class>/*.JPEG, or with train.parquet and "
-            "validation.parquet (or val, test)."
+            "help": "Directory with train/<class>/*.JPEG and val/<class>/*.JPEG (or validation, test), or with parquet files: "
+            "train.parquet, train/*.parquet, or train-*.parquet there or in data/, as in a copy of a data set of the Hub."
         },
     )
     train_path: str | None = field(
-        default=None, metadata={"help": "A folder of class folders, or a parquet file, to train on."}
+        default=None,
+        metadata={"help": "A folder of class folders or of parquet files, or a parquet file, to train on."},
     )
     validation_path: str | None = field(default=None, metadata={"help": "The same to evaluate on."})
     image_column: str = field(default="image", metadata={"help": "Column of the images (Hub, parquet)."})
@@ -168,8 +170,8 @@ def load_image_streams(args: ImageDataArguments) -> tuple[ImageStream, ImageStre
         splits = load_hub_dataset(args.dataset_name, local_hint=LOCAL_HINT, streaming=True)
         found = {"train": splits.get("train"), "validation": _validation_of(splits, args.dataset_name)}
     else:
-        files = {name: str(path) for name, path in _paths(args).items()}
-        if not all(name.endswith(".parquet") for name in files.values()):
+        files = {split: [str(path) for path in paths] for split, paths in _files(args).items()}
+        if not all(name.endswith(".parquet") for names in files.values() for name in names):
             raise UserError("--streaming reads the Hub or parquet files; class folders need no streaming.")
         found = dict(load_dataset("parquet", data_files=files, streaming=True))
     if found["train"] is None:
@@ -192,18 +194,21 @@ def _read_sets(args: ImageDataArguments) -> tuple[ImageSet, ImageSet]:
         found = {"train": splits["train"], "validation": _validation_of(splits, args.dataset_name)}
         names = {split: f"the {split} split of {args.dataset_name}" for split in found}
     else:
-        paths = _paths(args)
-        folders = [path.is_dir() for path in paths.values()]
+        files = _files(args)
+        places = {split: paths[0] if len(paths) == 1 else paths[0].parent for split, paths in files.items()}
+        folders = [paths[0].is_dir() for paths in files.values()]
         if any(folders) and (args.class_names or not all(folders)):
             raise UserError(
                 "--class_names is for parquet files and the Hub: classes of folders are called like these."
                 if all(folders)
-                else f"{listed(map(str, paths.values()))}: give class folders for both splits, or parquet files for both."
+                else f"{listed(map(str, places.values()))}: give class folders for both splits, or parquet files for both."
             )
         if all(folders):
-            return read_folder(paths["train"]), read_folder(paths["validation"])
-        found = dict(read_splits(dict(paths)))
-        names = {split: str(path) for split, path in paths.items()}
+            return read_folder(places["train"]), read_folder(places["validation"])
+        found = {
+            split: concatenate_datasets([read_file(path) for path in paths]) for split, paths in files.items()
+        }
+        names = {split: str(place) for split, place in places.items()}
     train, validation = (
         from_dataset(found[split], args.image_column, args.label_column, args.class_names, names[split])
         for split in ("train", "validation")
@@ -218,23 +223,54 @@ def _validation_of(splits, name: str):
     raise UserError(f"{name} has no split {' or '.join(VALIDATION_NAMES)}, only {listed(splits)}.")
 
 
-def _paths(args: ImageDataArguments) -> dict[str, Path]:
-    """The folder or file of each split."""
+def _files(args: ImageDataArguments) -> dict[str, list[Path]]:
+    """Of each split the folder of class folders, alone, or the parquet files."""
     if args.train_path and args.validation_path:
-        return {"train": _existing(args.train_path), "validation": _existing(args.validation_path)}
+        paths = {"train": _existing(args.train_path), "validation": _existing(args.validation_path)}
+        return {split: _parquet_in(path) or [path] for split, path in paths.items()}
     folder = _existing(str(args.data_dir))
     found = {}
     for split, names in {"train": ("train",), "validation": VALIDATION_NAMES}.items():
-        candidates = [folder / f"{name}{suffix}" for name in names for suffix in ("", ".parquet")]
-        present = [path for path in candidates if path.exists()]
-        if not present:
+        present = next(filter(None, (_split_files(folder, name) for name in names)), None)
+        if present is None:
             raise UserError(
-                f"{folder} has no {' or '.join(path.name for path in candidates)}; it holds "
+                f"{folder} has no {' or '.join(names)} (a folder of class folders or of parquet files), no "
+                f"{names[0]}.parquet, and no {names[0]}-*.parquet there or in {folder / 'data'}; it holds "
                 f"{listed(sorted(path.name for path in folder.iterdir())[:10])}. For one folder of class folders, give "
                 "--train_path and --validation_path."
             )
-        found[split] = present[0]
+        found[split] = present
     return found
+
+
+def _split_files(folder: Path, name: str) -> list[Path]:
+    """What a directory has of a split; its last two places are those of a local copy of a data set of the Hub."""
+    for path in (folder / name, folder / f"{name}.parquet"):
+        if path.exists():
+            return _parquet_in(path) or [path]
+    for place in (folder, folder / "data"):
+        shards = sorted(place.glob(f"{name}-*.parquet"))
+        if shards:
+            return _whole(shards)
+    return []
+
+
+def _parquet_in(path: Path) -> list[Path]:
+    return _whole(sorted(path.glob("*.parquet"))) if path.is_dir() else []
+
+
+def _whole(shards: list[Path]) -> list[Path]:
+    """The files of a split that was written in parts, if they are all there."""
+    totals = {
+        int(match.group(1)) for path in shards if (match := re.search(r"-of-(\d+)\.parquet$", path.name))
+    }
+    if totals and totals != {len(shards)}:
+        raise UserError(
+            f"{shards[0].parent} has {len(shards)} parquet file(s) of a split that was written in "
+            f"{' or '.join(map(str, sorted(totals)))} ({listed([path.name for path in shards[:3]])}, ...): copy the others "
+            "there too, or take away what does not belong to it."
+        )
+    return shards
 
 
 def _existing(name: str) -> Path:
