@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from recipe_lib.errors import UserError
-from recipe_lib.tabular.report import differences, paired_difference, ranks, summarize
+from recipe_lib.tabular.report import _signed, differences, paired_difference, ranks, summarize
 from recipe_lib.tabular.scores import expected_calibration_error, macro_auroc, regression_scores, scores
 from recipe_lib.tabular.study import StudyArguments, methods_of, read_runs
 from recipe_lib.tabular.tuning import search_space, tune
@@ -117,3 +117,7 @@ def test_tuning_that_only_diverges_says_so():
 
     with pytest.raises(UserError, match="all 2 trials of mlp/erm diverged"):
         tune("mlp/erm", validation_score, trials=2)
+
+
+def test_differences_have_the_unit_of_their_score():
+    assert (_signed(0.0123, "accuracy"), _signed(-0.00012345, "rmse")) == ("+1.23", "-0.0001235")

@@ -169,21 +169,28 @@ def shown(value: Mapping[str, Any], percent: bool) -> str:
 
 
 def _print_differences(entries: Sequence[Mapping[str, Any]]) -> None:
-    title = "Paired differences over seeds, with 95 % interval (accuracy in points)"
+    units = [
+        "accuracy in points" if in_points else "RMSE in the target's unit"
+        for in_points in sorted({entry["score"] in PERCENT for entry in entries}, reverse=True)
+    ]
+    title = f"Paired differences over seeds, with 95 % interval ({'; '.join(units)})"
     table = Table(title=title, title_justify="left")
     for name in ("data", "method", "minus", "difference", "95 % interval", ""):
         table.add_column(name, justify="right" if name in ("difference", "95 % interval") else "left")
     for entry in entries:
-        scale = 100 if entry["score"] in PERCENT else 1
         interval, verdict = entry["interval"], ""
-        between = (
-            "one seed" if interval is None else f"{scale * interval[0]:+.2f} … {scale * interval[1]:+.2f}"
-        )
+        low, high = (None, None) if interval is None else (_signed(end, entry["score"]) for end in interval)
+        between = "one seed" if interval is None else f"{low} … {high}"
         if interval is not None and interval[0] * interval[1] > 0:
             verdict = "better" if better_is_larger(entry["score"], entry["mean"]) > 0 else "worse"
-        mean = f"{scale * entry['mean']:+.2f}"
+        mean = _signed(entry["mean"], entry["score"])
         table.add_row(entry["data"], entry["method"], entry["against"], mean, between, verdict)
     console.print(table)
+
+
+def _signed(value: float, score: str) -> str:
+    """A difference in points, or with four digits: who knows the size of a target."""
+    return f"{100 * value:+.2f}" if score in PERCENT else f"{value:+.4g}"
 
 
 def _print_ranks(found: Mapping[str, Mapping[str, float]]) -> None:
