@@ -120,4 +120,4 @@ def test_tuning_that_only_diverges_says_so():
 
 
 def test_differences_have_the_unit_of_their_score():
-    assert (_signed(0.0123, "accuracy"), _signed(-0.00012345, "rmse")) == ("+1.23", "-0.0001235")
+    assert (_signed(0.0123, "accuracy"), _signed(-0.00012346, "rmse")) == ("+1.23", "-0.0001235")
