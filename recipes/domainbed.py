@@ -128,8 +128,15 @@ class ModelArguments:
         default=None,
         metadata={
             "help": f"Model of the Hugging Face Hub (timm/... included) or a directory; {EFFICIENTNET_LITE0} (images) "
-            f"and {MINILM} (texts), the defaults, come with packages. With --pretrained false, an architecture of "
-            "timm."
+            f"and {MINILM} (texts), the defaults, come with packages. With --weights or --pretrained false, "
+            "an architecture of timm."
+        },
+    )
+    weights: str | None = field(
+        default=None,
+        metadata={
+            "help": "Pretrained weights for the timm architecture --model_name_or_path from a local file (.safetensors, "
+            ".pth, .pt). A classifier of another number of classes is left out; a new one starts."
         },
     )
     pretrained: bool = field(default=True, metadata={"help": "Start from pretrained weights."})
@@ -137,6 +144,10 @@ class ModelArguments:
         default=True,
         metadata={"help": "Keep the statistics of batch normalizations as they were pretrained."},
     )
+
+    def __post_init__(self):
+        if self.weights is not None and not self.pretrained:
+            raise UserError("give either --weights or --pretrained false, not both.")
 
 
 @dataclass
@@ -218,7 +229,13 @@ def load_data(args: DataArguments) -> DomainData:
 def load_backbone(args: ModelArguments, kind: str) -> Backbone:
     """The model for images or texts that the options name."""
     if kind == "image":
-        return image_backbone(args.model_name_or_path or EFFICIENTNET_LITE0, args.pretrained)
+        if args.weights is not None and args.model_name_or_path is None:
+            raise UserError(
+                "--weights needs the timm architecture that they are for: --model_name_or_path timm/NAME."
+            )
+        return image_backbone(args.model_name_or_path or EFFICIENTNET_LITE0, args.pretrained, args.weights)
+    if args.weights is not None:
+        raise UserError("--weights is for images: a text model brings its own, leave the option out.")
     if not args.pretrained:
         raise UserError("--pretrained false is for images: give the name of a text model without it.")
     return text_backbone(args.model_name_or_path or MINILM)
@@ -253,6 +270,9 @@ def check_sweep(sweep: SweepArguments, args: ReweightedTrainingArguments) -> Non
             f"--max_steps {args.max_steps} must be a multiple of --eval_steps {args.eval_steps}, so that the last model "
             "is evaluated."
         )
+    for option in ("per_device_train_batch_size", "per_device_eval_batch_size"):
+        if getattr(args, option) < 1:
+            raise UserError(f"--{option} must be at least 1, not {getattr(args, option)}.")
     for option, least in (("n_trials", 1), ("n_draws", 1), ("first_trial", 0)):
         if getattr(sweep, option) < least:
             raise UserError(f"--{option} must be at least {least}, not {getattr(sweep, option)}.")

@@ -3,15 +3,11 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import timm
 from huggingface_hub.errors import HfHubHTTPError
-from safetensors import SafetensorError
 from timm.data import resolve_data_config
-from timm.models import PretrainedCfg, load_state_dict
-from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -21,13 +17,13 @@ from transformers import (
     TimmWrapperForImageClassification,
 )
 
-from recipe_lib.efficientnet_lite import ARCHITECTURE, PACKAGE, efficientnet_lite0_weights
+from recipe_lib.efficientnet_lite import ARCHITECTURE, PACKAGE
 from recipe_lib.errors import UserError
 from recipe_lib.hub import load_pretrained
+from recipe_lib.timm_weights import first_line, number_of_classes, pretrained_cfg, read_weights, with_weights
 from recipe_lib.vision.classes import label_config
 
 _NEW_HEAD = "--ignore_mismatched_sizes puts a new, untrained classifier in its place"
-_PREFIX = "timm_model."
 
 
 @dataclass
@@ -137,7 +133,7 @@ def _timm_classifier(args: ImageModelArguments, name: str, classes: Sequence[str
     model_args: dict[str, Any] = dict(args.model_args or {})  # type: ignore[arg-type]
     if args.drop_path is not None:
         model_args["drop_path_rate"] = args.drop_path
-    if args.image_size is not None and _pretrained_cfg(name).fixed_input_size:
+    if args.image_size is not None and pretrained_cfg(name).fixed_input_size:
         model_args["img_size"] = args.image_size
     source = _create_timm(args, name, model_args, len(classes))
     config_changes: dict[str, Any] = {"num_classes": len(classes)}
@@ -145,24 +141,17 @@ def _timm_classifier(args: ImageModelArguments, name: str, classes: Sequence[str
         config_changes["input_size"] = (3, args.image_size, args.image_size)
     if args.crop_pct is not None:
         config_changes["crop_pct"] = args.crop_pct
-    pretrained_cfg = {**source.pretrained_cfg, **config_changes}
-    pretrained_cfg = {
-        key: value for key, value in pretrained_cfg.items() if key not in ("state_dict", "file")
-    }
+    cfg = {**source.pretrained_cfg, **config_changes}
+    cfg = {key: value for key, value in cfg.items() if key not in ("state_dict", "file")}
     config = TimmWrapperConfig.from_dict(
-        {"architecture": name, "model_args": model_args or None, "pretrained_cfg": pretrained_cfg},
+        {"architecture": name, "model_args": model_args or None, "pretrained_cfg": cfg},
         num_labels=len(classes),
         problem_type="single_label_classification",
         **label_config(classes),
     )
     model = TimmWrapperForImageClassification(config)
     model.timm_model.load_state_dict(source.state_dict())  # timm's own initialization or weights
-    return ImageClassifier(model, resolve_data_config(pretrained_cfg))
-
-
-def _pretrained_cfg(name: str) -> Any:
-    """What timm knows of a model: input size, mean and std, classes, where its weights are."""
-    return timm.get_pretrained_cfg(name) or PretrainedCfg()
+    return ImageClassifier(model, resolve_data_config(cfg))
 
 
 def _create_timm(args: ImageModelArguments, name: str, model_args: dict[str, Any], num_classes: int) -> Any:
@@ -171,55 +160,31 @@ def _create_timm(args: ImageModelArguments, name: str, model_args: dict[str, Any
             return timm.create_model(name, num_classes=num_classes, **model_args)
         if args.weights is not None:
             return _with_local_weights(args, name, model_args, num_classes)
-        trained_classes = _pretrained_cfg(name).num_classes
+        trained_classes = pretrained_cfg(name).num_classes
         if trained_classes:
             _check_number(name, trained_classes, num_classes, args.ignore_mismatched_sizes)
         return timm.create_model(name, pretrained=True, num_classes=num_classes, **model_args)
     except (OSError, HfHubHTTPError) as error:
         raise UserError(
             f"the weights of timm's {name} could not be loaded from the Hugging Face Hub and are not in the local "
-            f"cache: {_first_line(error)} Without a network, give --weights FILE, or --from_scratch."
+            f"cache: {first_line(error)} Without a network, give --weights FILE, or --from_scratch."
         ) from error
     except (TypeError, AssertionError, RuntimeError) as error:
-        raise UserError(
-            f"timm's {name} could not be built with {model_args}: {_first_line(error)}"
-        ) from error
+        raise UserError(f"timm's {name} could not be built with {model_args}: {first_line(error)}") from error
 
 
 def _with_local_weights(
     args: ImageModelArguments, name: str, model_args: dict[str, Any], num_classes: int
 ) -> Any:
     """A timm model with all of its weights from a file or the package; its classifier is replaced if need be."""
-    weights = _read_weights(str(args.weights), name)
-    cfg = _pretrained_cfg(name)
-    classifier = cfg.classifier if isinstance(cfg.classifier, str) else "head"
-    head = weights.get(f"{classifier}.weight")
-    trained_classes = 0 if head is None else head.shape[0]
+    weights = read_weights(str(args.weights), name, "--timm_model")
+    trained_classes = number_of_classes(name, weights)
     if trained_classes:
         _check_number(str(args.weights), trained_classes, num_classes, args.ignore_mismatched_sizes)
-    overlay = {"state_dict": weights, "num_classes": trained_classes, "custom_load": False}
-    model: Any = timm.create_model(
-        name, pretrained=True, num_classes=trained_classes, pretrained_cfg_overlay=overlay, **model_args
-    )
+    model: Any = with_weights(name, weights, **model_args)
     if trained_classes != num_classes:
         model.reset_classifier(num_classes)
     return model
-
-
-def _read_weights(source: str, name: str) -> dict[str, Tensor]:
-    if source == PACKAGE:
-        if name.split(".")[0] != ARCHITECTURE:
-            raise UserError(f"the weights of {PACKAGE} are for --timm_model {ARCHITECTURE}, not {name}.")
-        return efficientnet_lite0_weights()
-    if not Path(source).is_file():
-        raise UserError(
-            f"there is no file of weights {source!r} (looked in {Path.cwd()}), nor such a package."
-        )
-    try:
-        weights: Any = load_state_dict(source)
-    except (SafetensorError, RuntimeError, ValueError, OSError, EOFError, KeyError) as error:
-        raise UserError(f"{source} holds no weights that timm can read: {_first_line(error)}") from error
-    return {key.removeprefix(_PREFIX): tensor for key, tensor in weights.items()}
 
 
 def _check_number(name: str, trained: int, needed: int, replace: bool) -> None:
@@ -286,8 +251,3 @@ def _data_config(processor: Any, crop_pct: float | None) -> dict[str, Any]:
         "crop_pct": crop_pct or side / shortest,
         "crop_mode": "squash" if squashed and not crop else "center",
     }
-
-
-def _first_line(error: BaseException) -> str:
-    line = " ".join((str(error).strip().splitlines() or [type(error).__name__])[:3])[:300]
-    return line if line.endswith(".") else f"{line}."
