@@ -119,6 +119,12 @@ class MeasureArguments:
         metadata={"help": "Expect the hours on so many devices like this one; those of this run by default."},
     )
 
+    def __post_init__(self):
+        for name in ("dry_run_steps", "dry_run_devices"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"--{name} must be at least 1, not {value}.")
+
 
 @dataclass(frozen=True)
 class Images:

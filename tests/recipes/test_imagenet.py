@@ -274,6 +274,12 @@ def test_a_dry_run_trains_nothing_and_tells_the_cost(tmp_path, capsys):
     assert not list(tmp_path.glob("*.safetensors"))
 
 
+@pytest.mark.parametrize("option", ["--dry_run_steps", "--dry_run_devices"])
+def test_a_dry_run_is_of_something(option, tmp_path):
+    with pytest.raises(UserError, match=f"{option} must be at least 1, not 0"):
+        imagenet.main(tiny(tmp_path, "--dry_run", option, "0"))
+
+
 # --- models ---------------------------------------------------------------------------------------------------------
 
 
