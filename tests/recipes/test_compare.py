@@ -233,6 +233,8 @@ def test_a_run_that_fails_does_not_stop_the_study_and_is_tried_again_once_it_is_
         f"bad/{method}/lr{factor}/seed100/tuning" for method in ("erm", "kl_tau1") for factor in (0.5, 2)
     ]
     assert all("there is no file" in line["error"] and "score" not in line for line in failed)
+    recipes = str(Path(compare.__file__).resolve().parent)
+    assert all('File "recipes' in line["traceback"] and recipes not in line["traceback"] for line in failed)
     assert "failed: bad/erm/lr?/seed0/final: no learning rate of bad/erm has finished" in output
     assert "7 runs failed, 3 of them final." in output
     assert sum("error" not in line for line in lines(out)) == whole

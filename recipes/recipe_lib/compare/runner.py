@@ -25,6 +25,7 @@ from recipe_lib.results import package_versions
 from recipe_lib.run_file import RunFile, duration
 
 KEY = "identity"
+CHECKOUT = Path(__file__).resolve().parents[3]
 MISSING = "missing"
 
 
@@ -159,7 +160,8 @@ class Runner:
             self._fail(cell, str(error))
             return
         except Exception as error:
-            where = "".join(traceback.format_exception(error)[-3:])
+            # Without the place of this checkout: the lines are shared with others.
+            where = "".join(traceback.format_exception(error)[-3:]).replace(f"{CHECKOUT}{os.sep}", "")
             reason = self._fail(cell, f"{type(error).__name__}: {error}")
             may_pass = isinstance(error, UserError | OSError | MemoryError)
             record = {**self._head(cell), "error": reason, "may_pass": may_pass, "traceback": where}
