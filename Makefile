@@ -51,7 +51,7 @@ demo-vision: $(VENV)/.recipes  ## Train a small ViT on handwritten digits, ERM a
 
 .PHONY: report
 report: $(VENV)/.recipes  ## Rebuild the report and the README's table from the finished runs of the comparison
-	$(BIN)/python recipes/report.py --readme README.md
+	$(BIN)/python benchmarks/report.py --readme README.md
 
 # --- checks -----------------------------------------------------------------------------------------------------------
 
@@ -67,7 +67,7 @@ test-slow: $(VENV)/.dev  ## Run the slow tests
 lint: $(VENV)/.dev  ## Check style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy rgd_hf recipes
+	$(BIN)/mypy rgd_hf recipes benchmarks
 
 .PHONY: bench-overhead
 bench-overhead: $(VENV)/.recipes  ## Measure what re-weighting costs: step time and peak memory against the stock Trainer

@@ -57,7 +57,7 @@ def minilm() -> tuple[nn.Module, Batch]:
 
 def vit_tiny() -> tuple[nn.Module, Batch]:
     """ViT-Ti/16 at 224 px, random weights, batch 8."""
-    config = ViTConfig(
+    config = ViTConfig(  # type: ignore[call-arg]
         hidden_size=192, num_hidden_layers=12, num_attention_heads=3, intermediate_size=768, num_labels=1000
     )
     return ViTForImageClassification(config), {

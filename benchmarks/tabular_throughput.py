@@ -9,28 +9,23 @@ is compared is training alone, without evaluation. The medians of the epochs and
 import argparse
 import gc
 import statistics
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "recipes"))
-
-from recipe_lib.tabular.batches import TensorTable
-from recipe_lib.tabular.columns import ColumnArguments, choose_columns, find_target
-from recipe_lib.tabular.configuration import TabularConfig
-from recipe_lib.tabular.modeling import TabularModel
-from recipe_lib.tabular.objectives import Objective
-from recipe_lib.tabular.preprocessing import TablePreprocessor
-from recipe_lib.tabular.sources import load_table
-from recipe_lib.tabular.splits import Part
-from recipe_lib.tabular.trainer import TabularTrainer, quiet
-from recipe_lib.tabular.training import make_table
-
 from rgd_hf import ReweightedTrainingArguments
+from rgd_hf.scripts.tabular.batches import TensorTable
+from rgd_hf.scripts.tabular.columns import ColumnArguments, choose_columns, find_target
+from rgd_hf.scripts.tabular.configuration import TabularConfig
+from rgd_hf.scripts.tabular.modeling import TabularModel
+from rgd_hf.scripts.tabular.objectives import Objective
+from rgd_hf.scripts.tabular.preprocessing import TablePreprocessor
+from rgd_hf.scripts.tabular.sources import load_table
+from rgd_hf.scripts.tabular.splits import Part
+from rgd_hf.scripts.tabular.trainer import TabularTrainer, quiet
+from rgd_hf.scripts.tabular.training import make_table
 
 
 def load(name: str, target_name: str | None) -> tuple[Part, TabularConfig]:

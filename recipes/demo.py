@@ -9,12 +9,13 @@ import shlex
 import sys
 from pathlib import Path
 
-import glue
-from recipe_lib.cli import run_recipe
-from recipe_lib.embedded import minilm_directory
-from recipe_lib.results import RESULTS_NAME, say
-from recipe_lib.vader import CACHE_DIR, load_vader
 from transformers import pipeline
+
+import glue
+from rgd_hf.scripts.cli import run_recipe
+from rgd_hf.scripts.embedded import minilm_directory
+from rgd_hf.scripts.results import RESULTS_NAME, say
+from rgd_hf.scripts.vader import CACHE_DIR, load_vader
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTPUT_DIR = ROOT / "runs" / "demo"

@@ -19,25 +19,31 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from datasets import concatenate_datasets
-from recipe_lib.cli import parse_args, run_recipe
-from recipe_lib.domains.algorithms import ALGORITHMS
-from recipe_lib.domains.backbones import EFFICIENTNET_LITE0, MINILM, Backbone, image_backbone, text_backbone
-from recipe_lib.domains.digits import coloured_digits, grey_images, rotated_digits
-from recipe_lib.domains.environments import DomainData, check_held_out
-from recipe_lib.domains.experiment import Experiment
-from recipe_lib.domains.predictions import CheckpointPredictions, predictions_file
-from recipe_lib.domains.report import Comparison, print_tables, write_report
-from recipe_lib.domains.selection import RULES
-from recipe_lib.domains.sources import LOCAL_HINT, from_table, read_directory, read_table
-from recipe_lib.domains.sweep import Job, plan_jobs, run_jobs
-from recipe_lib.domains.views import ImageView, TextView, View
-from recipe_lib.errors import UserError, listed
-from recipe_lib.predictions import write_table
-from recipe_lib.results import say, settings_of, write_json
-from recipe_lib.run_file import RunFile, parse_shard
-from recipe_lib.vader import load_vader
 
 from rgd_hf import ReweightedTrainingArguments
+from rgd_hf.scripts.cli import parse_args, run_recipe
+from rgd_hf.scripts.domains.algorithms import ALGORITHMS
+from rgd_hf.scripts.domains.backbones import (
+    EFFICIENTNET_LITE0,
+    MINILM,
+    Backbone,
+    image_backbone,
+    text_backbone,
+)
+from rgd_hf.scripts.domains.digits import coloured_digits, grey_images, rotated_digits
+from rgd_hf.scripts.domains.environments import DomainData, check_held_out
+from rgd_hf.scripts.domains.experiment import Experiment
+from rgd_hf.scripts.domains.predictions import CheckpointPredictions, predictions_file
+from rgd_hf.scripts.domains.report import Comparison, print_tables, write_report
+from rgd_hf.scripts.domains.selection import RULES
+from rgd_hf.scripts.domains.sources import LOCAL_HINT, from_table, read_directory, read_table
+from rgd_hf.scripts.domains.sweep import Job, plan_jobs, run_jobs
+from rgd_hf.scripts.domains.views import ImageView, TextView, View
+from rgd_hf.scripts.errors import UserError, listed
+from rgd_hf.scripts.predictions import write_table
+from rgd_hf.scripts.results import say, settings_of, write_json
+from rgd_hf.scripts.run_file import RunFile, parse_shard
+from rgd_hf.scripts.vader import load_vader
 from rgd_hf.weighting import REWEIGHTINGS
 
 DATASETS = ("rotated_digits", "coloured_digits", "kinds_of_sentences")

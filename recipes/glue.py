@@ -14,19 +14,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
-from recipe_lib.cli import parse_args, run_recipe
-from recipe_lib.data_files import first_rows, read_directory, read_splits
-from recipe_lib.errors import UserError, listed
-from recipe_lib.glue_tasks import GLUE_TASKS, HUB_NAME, GlueTask
-from recipe_lib.hard_examples import TrainingSamples
-from recipe_lib.holdout import HELP as HOLDOUT_HELP
-from recipe_lib.holdout import hold_out
-from recipe_lib.hub import load_hub_dataset, load_pretrained
-from recipe_lib.length_grouping import LengthGroupedTrainer
-from recipe_lib.metrics import make_compute_metrics
-from recipe_lib.results import print_table, settings_of, shown_metrics
-from recipe_lib.runs import RunArguments, prepare_runs, train_runs
-from recipe_lib.text_classification import Labels, encode_labels, find_labels, find_text_columns, tokenize
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -35,6 +22,19 @@ from transformers import (
 )
 
 from rgd_hf import ReweightedTrainingArguments
+from rgd_hf.scripts.cli import parse_args, run_recipe
+from rgd_hf.scripts.data_files import first_rows, read_directory, read_splits
+from rgd_hf.scripts.errors import UserError, listed
+from rgd_hf.scripts.glue_tasks import GLUE_TASKS, HUB_NAME, GlueTask
+from rgd_hf.scripts.hard_examples import TrainingSamples
+from rgd_hf.scripts.holdout import HELP as HOLDOUT_HELP
+from rgd_hf.scripts.holdout import hold_out
+from rgd_hf.scripts.hub import load_hub_dataset, load_pretrained
+from rgd_hf.scripts.length_grouping import LengthGroupedTrainer
+from rgd_hf.scripts.metrics import make_compute_metrics
+from rgd_hf.scripts.results import print_table, settings_of, shown_metrics
+from rgd_hf.scripts.runs import RunArguments, prepare_runs, train_runs
+from rgd_hf.scripts.text_classification import Labels, encode_labels, find_labels, find_text_columns, tokenize
 
 LOCAL_HINT = (
     "--dataset_dir DIR (with train.parquet and validation.parquet), or --train_file and --validation_file"

@@ -22,10 +22,12 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
-from recipe_lib.cli import parse_args, run_recipe
-from recipe_lib.errors import UserError
-from recipe_lib.hard_examples import TrainingSamples
-from recipe_lib.results import (
+
+from rgd_hf import ReweightedTrainingArguments
+from rgd_hf.scripts.cli import parse_args, run_recipe
+from rgd_hf.scripts.errors import UserError
+from rgd_hf.scripts.hard_examples import TrainingSamples
+from rgd_hf.scripts.results import (
     package_versions,
     print_table,
     read_results,
@@ -34,28 +36,31 @@ from recipe_lib.results import (
     shown_metrics,
     write_json,
 )
-from recipe_lib.runs import RunArguments, RunPlan, last_checkpoint, plan_runs, prepare_runs, train_runs
-from recipe_lib.vision.augmentation import AugmentationArguments, eval_transform, make_mixup, train_transform
-from recipe_lib.vision.batches import AugmentedImages, ImageCollator, PreparedImages
-from recipe_lib.vision.classes import readable_names
-from recipe_lib.vision.data import (
+from rgd_hf.scripts.runs import RunArguments, RunPlan, last_checkpoint, plan_runs, prepare_runs, train_runs
+from rgd_hf.scripts.vision.augmentation import (
+    AugmentationArguments,
+    eval_transform,
+    make_mixup,
+    train_transform,
+)
+from rgd_hf.scripts.vision.batches import AugmentedImages, ImageCollator, PreparedImages
+from rgd_hf.scripts.vision.classes import readable_names
+from rgd_hf.scripts.vision.data import (
     ImageDataArguments,
     ImageStream,
     load_image_sets,
     load_image_streams,
     with_noise,
 )
-from recipe_lib.vision.decoding import BadImages, check_all_images, open_image
-from recipe_lib.vision.long_tail import shot_groups
-from recipe_lib.vision.metrics import keep_best_classes, make_image_metrics
-from recipe_lib.vision.models import ImageModelArguments, build_image_classifier
-from recipe_lib.vision.plots import plot_curves, plot_weights, read_history
-from recipe_lib.vision.sets import ImageSet
-from recipe_lib.vision.stream import StreamedImages
-from recipe_lib.vision.throughput import Throughput, measure
-from recipe_lib.vision.trainer import ImageTrainer
-
-from rgd_hf import ReweightedTrainingArguments
+from rgd_hf.scripts.vision.decoding import BadImages, check_all_images, open_image
+from rgd_hf.scripts.vision.long_tail import shot_groups
+from rgd_hf.scripts.vision.metrics import keep_best_classes, make_image_metrics
+from rgd_hf.scripts.vision.models import ImageModelArguments, build_image_classifier
+from rgd_hf.scripts.vision.plots import plot_curves, plot_weights, read_history
+from rgd_hf.scripts.vision.sets import ImageSet
+from rgd_hf.scripts.vision.stream import StreamedImages
+from rgd_hf.scripts.vision.throughput import Throughput, measure
+from rgd_hf.scripts.vision.trainer import ImageTrainer
 
 DEFAULTS = {
     "output_dir": "runs/imagenet",

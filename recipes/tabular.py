@@ -19,18 +19,18 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from accelerate import PartialState
-from recipe_lib.cli import parse_args, run_recipe
-from recipe_lib.errors import UserError, listed
-from recipe_lib.results import package_versions, say, settings_of, write_json
-from recipe_lib.runs import REPORTING_SETTINGS
-from recipe_lib.tabular.columns import ColumnArguments
-from recipe_lib.tabular.options import NetworkArguments
-from recipe_lib.tabular.plot import plot_scores
-from recipe_lib.tabular.report import differences, print_report, ranks, summarize
-from recipe_lib.tabular.sources import EMBEDDED, Table, load_table
-from recipe_lib.tabular.study import Study, StudyArguments, deciding_settings
 
 from rgd_hf import ReweightedTrainingArguments
+from rgd_hf.scripts.cli import parse_args, run_recipe
+from rgd_hf.scripts.errors import UserError, listed
+from rgd_hf.scripts.results import package_versions, say, settings_of, write_json
+from rgd_hf.scripts.runs import REPORTING_SETTINGS
+from rgd_hf.scripts.tabular.columns import ColumnArguments
+from rgd_hf.scripts.tabular.options import NetworkArguments
+from rgd_hf.scripts.tabular.plot import plot_scores
+from rgd_hf.scripts.tabular.report import differences, print_report, ranks, summarize
+from rgd_hf.scripts.tabular.sources import EMBEDDED, Table, load_table
+from rgd_hf.scripts.tabular.study import Study, StudyArguments, deciding_settings
 
 SUMMARY_NAME = "summary.json"
 PLOT_NAME = "scores.png"

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from tiny import gradients_of, parameters_of, relative_error, stack
 from torch.nn import functional as F
 from transformers import MixtralConfig, MixtralForCausalLM
 
 from rgd_hf import ReweightedTrainer, rgd_weights
+from tiny import gradients_of, parameters_of, relative_error, stack
 
 
 def tiny_mixtral() -> MixtralForCausalLM:

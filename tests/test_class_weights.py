@@ -3,6 +3,11 @@ import pytest
 import torch
 from datasets import Dataset
 from sklearn.utils.class_weight import compute_class_weight
+from torch.nn import functional as F
+from transformers import BertForTokenClassification
+
+from rgd_hf import ReweightedTrainer, ReweightedTrainingArguments, rgd_weights
+from rgd_hf.class_weights import class_weights_of, weight_of_items
 from tiny import (
     classification_data,
     gradients_of,
@@ -12,11 +17,6 @@ from tiny import (
     tiny_bert,
     tiny_config,
 )
-from torch.nn import functional as F
-from transformers import BertForTokenClassification
-
-from rgd_hf import ReweightedTrainer, ReweightedTrainingArguments, rgd_weights
-from rgd_hf.class_weights import class_weights_of, weight_of_items
 
 LABELS = [0, 0, 0, 1, 1, 2, -100]
 

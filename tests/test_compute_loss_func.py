@@ -1,6 +1,5 @@
 import pytest
 import torch
-from tiny import classification_data, parameters_of, relative_error, stack, tiny_bert, tiny_config
 from transformers import (
     BertForMaskedLM,
     BertForNextSentencePrediction,
@@ -11,6 +10,7 @@ from transformers import (
 )
 
 from rgd_hf import ReweightedTrainer, RGDLoss
+from tiny import classification_data, parameters_of, relative_error, stack, tiny_bert, tiny_config
 
 
 def tiny_gpt2():

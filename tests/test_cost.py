@@ -4,11 +4,11 @@ from collections import Counter
 
 import pytest
 import torch
-from tiny import classification_data, tiny_bert
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
 
 from rgd_hf import ReweightedTrainer
+from tiny import classification_data, tiny_bert
 
 # `nonzero` is what indexing with a mask becomes: its output's shape depends on the data.
 WAITING = {

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import classification_data, parameters_of, relative_error, stack, tiny_bert
 from torch.nn import functional as F
 from torch.utils.data import SequentialSampler
 from transformers import TrainingArguments
 
 from rgd_hf import rgd_weights
 from rgd_hf.group_dro import GROUP_WEIGHTS_NAME, GroupDROTrainer
+from tiny import classification_data, parameters_of, relative_error, stack, tiny_bert
 
 GROUPS = 4  # the last one never occurs
 BATCH = 8

@@ -10,8 +10,6 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
-from test_cost import CountSteps, CountWaits
-from tiny import classification_data, tiny_bert
 from torch.utils.data import IterableDataset
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
@@ -19,6 +17,8 @@ from rgd_hf import HardExamplesMixin, ReweightedTrainer, ReweightedTrainingArgum
 from rgd_hf.data import SAMPLE_INDEX
 from rgd_hf.hard_examples import add_by_sample
 from rgd_hf.weighting import Items
+from test_cost import CountSteps, CountWaits
+from tiny import classification_data, tiny_bert
 
 
 class RecordingTrainer(HardExamplesMixin, ReweightedTrainer):

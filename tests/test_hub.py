@@ -11,7 +11,6 @@ import torch
 from datasets import Dataset
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import OfflineModeIsEnabled
-from tiny import classification_data, tiny_bert, tiny_config
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     BertForMaskedLM,
@@ -35,6 +34,7 @@ from rgd_hf.description import DIVERGENCE_NAMES
 from rgd_hf.divergences import DIVERGENCES
 from rgd_hf.hub import TAGS
 from rgd_hf.loading_snippet import loading_snippet
+from tiny import classification_data, tiny_bert, tiny_config
 
 
 def word_tokenizer() -> PreTrainedTokenizerFast:

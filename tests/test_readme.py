@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset
-from tiny import classification_data, tiny_bert
 from transformers import TrainingArguments
 
 from rgd_hf import ReweightingArguments
 from rgd_hf.hub import CITATION
+from tiny import classification_data, tiny_bert
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -55,7 +55,7 @@ def test_make_targets_exist(name):
 
 def test_links_and_paths_exist():
     links = {link for link in re.findall(r"\]\(([^)#]+)\)", TEXT) if not link.startswith("http")}
-    scripts = set(re.findall(r"\brecipes/[\w/]+\.py\b", TEXT))
+    scripts = set(re.findall(r"\b(?:recipes|benchmarks)/[\w/]+\.py\b", TEXT))
     assert links and scripts
     for path in links | scripts:
         assert (ROOT / path).exists(), path
@@ -64,7 +64,7 @@ def test_links_and_paths_exist():
 def test_options_of_the_recipe_commands_exist(capsys):
     pytest.importorskip("timm", reason="the recipes' requirements are not installed")
     section = TEXT.split("## Recipes")[1].split("\n## ")[0]
-    commands = re.findall(r"recipes/(\w+)\.py ((?:[^`\n]|\\\n)*--(?:[^`\n]|\\\n)*)", section)
+    commands = re.findall(r"(?:recipes|benchmarks)/(\w+)\.py ((?:[^`\n]|\\\n)*--(?:[^`\n]|\\\n)*)", section)
     assert {name for name, _ in commands} == {"glue", "imagenet", "tabular", "domainbed", "compare", "report"}
     for name, arguments in commands:
         with pytest.raises(SystemExit):

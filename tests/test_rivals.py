@@ -6,11 +6,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import classification_data, gradients_of, relative_error, stack, tiny_bert
 from torch.nn import functional as F
 
 from rgd_hf import ReweightedTrainer, ReweightedTrainingArguments
 from rgd_hf.rivals import cvar_weights, focal_weights, tilted_weights
+from tiny import classification_data, gradients_of, relative_error, stack, tiny_bert
 
 
 def batch_of(seed, n=12):

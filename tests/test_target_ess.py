@@ -7,11 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import brentq
-from tiny import classification_data, gradients_of, parameters_of, relative_error, stack, tiny_bert
 from torch.nn import functional as F
 from transformers import TrainerCallback
 
 from rgd_hf import ReweightedTrainer, ReweightedTrainingArguments, RGDLoss, ess_weights
+from tiny import classification_data, gradients_of, parameters_of, relative_error, stack, tiny_bert
 
 
 def effective_sample_size(weights, reference):

@@ -3,15 +3,6 @@ import math
 
 import pytest
 import torch
-from tiny import (
-    classification_data,
-    gradients_of,
-    parameters_of,
-    relative_error,
-    stack,
-    tiny_bert,
-    tiny_config,
-)
 from torch import nn
 from torch.nn import functional as F
 from transformers import (
@@ -26,6 +17,15 @@ from transformers import (
 from rgd_hf import ReweightedTrainer, ReweightedTrainingArguments, rgd_surrogate, rgd_weights
 from rgd_hf.divergences import DIVERGENCES
 from rgd_hf.trainer import NonFiniteLossError
+from tiny import (
+    classification_data,
+    gradients_of,
+    parameters_of,
+    relative_error,
+    stack,
+    tiny_bert,
+    tiny_config,
+)
 
 
 def data_for(problem_type, n, seed=0):

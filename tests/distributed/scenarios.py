@@ -17,11 +17,11 @@ from brute_force import Trajectory, parameters_of
 from cut_cases import BY_PROCESSES, FSDP_SETTINGS, RESUMED, ZERO_SETTINGS, Case, Cut, Setting
 from cut_tasks import make_data, make_model
 from cut_training import make_trainer, train
-from tiny import tiny_bert
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, TrainerCallback
 from transformers.distributed import DistributedConfig
 
 from rgd_hf.trainer import NonFiniteLossError
+from tiny import tiny_bert
 
 torch.set_num_threads(1)
 # Every train() collects garbage; what importing left behind is not worth looking through each time.

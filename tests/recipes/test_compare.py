@@ -8,11 +8,12 @@ import sys
 import time
 from pathlib import Path
 
-import compare
 import numpy as np
 import pytest
 import yaml
-from recipe_lib.errors import UserError
+
+import compare
+from rgd_hf.scripts.errors import UserError
 
 TABLES = {
     "seeds": [0, 1],
@@ -264,7 +265,7 @@ def test_a_run_whose_own_error_would_come_again_is_left_alone(tmp_path, capsys, 
     assert f"failed    {cell}" in output and "2 of 3 runs are finished. 1 run failed." in output
     _, failed = start("--retry_failed")
     assert failed == [cell] * 2
-    monkeypatch.setattr("recipe_lib.compare.runner.git_commit", lambda directory: "another")
+    monkeypatch.setattr("study.runner.git_commit", lambda directory: "another")
     _, failed = start()
     assert failed == [cell] * 3
 

@@ -4,24 +4,24 @@ import copy
 import json
 from pathlib import Path
 
-import compare
-import domainbed
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from recipe_lib.compare.adapters import RECIPES
-from recipe_lib.compare.cells import FINAL, TUNING, Cell, identity
-from recipe_lib.compare.records import read_records
-from recipe_lib.compare.samples import by_difficulty, correctness
-from recipe_lib.compare.study import read_study
-from recipe_lib.domains.environments import split
-from recipe_lib.domains.predictions import predictions_file
-from recipe_lib.weight_histogram import BOUNDS, HISTOGRAM
 
+import compare
+import domainbed
+from rgd_hf.scripts.domains.environments import split
+from rgd_hf.scripts.domains.predictions import predictions_file
+from rgd_hf.scripts.weight_histogram import BOUNDS, HISTOGRAM
+from study.adapters import RECIPES
+from study.cells import FINAL, TUNING, Cell, identity
+from study.records import read_records
+from study.samples import by_difficulty, correctness
+from study.study import read_study
 from tests.recipes.test_compare_statistics import packed, records, run
 
-CONFIGS = Path(__file__).resolve().parents[2] / "recipes" / "configs"
+CONFIGS = Path(__file__).resolve().parents[2] / "benchmarks" / "configs"
 DIGITS = {
     "dataset": "rotated_digits",
     "held_out": ["75", "0"],

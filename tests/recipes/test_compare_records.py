@@ -4,11 +4,12 @@ import itertools
 import json
 
 import pytest
-from recipe_lib.compare.learning_rates import best_factor
-from recipe_lib.compare.records import read_records
-from recipe_lib.compare.summary import tuning
-from recipe_lib.errors import UserError
-from recipe_lib.run_file import RunFile
+
+from rgd_hf.scripts.errors import UserError
+from rgd_hf.scripts.run_file import RunFile
+from study.learning_rates import best_factor
+from study.records import read_records
+from study.summary import tuning
 
 
 def line(method, stage, seed, factor, score, **more):

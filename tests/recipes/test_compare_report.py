@@ -7,18 +7,19 @@ import re
 from pathlib import Path
 
 import pytest
-import report
 from PIL import Image
-from recipe_lib.cli import run_recipe
-from recipe_lib.compare.methods import in_order, method_title
-from recipe_lib.compare.plots_training import curve
-from recipe_lib.compare.readme_table import BEGIN, END
-from recipe_lib.compare.records import read_records
-from recipe_lib.compare.sections import _remark
-from recipe_lib.compare.statistics import Estimate
-from recipe_lib.compare.summary import Tuning, final_gap
-from recipe_lib.compare.tables import counted, points, ranges, signed
-from recipe_lib.errors import UserError
+
+import report
+from rgd_hf.scripts.cli import run_recipe
+from rgd_hf.scripts.errors import UserError
+from study.methods import in_order, method_title
+from study.plots_training import curve
+from study.readme_table import BEGIN, END
+from study.records import read_records
+from study.sections import _remark
+from study.statistics import Estimate
+from study.summary import Tuning, final_gap
+from study.tables import counted, points, ranges, signed
 from study_lines import study, write_lines
 
 DATASETS = {
@@ -256,7 +257,7 @@ def test_readme_table_is_written_and_checked(tmp_path):
 
 
 def test_errors_say_how_to_go_on(tmp_path, capsys):
-    with pytest.raises(UserError, match=r"recipes/compare\.py .*makes them"):
+    with pytest.raises(UserError, match=r"benchmarks/compare\.py .*makes them"):
         report.main(["--results_dir", str(tmp_path)])
     write_lines(tmp_path, [{"name": "another recipe's"}])
     with pytest.raises(UserError, match="not a run of this recipe"):

@@ -6,9 +6,11 @@ from itertools import product
 
 import numpy as np
 import pytest
-from recipe_lib.compare.records import Records
-from recipe_lib.compare.samples import by_difficulty, by_frequency, correctness
-from recipe_lib.compare.statistics import (
+from scipy import stats
+
+from study.records import Records
+from study.samples import by_difficulty, by_frequency, correctness
+from study.statistics import (
     Estimate,
     expanded_confidence,
     holm,
@@ -16,7 +18,7 @@ from recipe_lib.compare.statistics import (
     signed_rank_p,
     smallest_p,
 )
-from recipe_lib.compare.summary import (
+from study.summary import (
     all_verdicts,
     difference,
     difference_values,
@@ -26,7 +28,6 @@ from recipe_lib.compare.summary import (
     rows,
     tuning,
 )
-from scipy import stats
 from study_lines import study
 
 

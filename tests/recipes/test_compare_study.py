@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from recipe_lib.compare.cells import FINAL, TUNING, CannotRun, Cell, identity, options_of, plan, resolve_cell
-from recipe_lib.compare.checks import check_options
-from recipe_lib.compare.study import read_study
-from recipe_lib.errors import UserError
 
-CONFIGS = Path(__file__).resolve().parents[2] / "recipes" / "configs"
+from rgd_hf.scripts.errors import UserError
+from study.cells import FINAL, TUNING, CannotRun, Cell, identity, options_of, plan, resolve_cell
+from study.checks import check_options
+from study.study import read_study
+
+CONFIGS = Path(__file__).resolve().parents[2] / "benchmarks" / "configs"
 STUDY = {
     "seeds": [0, 1],
     "tuning_seeds": [100, 101],

@@ -1,8 +1,9 @@
 """Data sets from local files."""
 
 import pytest
-from recipe_lib.data_files import first_rows, read_directory, read_file, require_columns
-from recipe_lib.errors import UserError
+
+from rgd_hf.scripts.data_files import first_rows, read_directory, read_file, require_columns
+from rgd_hf.scripts.errors import UserError
 
 ROWS = [{"text": "a", "label": 0}, {"text": "b", "label": 1}]
 

@@ -5,23 +5,23 @@ import copy
 import numpy as np
 import pytest
 import torch
-from recipe_lib.domains import swad
-from recipe_lib.domains.algorithms import ALGORITHMS
-from recipe_lib.domains.backbones import Backbone, add_dropout, freeze_batch_norm, image_backbone
-from recipe_lib.domains.coral import coral_penalty
-from recipe_lib.domains.environments import DomainData, Environment, split
-from recipe_lib.domains.experiment import Experiment
-from recipe_lib.domains.features import classifier_of, recorded_inputs, stages_of
-from recipe_lib.domains.miro import Variances, miro_penalty
-from recipe_lib.domains.swad import LossValley, WeightAverage
-from recipe_lib.domains.sweep import Job
-from recipe_lib.domains.views import ImageView
-from recipe_lib.errors import UserError
 from sklearn.utils.class_weight import compute_class_weight
-from tiny import parameters_of
 from transformers import TrainerCallback
 
 from rgd_hf import ReweightedTrainingArguments
+from rgd_hf.scripts.domains import swad
+from rgd_hf.scripts.domains.algorithms import ALGORITHMS
+from rgd_hf.scripts.domains.backbones import Backbone, add_dropout, freeze_batch_norm, image_backbone
+from rgd_hf.scripts.domains.coral import coral_penalty
+from rgd_hf.scripts.domains.environments import DomainData, Environment, split
+from rgd_hf.scripts.domains.experiment import Experiment
+from rgd_hf.scripts.domains.features import classifier_of, recorded_inputs, stages_of
+from rgd_hf.scripts.domains.miro import Variances, miro_penalty
+from rgd_hf.scripts.domains.swad import LossValley, WeightAverage
+from rgd_hf.scripts.domains.sweep import Job
+from rgd_hf.scripts.domains.views import ImageView
+from rgd_hf.scripts.errors import UserError
+from tiny import parameters_of
 
 torch.manual_seed(0)
 

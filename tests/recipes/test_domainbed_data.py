@@ -2,16 +2,17 @@
 
 import io
 
-import domainbed
 import numpy as np
 import pytest
 from datasets import Dataset
 from PIL import Image
-from recipe_lib.domains.digits import ANGLES, coloured_digits, grey_images, rotated_digits
-from recipe_lib.domains.environments import Environment
-from recipe_lib.domains.sources import read_directory, read_table
-from recipe_lib.domains.views import ImageView
-from recipe_lib.errors import UserError
+
+import domainbed
+from rgd_hf.scripts.domains.digits import ANGLES, coloured_digits, grey_images, rotated_digits
+from rgd_hf.scripts.domains.environments import Environment
+from rgd_hf.scripts.domains.sources import read_directory, read_table
+from rgd_hf.scripts.domains.views import ImageView
+from rgd_hf.scripts.errors import UserError
 
 DOMAINS = {"photo": 200, "sketch": 20}
 CLASSES = ("cat", "dog")

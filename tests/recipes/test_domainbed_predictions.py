@@ -7,18 +7,18 @@ import sys
 import time
 from pathlib import Path
 
-import domainbed
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from recipe_lib.domains.environments import split
-from recipe_lib.domains.experiment import Experiment
-from recipe_lib.domains.predictions import CheckpointPredictions, predictions_file
-from recipe_lib.domains.sweep import Job
-from recipe_lib.domains.training import DomainTrainer
-from recipe_lib.run_file import RunFile
 
+import domainbed
+from rgd_hf.scripts.domains.environments import split
+from rgd_hf.scripts.domains.experiment import Experiment
+from rgd_hf.scripts.domains.predictions import CheckpointPredictions, predictions_file
+from rgd_hf.scripts.domains.sweep import Job
+from rgd_hf.scripts.domains.training import DomainTrainer
+from rgd_hf.scripts.run_file import RunFile
 from tests.recipes.conftest import launch
 from tests.recipes.test_domainbed_algorithms import experiment
 from tests.recipes.test_domainbed_sweep import OPTIONS, RECIPE, results

@@ -4,10 +4,11 @@ import hashlib
 
 import numpy as np
 import pytest
-from recipe_lib.domains.algorithms import ALGORITHMS, draw_hyper_parameters
-from recipe_lib.domains.batches import DomainSampler
-from recipe_lib.domains.comparison import Comparison, Method, estimate
-from recipe_lib.domains.environments import (
+
+from rgd_hf.scripts.domains.algorithms import ALGORITHMS, draw_hyper_parameters
+from rgd_hf.scripts.domains.batches import DomainSampler
+from rgd_hf.scripts.domains.comparison import Comparison, Method, estimate
+from rgd_hf.scripts.domains.environments import (
     DomainData,
     Environment,
     check_environments,
@@ -15,11 +16,11 @@ from recipe_lib.domains.environments import (
     seed_hash,
     split,
 )
-from recipe_lib.domains.metrics import expected_calibration_error
-from recipe_lib.domains.selection import RULES
-from recipe_lib.domains.sweep import Job, plan_jobs
-from recipe_lib.errors import UserError
-from recipe_lib.run_file import parse_shard
+from rgd_hf.scripts.domains.metrics import expected_calibration_error
+from rgd_hf.scripts.domains.selection import RULES
+from rgd_hf.scripts.domains.sweep import Job, plan_jobs
+from rgd_hf.scripts.errors import UserError
+from rgd_hf.scripts.run_file import parse_shard
 
 
 @pytest.mark.parametrize("count,trial,position", [(5, 0, 0), (37, 0, 1), (1670, 2, 3)])

@@ -10,10 +10,11 @@ import sys
 import time
 from pathlib import Path
 
-import domainbed
 import pytest
-from recipe_lib.errors import UserError
-from recipe_lib.run_file import RunFile, duration
+
+import domainbed
+from rgd_hf.scripts.errors import UserError
+from rgd_hf.scripts.run_file import RunFile, duration
 
 RECIPE = Path(domainbed.__file__)
 OPTIONS = [

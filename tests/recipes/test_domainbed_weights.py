@@ -3,13 +3,14 @@
 import json
 from pathlib import Path
 
-import domainbed
 import pytest
 import timm
 import torch
-from recipe_lib.domains.backbones import image_backbone
-from recipe_lib.errors import UserError
 from safetensors.torch import save_file
+
+import domainbed
+from rgd_hf.scripts.domains.backbones import image_backbone
+from rgd_hf.scripts.errors import UserError
 
 CLASSIFIER = {"fc.weight", "fc.bias"}
 

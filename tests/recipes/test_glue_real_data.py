@@ -3,15 +3,16 @@
 from importlib.util import find_spec
 from pathlib import Path
 
-import glue
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from recipe_lib.embedded import minilm_directory
-from recipe_lib.glue_tasks import GLUE_TASKS
 from torch.nn.functional import cross_entropy, mse_loss
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, get_linear_schedule_with_warmup
+
+import glue
+from rgd_hf.scripts.embedded import minilm_directory
+from rgd_hf.scripts.glue_tasks import GLUE_TASKS
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "glue"
 

@@ -4,16 +4,16 @@ import json
 import re
 from html.parser import HTMLParser
 
-import glue
-import imagenet
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from recipe_lib.errors import UserError
-from recipe_lib.vision.data import ImageDataArguments, load_image_sets
 from transformers import pipeline
 
+import glue
+import imagenet
+from rgd_hf.scripts.errors import UserError
+from rgd_hf.scripts.vision.data import ImageDataArguments, load_image_sets
 from tests.recipes.conftest import launch, sentences
 from tests.recipes.test_glue import changed, output_of
 from tests.recipes.test_imagenet import TINY, tiny

@@ -4,15 +4,11 @@ import json
 import shutil
 from pathlib import Path
 
-import imagenet
 import numpy as np
 import pytest
 import timm
 import torch
 from PIL import Image
-from recipe_lib.errors import UserError
-from recipe_lib.vision.models import ImageModelArguments, build_image_classifier
-from recipe_lib.vision.trainer import ImageTrainer, parameter_groups
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForImageClassification,
@@ -23,6 +19,10 @@ from transformers import (
     pipeline,
 )
 
+import imagenet
+from rgd_hf.scripts.errors import UserError
+from rgd_hf.scripts.vision.models import ImageModelArguments, build_image_classifier
+from rgd_hf.scripts.vision.trainer import ImageTrainer, parameter_groups
 from tests.recipes.conftest import launch
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,9 +11,13 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features
 from PIL import Image
-from recipe_lib.errors import UserError
-from recipe_lib.vision.augmentation import AugmentationArguments, make_mixup, train_transform
-from recipe_lib.vision.batches import (
+from timm.data import ImageNetInfo
+from torch.utils.data import DataLoader
+from transformers import EvalPrediction
+
+from rgd_hf.scripts.errors import UserError
+from rgd_hf.scripts.vision.augmentation import AugmentationArguments, make_mixup, train_transform
+from rgd_hf.scripts.vision.batches import (
     AugmentedImages,
     Draw,
     ImageCollator,
@@ -21,15 +25,12 @@ from recipe_lib.vision.batches import (
     SeededDraws,
     seeded,
 )
-from recipe_lib.vision.classes import label_config, readable_names
-from recipe_lib.vision.data import ImageDataArguments, load_image_sets, load_image_streams
-from recipe_lib.vision.decoding import BadImages, UnreadableImageError, check_all_images, open_image
-from recipe_lib.vision.long_tail import shot_groups, with_imbalance, with_label_noise
-from recipe_lib.vision.metrics import keep_best_classes, make_image_metrics
-from recipe_lib.vision.sets import ImageSet, digits, read_folder
-from timm.data import ImageNetInfo
-from torch.utils.data import DataLoader
-from transformers import EvalPrediction
+from rgd_hf.scripts.vision.classes import label_config, readable_names
+from rgd_hf.scripts.vision.data import ImageDataArguments, load_image_sets, load_image_streams
+from rgd_hf.scripts.vision.decoding import BadImages, UnreadableImageError, check_all_images, open_image
+from rgd_hf.scripts.vision.long_tail import shot_groups, with_imbalance, with_label_noise
+from rgd_hf.scripts.vision.metrics import keep_best_classes, make_image_metrics
+from rgd_hf.scripts.vision.sets import ImageSet, digits, read_folder
 
 DATA_CONFIG = {"input_size": (3, 8, 8), "mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic"}
 

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 from evaluate import Metric
-from recipe_lib.glue_tasks import GLUE_TASKS
-from recipe_lib.metrics import FUNCTIONS, TextClassificationMetric, make_compute_metrics
 from transformers import EvalPrediction
+
+from rgd_hf.scripts.glue_tasks import GLUE_TASKS
+from rgd_hf.scripts.metrics import FUNCTIONS, TextClassificationMetric, make_compute_metrics
 
 RNG = np.random.default_rng(0)
 REFERENCES = RNG.integers(0, 2, 200)

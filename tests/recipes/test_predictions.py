@@ -1,16 +1,10 @@
 """`--save_predictions`, `--holdout_fraction`, `--save_models`: against the saved model, the metrics and the raw data."""
 
-import glue
-import imagenet
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from recipe_lib.errors import UserError
-from recipe_lib.holdout import hold_out
-from recipe_lib.predictions import predictions_table
-from recipe_lib.vision.data import ImageDataArguments, load_image_sets
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
@@ -18,6 +12,12 @@ from transformers import (
     AutoTokenizer,
 )
 
+import glue
+import imagenet
+from rgd_hf.scripts.errors import UserError
+from rgd_hf.scripts.holdout import hold_out
+from rgd_hf.scripts.predictions import predictions_table
+from rgd_hf.scripts.vision.data import ImageDataArguments, load_image_sets
 from tests.recipes.conftest import launch, sentences
 from tests.recipes.test_glue import changed, output_of
 from tests.recipes.test_imagenet import tiny

@@ -5,10 +5,10 @@ import sys
 from dataclasses import dataclass, field
 
 import pytest
-from recipe_lib.cli import parse_args, run_recipe
-from recipe_lib.errors import UserError
 
 from rgd_hf import ReweightedTrainingArguments
+from rgd_hf.scripts.cli import parse_args, run_recipe
+from rgd_hf.scripts.errors import UserError
 
 
 @dataclass

@@ -4,11 +4,11 @@ import dataclasses
 import json
 
 import pytest
-from recipe_lib.errors import UserError
-from recipe_lib.results import read_results, settings_of, write_results
-from recipe_lib.runs import last_checkpoint, plan_runs
 
 from rgd_hf import ReweightedTrainingArguments
+from rgd_hf.scripts.errors import UserError
+from rgd_hf.scripts.results import read_results, settings_of, write_results
+from rgd_hf.scripts.runs import last_checkpoint, plan_runs
 
 
 @pytest.fixture

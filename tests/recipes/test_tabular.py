@@ -8,22 +8,22 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import tabular
 import torch
-from recipe_lib.cli import run_recipe
-from recipe_lib.errors import UserError
-from recipe_lib.tabular.columns import ColumnArguments, choose_columns, find_target
-from recipe_lib.tabular.configuration import NETWORKS, NUM_EMBEDDINGS
-from recipe_lib.tabular.modeling import TabularModel
-from recipe_lib.tabular.objectives import Objective
-from recipe_lib.tabular.options import NetworkArguments
-from recipe_lib.tabular.pretraining import pretrain
-from recipe_lib.tabular.splits import PreparedTable, Splits
-from recipe_lib.tabular.trainer import KeepBest
-from recipe_lib.tabular.training import make_config, train_network
 from transformers import AutoModel, TrainerControl, TrainerState
 
+import tabular
 from rgd_hf import ReweightedTrainingArguments
+from rgd_hf.scripts.cli import run_recipe
+from rgd_hf.scripts.errors import UserError
+from rgd_hf.scripts.tabular.columns import ColumnArguments, choose_columns, find_target
+from rgd_hf.scripts.tabular.configuration import NETWORKS, NUM_EMBEDDINGS
+from rgd_hf.scripts.tabular.modeling import TabularModel
+from rgd_hf.scripts.tabular.objectives import Objective
+from rgd_hf.scripts.tabular.options import NetworkArguments
+from rgd_hf.scripts.tabular.pretraining import pretrain
+from rgd_hf.scripts.tabular.splits import PreparedTable, Splits
+from rgd_hf.scripts.tabular.trainer import KeepBest
+from rgd_hf.scripts.tabular.training import make_config, train_network
 from tests.recipes.conftest import launch
 
 
@@ -195,7 +195,7 @@ def test_a_study_is_reported_and_goes_on_where_it_stopped(tiny_study, tmp_path, 
 
 
 def test_tuning_never_sees_the_test_rows(tiny_study, monkeypatch):
-    from recipe_lib.tabular import study
+    from rgd_hf.scripts.tabular import study
 
     looked_at: list[str] = []
     original = study.Study._fit_rival

@@ -6,11 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from recipe_lib.errors import UserError
-from recipe_lib.tabular.columns import ColumnArguments, choose_columns, find_target
-from recipe_lib.tabular.preprocessing import TablePreprocessor, as_dates, is_day_first
-from recipe_lib.tabular.sources import load_table
-from recipe_lib.tabular.splits import PreparedTable, limit_rows
+
+from rgd_hf.scripts.errors import UserError
+from rgd_hf.scripts.tabular.columns import ColumnArguments, choose_columns, find_target
+from rgd_hf.scripts.tabular.preprocessing import TablePreprocessor, as_dates, is_day_first
+from rgd_hf.scripts.tabular.sources import load_table
+from rgd_hf.scripts.tabular.splits import PreparedTable, limit_rows
 
 ROWS = 200
 

@@ -6,16 +6,16 @@ from collections import defaultdict
 import numpy as np
 import pandas as pd
 import pytest
-import tabular
 import torch
-from recipe_lib.errors import UserError
-from recipe_lib.tabular import training
-from recipe_lib.tabular.hard_examples import as_json, readable
-from recipe_lib.tabular.objectives import Objective
-from recipe_lib.tabular.sources import load_table
-from recipe_lib.tabular.trainer import TabularTrainer
 from transformers import AutoModel
 
+import tabular
+from rgd_hf.scripts.errors import UserError
+from rgd_hf.scripts.tabular import training
+from rgd_hf.scripts.tabular.hard_examples import as_json, readable
+from rgd_hf.scripts.tabular.objectives import Objective
+from rgd_hf.scripts.tabular.sources import load_table
+from rgd_hf.scripts.tabular.trainer import TabularTrainer
 from tests.recipes.conftest import launch
 from tests.recipes.test_hard_example_lists import Page
 from tests.recipes.test_tabular import SIZES, arguments, learnable, splits_of

@@ -5,15 +5,15 @@ import copy
 import numpy as np
 import pytest
 import torch
-from recipe_lib.tabular.batches import BatchLoader, TensorTable
-from recipe_lib.tabular.configuration import NETWORKS, TabularConfig
-from recipe_lib.tabular.modeling import TabularModel
-from recipe_lib.tabular.objectives import Objective, class_weights, focal_losses, squared_errors
-from recipe_lib.tabular.pretraining import Reconstructor, mask_features, reconstruction_losses
-from recipe_lib.tabular.trainer import TabularTrainer
 from torch.nn import functional as F
 
 from rgd_hf import ReweightedTrainingArguments, rgd_surrogate
+from rgd_hf.scripts.tabular.batches import BatchLoader, TensorTable
+from rgd_hf.scripts.tabular.configuration import NETWORKS, TabularConfig
+from rgd_hf.scripts.tabular.modeling import TabularModel
+from rgd_hf.scripts.tabular.objectives import Objective, class_weights, focal_losses, squared_errors
+from rgd_hf.scripts.tabular.pretraining import Reconstructor, mask_features, reconstruction_losses
+from rgd_hf.scripts.tabular.trainer import TabularTrainer
 
 
 def tiny_model(network: str = "mlp", **options) -> TabularModel:

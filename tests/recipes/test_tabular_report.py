@@ -4,13 +4,14 @@ import json
 
 import numpy as np
 import pytest
-from recipe_lib.errors import UserError
-from recipe_lib.tabular.report import _signed, differences, paired_difference, ranks, summarize
-from recipe_lib.tabular.scores import expected_calibration_error, macro_auroc, regression_scores, scores
-from recipe_lib.tabular.study import StudyArguments, methods_of, read_runs
-from recipe_lib.tabular.tuning import search_space, tune
 from scipy.stats import t
 from sklearn.metrics import roc_auc_score
+
+from rgd_hf.scripts.errors import UserError
+from rgd_hf.scripts.tabular.report import _signed, differences, paired_difference, ranks, summarize
+from rgd_hf.scripts.tabular.scores import expected_calibration_error, macro_auroc, regression_scores, scores
+from rgd_hf.scripts.tabular.study import StudyArguments, methods_of, read_runs
+from rgd_hf.scripts.tabular.tuning import search_space, tune
 
 
 def test_calibration_error_by_hand():

@@ -5,14 +5,15 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-import tabular
 import torch
-from recipe_lib.errors import UserError
-from recipe_lib.tabular.columns import Target
-from recipe_lib.tabular.label_noise import with_label_noise
-from recipe_lib.tabular.objectives import Objective, cross_entropies
-from recipe_lib.tabular.splits import PreparedTable
 from torch.nn import functional as F
+
+import tabular
+from rgd_hf.scripts.errors import UserError
+from rgd_hf.scripts.tabular.columns import Target
+from rgd_hf.scripts.tabular.label_noise import with_label_noise
+from rgd_hf.scripts.tabular.objectives import Objective, cross_entropies
+from rgd_hf.scripts.tabular.splits import PreparedTable
 
 OPTIONS = [
     "--data",

@@ -2,9 +2,10 @@
 
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
-from recipe_lib.errors import UserError
-from recipe_lib.text_classification import Labels, encode_labels, find_labels, find_text_columns, tokenize
 from transformers import AutoTokenizer
+
+from rgd_hf.scripts.errors import UserError
+from rgd_hf.scripts.text_classification import Labels, encode_labels, find_labels, find_text_columns, tokenize
 
 SINGLE, MULTI = "single_label_classification", "multi_label_classification"
 

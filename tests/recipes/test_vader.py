@@ -4,10 +4,11 @@ import hashlib
 import io
 import tarfile
 
-import demo
 import pytest
-from recipe_lib import vader
-from recipe_lib.errors import UserError
+
+import demo
+from rgd_hf.scripts import vader
+from rgd_hf.scripts.errors import UserError
 
 
 def archive(rows_a_file: int) -> bytes:

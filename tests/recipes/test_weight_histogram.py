@@ -4,12 +4,13 @@ import json
 
 import numpy as np
 import pytest
-import tabular
 from hypothesis import given
 from hypothesis import strategies as st
-from recipe_lib.compare.history import PERIODS, weight_histogram
-from recipe_lib.compare.plots_training import sum_of_histograms
-from recipe_lib.weight_histogram import BINS, BOUNDS, HISTOGRAM
+
+import tabular
+from rgd_hf.scripts.weight_histogram import BINS, BOUNDS, HISTOGRAM
+from study.history import PERIODS, weight_histogram
+from study.plots_training import sum_of_histograms
 
 
 def log_of(counts):

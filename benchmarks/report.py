@@ -1,0 +1,102 @@
+"""The report of a comparison: REPORT.md, REPORT.html and plots, made from the JSON lines of its runs alone.
+
+    python benchmarks/report.py
+    python benchmarks/report.py --results_dir runs/compare --output_dir runs/compare
+    python benchmarks/report.py --readme README.md
+    python benchmarks/report.py --readme README.md --check
+
+The same lines give the same report, byte for byte. A comparison that is not finished gives a report of what there is,
+which says what is missing.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rgd_hf.scripts.cli import parse_args, run_recipe
+from rgd_hf.scripts.errors import UserError, listed
+from rgd_hf.scripts.results import say
+from study.readme_table import BEGIN, END, put_into, readme_table
+from study.records import read_records
+from study.report_html import html_page
+from study.report_markdown import build_report, title
+from study.summary import overall
+
+USAGE = "python %(prog)s --option value ..."
+DEFAULT_DIRECTORY = "benchmarks/results/compare"
+
+
+@dataclass
+class ReportArguments:
+    """Report."""
+
+    results_dir: str = field(
+        default=DEFAULT_DIRECTORY,
+        metadata={"help": "Directory with the runs*.jsonl that benchmarks/compare.py wrote."},
+    )
+    output_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "Where REPORT.md, REPORT.html and plots/ go; the directory of the runs by default."
+        },
+    )
+    readme: str | None = field(
+        default=None,
+        metadata={
+            "help": f"Markdown file to put the table of results into, between the lines {BEGIN} and {END}."
+        },
+    )
+    check: bool = field(
+        default=False,
+        metadata={
+            "help": "Write nothing; end with an error if REPORT.md, or the table in --readme, is not what the runs "
+            "give. Pictures are not compared: they vary with the version of matplotlib."
+        },
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Make or check the report that the command line asks for.
+
+    Raises:
+        UserError: no runs, no marks in the README, or with `--check` a report that is not theirs.
+    """
+    (args,) = parse_args([ReportArguments], argv, description=__doc__.split("\n\n")[0], usage=USAGE)
+    records = read_records(Path(args.results_dir))
+    directory = Path(args.output_dir or args.results_dir)
+    texts = {}
+    if args.readme:
+        readme = Path(args.readme)
+        if not readme.is_file():
+            raise UserError(f"there is no file {args.readme!r} to put the table into.")
+        text = readme.read_text(encoding="utf-8")
+        texts[readme] = put_into(text, readme_table(records, overall(records)), args.readme)
+    markdown, pictures = build_report(records)
+    texts[directory / "REPORT.md"] = markdown
+    if args.check:
+        stale = [path for path, text in texts.items() if not _holds(path, text)]
+        if stale:
+            raise UserError(
+                f"{listed(stale)} is not what the runs give: run the same command without --check."
+            )
+        say("Up to date.")
+        return
+    texts[directory / "REPORT.html"] = html_page(markdown, pictures, title(records))
+    try:
+        (directory / "plots").mkdir(parents=True, exist_ok=True)
+        for name, content in pictures.items():
+            (directory / "plots" / name).write_bytes(content)
+        for path, text in texts.items():
+            path.write_text(text, encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise UserError(
+            f"cannot write {error.filename!r} ({error.strerror}): give another --output_dir."
+        ) from error
+    say(f"Wrote {', '.join(map(str, texts))} and {len(pictures)} plots.")
+
+
+def _holds(path: Path, text: str) -> bool:
+    return path.is_file() and path.read_text(encoding="utf-8") == text
+
+
+if __name__ == "__main__":
+    run_recipe(main)

@@ -1,0 +1,66 @@
+"""A run's training log as a study keeps it: a few points of the curves, and a few histograms of its weights."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rgd_hf.scripts.weight_histogram import BOUNDS, HISTOGRAM
+
+POINTS = 20
+PERIODS = 10
+KEPT = (
+    "loss",
+    "unweighted_loss",
+    "effective_sample_size",
+    "weight_mean",
+    "weight_max",
+    "clipped_fraction",
+    "eval_loss",
+)
+DIGITS = 6
+
+
+def read_history(log: Sequence[Mapping[str, Any]], plain: bool) -> list[dict[str, Any]]:
+    """At most `POINTS` points, evenly spread, the first and the last among them: `step` and what is logged of `KEPT`.
+
+    Args:
+        log: the Trainer's `log_history`; entries of the same step become one.
+        plain: whether the training loss is that of plain ERM, and so the `unweighted_loss` too, which is not logged then.
+    """
+    points: dict[int, dict[str, Any]] = {}
+    for entry in log:
+        values = {name: round(float(entry[name]), DIGITS) for name in KEPT if name in entry}
+        if values:
+            points.setdefault(entry["step"], {"step": entry["step"]}).update(values)
+    every = [points[step] for step in sorted(points)]
+    if plain:
+        every = [
+            {**point, **({"unweighted_loss": point["loss"]} if "loss" in point else {})} for point in every
+        ]
+    if len(every) <= POINTS:
+        return every
+    chosen = np.linspace(0, len(every) - 1, POINTS).round().astype(int)
+    return [every[number] for number in chosen]
+
+
+def mean_weight(log: Sequence[Mapping[str, Any]]) -> float | None:
+    """Mean weight over a run whose log has entries at equal distances; None where weights were not logged."""
+    means = [entry["weight_mean"] for entry in log if "weight_mean" in entry]
+    return float(np.mean(means)) if means else None
+
+
+def weight_histogram(log: Sequence[Mapping[str, Any]]) -> dict[str, list] | None:
+    """The histograms of a log, summed over each of `PERIODS` equally many entries; None where none was logged.
+
+    Returns:
+        `edges` [bins + 1] of the equal bins, and `counts` of items, [periods, bins] in the order of training.
+    """
+    found = [entry for entry in log if HISTOGRAM in entry]
+    if not found:
+        return None
+    periods = np.array_split(np.array([entry[HISTOGRAM] for entry in found]), min(PERIODS, len(found)))
+    counts = [period.sum(axis=0).tolist() for period in periods]
+    low, high = found[0][BOUNDS]
+    edges = np.linspace(low, high, len(counts[0]) + 1)
+    return {"edges": [round(edge, DIGITS) for edge in edges.tolist()], "counts": counts}

@@ -1,0 +1,89 @@
+"""The table of results in the README: made from the finished runs, put between two marks."""
+
+import re
+from collections.abc import Sequence
+
+from rgd_hf.scripts.errors import UserError
+from study.methods import RECOMMENDED, method_title, shown
+from study.records import BASELINE, Records
+from study.summary import Overall, all_methods, difference, first_settings
+from study.tables import NOTHING, marked, mean_and_spread, table
+
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+MODEL_SETTINGS = ("timm_model", "model_name_or_path", "networks", "backbone")
+SIZE_SETTINGS = ("max_train_samples", "max_rows")
+DEFAULT_MODELS = {"tabular": "mlp", "domainbed": "efficientnet-lite0"}
+"""What these recipes train where a study names no model."""
+
+
+def readme_table(records: Records, found: Sequence[Overall]) -> list[str]:
+    """Markdown: one row a data set, with the two settings that were recommended before any result was known.
+
+    A study without them shows its first two methods.
+    """
+    columns = shown(RECOMMENDED, all_methods(records))
+    body = []
+    for dataset in records.datasets:
+        erm = [record["score"] for record in records.runs(dataset, BASELINE).values()]
+        verdicts = [m.by_dataset[dataset].verdict for m in found if dataset in m.by_dataset]
+        counts = [str(verdicts.count(name)) for name in ("gain", "tie", "loss")]
+        body.append(
+            [
+                dataset,
+                model_and_size(records, dataset),
+                str(len(records.seeds(dataset))),
+                mean_and_spread(erm) if erm else NOTHING,
+                *(marked(difference(records, dataset, method)) for method in columns),
+                " / ".join(counts) if any(verdicts) else NOTHING,
+            ]
+        )
+    header = [
+        "data",
+        "model; training rows",
+        "seeds",
+        "ERM",
+        *(f"{method_title(m)} − ERM" for m in columns),
+    ]
+    return table([*header, "methods that gain / tie / lose"], body, text_columns=2)
+
+
+def model_and_size(records: Records, dataset: str) -> str:
+    """The model's short name and the number of training rows, as far as the runs say."""
+    settings = first_settings(records, dataset)
+    parts: list[str] = []
+    chosen = (settings[name] for name in MODEL_SETTINGS if settings.get(name))
+    model = next(chosen, DEFAULT_MODELS.get(str(settings.get("recipe"))))
+    if model is not None:
+        names = model if isinstance(model, list) else [model]
+        parts.append(", ".join(re.split(r"[/:]", str(name))[-1] for name in names))
+        sizes = settings.get("model_args")
+        if isinstance(sizes, dict):
+            parts[-1] += "".join(
+                f", {name} {sizes[name]}" for name in ("embed_dim", "depth") if name in sizes
+            )
+    rows = next(
+        (
+            sum(counts)
+            for r in records.runs(dataset, BASELINE).values()
+            if (counts := r.get("train_class_counts"))
+        ),
+        next((settings[name] for name in SIZE_SETTINGS if settings.get(name)), None),
+    )
+    if rows is not None:
+        parts.append(f"{rows}")
+    return "; ".join(parts) or NOTHING
+
+
+def put_into(text: str, lines: Sequence[str], name: str) -> str:
+    """`text` with what stands between the two marks replaced by `lines`.
+
+    Raises:
+        UserError: the marks are not there, once each and in order.
+    """
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise UserError(
+            f"{name} needs one line {BEGIN} and after it one line {END}: the table goes between them."
+        )
+    before, rest = text.split(BEGIN)
+    after = rest.split(END)[1]
+    return f"{before}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{after}"

@@ -1,0 +1,130 @@
+"""The report of a comparison in Markdown: every word about results in it follows from the numbers."""
+
+from collections.abc import Sequence
+
+from study.methods import HEADLINE, method_title, shown
+from study.plots import plot_data_sets
+from study.questions import step_size, wrong_labels
+from study.readme_table import readme_table
+from study.records import Records
+from study.report_method import how_to_read, method, title
+from study.sections import section
+from study.statistics import FEWEST_FOR_INTERVAL
+from study.summary import Overall, all_verdicts, overall
+from study.tables import counted, marked, probability, table
+
+LISTED = 40
+
+
+def build_report(records: Records) -> tuple[str, dict[str, bytes]]:
+    """The report and its pictures.
+
+    Returns:
+        Markdown, and PNG files by name, which it looks for in `plots/`.
+    """
+    found = overall(records)
+    lines = [f"# {title(records)}{' (partial)' if records.missing() else ''}", "", *_compared(records, found)]
+    lines += _unfinished(records)
+    pictures: dict[str, bytes] = {}
+    if found:
+        over = len(records.datasets) > 1
+        lines += ["## Summary", "", _counts(found, over), "", *(_summary(found) if over else ()), ""]
+        by_name = {method.method: method for method in found}
+        headline = [by_name[name] for name in shown(HEADLINE, by_name)]
+        pictures["gains.png"] = plot_data_sets(headline, records.datasets)
+        lines += ["![Difference to ERM on every data set](plots/gains.png)", ""]
+    lines += [how_to_read(records), "", "## Data sets", "", *readme_table(records, found), ""]
+    lines += [*step_size(records), *wrong_labels(records)]
+    for dataset in records.datasets:
+        of_data, drawn = section(records, dataset)
+        lines += of_data
+        pictures.update(drawn)
+    lines += method(records)
+    return "\n".join(lines).rstrip() + "\n", pictures
+
+
+def _compared(records: Records, found: Sequence[Overall]) -> list[str]:
+    kinds: dict[str, list[str]] = {}
+    for (dataset, _, _), record in records.final.items():
+        names = kinds.setdefault(str(record.get("kind", "data")), [])
+        if dataset not in names:
+            names.append(dataset)
+    listed = "; ".join(
+        f"{kind}: {', '.join(sorted(names))}"
+        for kind, names in sorted(kinds.items(), key=lambda item: item[0])
+    )
+    tuning = (
+        f"and {len(records.tuning)} to tune learning rates"
+        if records.tuning
+        else "and no learning rate tuned"
+    )
+    return [
+        f"{counted(len(found), 'method')} against ERM on {counted(len(records.datasets), 'data set')} ({listed}): "
+        f"{counted(len(records.final), 'final run')}, {tuning}.",
+        "",
+    ]
+
+
+def _unfinished(records: Records) -> list[str]:
+    lines: list[str] = []
+    missing = records.missing()
+    if missing:
+        lines += [
+            f"**This report is partial: {counted(len(missing), 'cell')} missing** (of seeds that were begun):",
+            "",
+        ]
+        lines += [f"- `{name}`" for name in missing[:LISTED]]
+        lines += [f"- and {len(missing) - LISTED} more"] if len(missing) > LISTED else []
+        lines.append("")
+    mixed = records.mixed()
+    if mixed:
+        lines += [
+            "**Runs of different settings are mixed** (run the study again to replace the older ones):",
+            "",
+        ]
+        lines += [*(f"- `{name}`" for name in mixed[:LISTED]), ""]
+    if records.failed:
+        lines += [f"**{counted(len(records.failed), 'run')} failed:**", ""]
+        lines += [f"- `{cell}`: {reason[:200]}" for cell, reason in list(records.failed.items())[:LISTED]]
+        lines += [f"- and {len(records.failed) - LISTED} more"] if len(records.failed) > LISTED else []
+        lines.append("")
+    return lines
+
+
+def _counts(found: Sequence[Overall], over_datasets: bool) -> str:
+    verdicts = all_verdicts(found)
+    if verdicts:
+        by_chance = 0.05 * len(verdicts)
+        counts = [counted(verdicts.count(name), name) for name in ("gain", "tie", "loss")]
+        text = (
+            f"{counted(len(verdicts), 'comparison')} of a method with ERM on a data set: {counts[0]}, {counts[1]} and "
+            f"{counts[2]}. If no method differed from ERM anywhere, about {by_chance:.{1 if by_chance < 2 else 0}f} would be "
+            "a gain or a loss by chance (one in twenty)."
+        )
+    else:
+        text = (
+            f"No method has {FEWEST_FOR_INTERVAL} seeds on any data set, the fewest for an interval over seeds: no "
+            "difference on one data set can be told from chance."
+        )
+    if over_datasets:
+        text += (
+            f" Methods that differ from ERM over data sets (p below 0.05 after Holm's correction): "
+            f"{sum(method.holm < 0.05 for method in found) or 'none'} of {len(found)}."
+        )
+    return text
+
+
+def _summary(found: Sequence[Overall]) -> list[str]:
+    body = [
+        [
+            method_title(method.method),
+            str(len(method.by_dataset)),
+            marked(method.gain),
+            *(str(method.count(verdict)) for verdict in ("gain", "tie", "loss")),
+            probability(method.p),
+            probability(method.holm),
+        ]
+        for method in found
+    ]
+    header = ["method", "data sets", "mean − ERM (points)", "gains", "ties", "losses", "p", "p (Holm)"]
+    return table(header, body)

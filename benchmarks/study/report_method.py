@@ -1,0 +1,123 @@
+"""How a report is to be read, what was computed and how, and the runs behind it."""
+
+import statistics
+
+from rgd_hf.scripts.run_file import duration
+from study.methods import in_order, method_title
+from study.records import BASELINE, OF_A_METHOD, Records
+from study.statistics import FEWEST_FOR_BOOTSTRAP, RESAMPLES, smallest_p
+from study.tables import number
+
+READING = """\
+**How to read it.** Every number is a paired difference: the score of a method minus that of ERM with the same data,
+the same seed (so the same initial model and the same batches) and {rate}, in points
+(hundredths of the score). In brackets is its 95 % interval. A *gain* or *loss* (▲, ▼) is an interval that excludes 0, a
+*tie* (=) one that does not: chance may be all there is. An interval over seeds says how the difference varies with the
+seed, not with other evaluation rows or other data."""
+
+STATISTICS = f"""\
+- **Intervals** of {FEWEST_FOR_BOOTSTRAP} or more differences are expanded percentile bootstrap intervals (Hesterberg,
+  The American Statistician 2015; `scipy.stats.bootstrap`, {RESAMPLES} resamples, fixed seed): of few values the plain
+  percentile and BCa intervals are too narrow. Of five normal values BCa holds the true mean in 86 % of cases, this one
+  in 93 %, of ten in 90 % and 95 %. Of skewed values all hold it less often: of five exponential ones this one in 85 %.
+  Three or four differences, which have too few different resamples, get Student's t interval; fewer get none.
+- **p** is the two-sided Wilcoxon signed-rank test over seeds (`scipy.stats.wilcoxon`, exact for few seeds, zero
+  differences by Pratt's rule). It cannot fall below 2 / 2^seeds: {smallest_p(3):.4g} for 3 seeds, {smallest_p(5):.4g} for
+  5, {smallest_p(10):.2g} for 10.
+- **p (Holm)** is corrected for the methods compared with ERM on the same data set, which are one family; in the
+  summary, where the test is over data sets, for the methods of the summary.
+- **Over data sets** every data set counts once, by its mean difference. The interval resamples data sets (a simple
+  bootstrap: the spread of the means holds the noise of the seeds already). Variants of the same data count as data sets
+  of their own, though their results go together; so do all comparisons with the same runs of ERM."""
+
+TUNED = """\
+- **Tuning.** Every method has the same grid of learning-rate factors and the same tuning seeds, which are not those of
+  the final runs. It is scored on rows held out of the training part (text, images), on the validation split (tables),
+  on the training domains' validation splits (domains): never on the rows of the final score."""
+UNTUNED = """\
+- **Tuning.** None: every method has the learning rate of ERM, which may suit one better than another."""
+
+DETAILS = """\
+- **Difficulty.** In the comparison of a seed, the difficulty of a held-out row is its mean ERM loss over the *other*
+  seeds, so that ERM's luck with this seed does not decide what is hard. ERM still does the ranking: a method that errs
+  on other rows than ERM looks better on hard tenths and worse on easy ones even at the same accuracy. Read all ten
+  together. Where seeds are judged by rows of their own (domains), a row is ranked by the seeds that have it; without at
+  least half of the rows ranked there are no tenths.
+- **Class frequency.** Classes are ordered by their number of training rows, the most frequent first.
+- **Losses and weights.** Training losses are without weights; bands are one standard deviation over seeds. ESS is the
+  effective sample size as a fraction of the batch, *clipped* the fraction of losses beyond tau; both are means over
+  training and seeds."""
+
+
+SEEDS = """\
+- Seeds vary initial models and batches; of tables also the cut between training and validation rows, of domains the cut
+  of every domain. All other evaluation rows are the same for all seeds."""
+
+
+def title(records: Records) -> str:
+    """Of the report."""
+    return f"Re-weighted training against {'tuned ' if records.tuning else ''}ERM"
+
+
+def how_to_read(records: Records) -> str:
+    """What the numbers of tables and plots are."""
+    tuned = {dataset for dataset, *_ in records.tuning}
+    rate = "a learning rate tuned in the same way" if tuned else "the same learning rate"
+    untuned = [name for name in records.datasets if name not in tuned]
+    if tuned and untuned:
+        rate += f" (on {', '.join(untuned)} the same one)"
+    return READING.format(rate=rate)
+
+
+def _tuning(records: Records) -> str:
+    return TUNED if records.tuning else UNTUNED
+
+
+def _options(records: Records) -> list[str]:
+    """A line a method: its name, how the report calls it, and its settings."""
+    lines = []
+    for name in in_order({name for _, name, _ in records.final} - {BASELINE}):
+        runs = next(found for data in records.datasets if (found := records.runs(data, name)))
+        settings = runs[min(runs)].get("settings", {})
+        own = ", ".join(f"{key}: {settings[key]}" for key in OF_A_METHOD if settings.get(key) is not None)
+        lines.append(f"  - `{name}` ({method_title(name)}){f': `{own}`' if own else ''}")
+    return ["- Methods:", *lines] if lines else []
+
+
+def method(records: Records) -> list[str]:
+    """Markdown: what was computed and how, and of which runs."""
+    everything = [*records.final.values(), *records.tuning.values()]
+    versions: dict[str, set[str]] = {}
+    for record in everything:
+        for package, version in (record.get("versions") or {}).items():
+            versions.setdefault(package, set()).add(str(version))
+    commits = sorted({str(record["commit"]) for record in everything if record.get("commit")})
+    cores = sorted({int(record["cores"]) for record in everything if record.get("cores")})
+    seconds = [float(record["seconds"]) for record in records.final.values() if record.get("seconds")]
+    total = sum(float(record.get("seconds") or 0.0) for record in everything)
+    memory = [float(record["peak_memory_mb"]) for record in everything if record.get("peak_memory_mb")]
+    lines = ["## Method", "", STATISTICS, _tuning(records), DETAILS, "", "**Limits**", "", SEEDS]
+    if seconds:
+        typical, longest = max(1.0, statistics.median(seconds)), max(1.0, *seconds)
+        lines.append(
+            f"- A final run took {duration(typical)} in the median and {duration(longest)} at most: what holds for trainings of "
+            "this size need not hold for larger data and models."
+        )
+    lines += ["", "**Runs**", "", *_options(records)]
+    if cores:
+        lines.append(f"- Machine: {' or '.join(map(str, cores))} CPU cores")
+    if total:
+        lines.append(f"- Time: {total:.0f} seconds over all runs, tuning included")
+    if memory:
+        lines.append(f"- Peak memory of a run: {number(max(memory), 0)} MB")
+    if versions:
+        shown = (f"{package} {', '.join(sorted(found))}" for package, found in sorted(versions.items()))
+        lines.append(f"- Versions: {'; '.join(shown)}")
+    if commits:
+        lines.append(f"- Commit: {', '.join(commits)}")
+    lines += [
+        "- Commands: `python benchmarks/compare.py STUDY.yaml --output_dir DIRECTORY` makes the runs, `python benchmarks/report.py "
+        "--results_dir DIRECTORY` makes this report of their JSON lines alone, each of which holds its options.",
+        "",
+    ]
+    return lines

@@ -1,0 +1,210 @@
+"""The section of one data set in a report: its table, what the weights did, and its plots."""
+
+from collections.abc import Mapping
+
+from study.methods import CURVES, RECOMMENDED, method_title, shown
+from study.plots import plot_breakdowns, plot_methods
+from study.plots_training import plot_training
+from study.records import BASELINE, Records
+from study.samples import Breakdown, by_difficulty, by_frequency
+from study.statistics import smallest_p
+from study.summary import (
+    Row,
+    Tuning,
+    all_methods,
+    final_gap,
+    first_settings,
+    logged_mean,
+    rows,
+    tuning,
+)
+from study.tables import (
+    VERDICTS,
+    counted,
+    mean_and_spread,
+    number,
+    probability,
+    ranges,
+    signed,
+    table,
+)
+
+WEIGHT_KEYS = {
+    "mean weight": "weight_mean",
+    "largest": "weight_max",
+    "ESS": "effective_sample_size",
+    "clipped": "clipped_fraction",
+}
+# Where its data lie and how a run is written down say nothing about a comparison.
+HIDDEN_SETTINGS = (
+    "output_dir",
+    "report_to",
+    "save_",
+    "disable_tqdm",
+    "overwrite",
+    "logging_",
+    "log_",
+    "run_name",
+)
+PARTS = {
+    "difficulty": "tenth of the held-out rows, 1 = easiest",
+    "frequency": "training rows of the class",
+}
+
+
+def section(records: Records, dataset: str) -> tuple[list[str], dict[str, bytes]]:
+    """Markdown lines of a data set, and its PNG files by name."""
+    found = rows(records, dataset)
+    runs = records.runs(dataset, BASELINE) or records.runs(dataset, found[0].method)
+    first = next(iter(runs.values()))
+    lines = [
+        f"## {dataset}",
+        "",
+        _description(records, dataset, first),
+        "",
+        *_table_of_methods(found),
+        "",
+        _chance(found),
+        "",
+    ]
+    pictures: dict[str, bytes] = {}
+    others = [row for row in found if row.method != BASELINE and row.difference.n]
+    if others:
+        pictures[f"{dataset}_methods.png"] = plot_methods(
+            others, f"{dataset}: {first.get('score_name', 'score')}"
+        )
+        lines += [f"![Difference of every method to ERM on {dataset}](plots/{dataset}_methods.png)", ""]
+    lines += _weights(records, dataset, found)
+    curves = plot_training(records, dataset, [BASELINE, *shown(CURVES, all_methods(records))])
+    if curves:
+        pictures[f"{dataset}_training.png"] = curves
+        lines += [f"![Losses and weights over training on {dataset}](plots/{dataset}_training.png)", ""]
+    compared = shown(RECOMMENDED, all_methods(records))
+    breakdowns = {
+        "difficulty": by_difficulty(records, dataset, compared),
+        "frequency": by_frequency(records, dataset, compared),
+    }
+    present = {PARTS[name]: parts for name, parts in breakdowns.items() if parts is not None}
+    if present:
+        lines += _parts(present)
+        pictures[f"{dataset}_parts.png"] = plot_breakdowns(present, dataset)
+        lines += [f"![Accuracy by difficulty and by class on {dataset}](plots/{dataset}_parts.png)", ""]
+    lines += _tuning(records, dataset)
+    settings = {
+        name: value
+        for name, value in sorted(first_settings(records, dataset).items())
+        if not name.startswith(HIDDEN_SETTINGS)
+    }
+    if settings:
+        each = "; ".join(f"`{name}: {value}`" for name, value in settings.items())
+        lines += [f"Settings of ERM (seed {min(runs)}): {each}", ""]
+    return lines, pictures
+
+
+def _description(records: Records, dataset: str, first: Mapping) -> str:
+    parts = [f"{first.get('kind', 'data')}, score: {first.get('score_name', 'score')}"]
+    counts, samples = first.get("train_class_counts"), first.get("samples") or {}
+    if counts:
+        parts.append(f"{counted(sum(counts), 'training row')} in {counted(len(counts), 'class')}")
+    if samples.get("n"):
+        parts.append(counted(samples["n"], "held-out row"))
+    seeds = records.seeds(dataset)
+    parts.append(f"{counted(len(seeds), 'seed')} ({ranges(seeds)})")
+    return "; ".join(parts) + "."
+
+
+def _table_of_methods(found: list[Row]) -> list[str]:
+    body = []
+    for row in found:
+        plain = row.method == BASELINE
+        body.append(
+            [
+                method_title(row.method),
+                str(len(row.scores)),
+                f"{row.factor:g}" if row.scale == 1 else f"{row.factor:g} × {row.scale:.2f}",
+                mean_and_spread(list(row.scores.values())),
+                "" if plain else signed(row.difference),
+                "" if plain else probability(row.p),
+                "" if plain else probability(row.holm),
+                "" if plain or not row.difference.n else VERDICTS[row.difference.verdict],
+            ]
+        )
+    header = [
+        "method",
+        "seeds",
+        "× learning rate",
+        "score (× 100, ± sd)",
+        "− ERM (points)",
+        "p",
+        "p (Holm)",
+        "",
+    ]
+    return table(header, body)
+
+
+def _chance(found: list[Row]) -> str:
+    """What the signed-rank test can and does say on this data set."""
+    compared = [row for row in found if row.method != BASELINE and row.difference.n]
+    if not compared:
+        return "No method shares a seed with ERM yet."
+    most = max(row.difference.n for row in compared)
+    below = sum(row.holm < 0.05 for row in compared)
+    text = (
+        f"With {counted(most, 'seed')} the signed-rank test cannot give a p below {smallest_p(most):.4g}"
+        f"{', so never one below 0.05' if smallest_p(most) > 0.05 else ''}. "
+    )
+    return (
+        text
+        + f"Below 0.05 after Holm's correction for {counted(len(compared), 'method')}: {below or 'none'}."
+    )
+
+
+def _weights(records: Records, dataset: str, found: list[Row]) -> list[str]:
+    body = []
+    for row in found:
+        runs = records.runs(dataset, row.method)
+        values = [logged_mean(runs, key) for key in WEIGHT_KEYS.values()]
+        gap = final_gap(runs)
+        if any(value is not None for value in (*values, gap)):
+            body.append([method_title(row.method), *(number(value, 3) for value in values), number(gap, 3)])
+    if not body:
+        return []
+    header = ["over training", *WEIGHT_KEYS, "validation − training loss, at the end"]
+    return [*table(header, body), ""]
+
+
+def _parts(present: Mapping[str, Breakdown]) -> list[str]:
+    lines: list[str] = []
+    for label, breakdown in present.items():
+        others = list(breakdown.difference)
+        header = [label, "ERM (%)", *(f"{method_title(name)} − ERM" for name in others)]
+        body = [
+            [name, number(breakdown.accuracy[BASELINE][place], 1)]
+            + [signed(breakdown.difference[other][place]) for other in others]
+            for place, name in enumerate(breakdown.names)
+        ]
+        lines += [*table(header, body), ""]
+    return lines
+
+
+def _tuning(records: Records, dataset: str) -> list[str]:
+    found = tuning(records, dataset)
+    if not found:
+        return []
+    factors = sorted({factor for entry in found.values() for factor in entry.scores})
+    body = [
+        [method_title(name)]
+        + [number(None if f not in entry.scores else 100 * entry.scores[f]) for f in factors]
+        + [f"{entry.chosen:g}" + _remark(entry)]
+        for name, entry in found.items()
+    ]
+    header = ["tuning score (× 100) by learning rate", *(f"× {factor:g}" for factor in factors), "final runs"]
+    return [*table(header, body), ""]
+
+
+def _remark(found: Tuning) -> str:
+    """What to know of a chosen learning rate: another was better, or one beyond those tried might be."""
+    if not found.is_best:
+        return " (not the best)"
+    ends = {min(found.scores): " (the smallest tried)", max(found.scores): " (the largest tried)"}
+    return ends.get(found.chosen, "") if len(found.scores) > 1 else ""

@@ -1,0 +1,232 @@
+"""What the finished runs say: paired differences by data set, over data sets, and the questions behind a gain."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from study.methods import in_order
+from study.records import BASELINE, Record, Records
+from study.statistics import Estimate, holm, mean_interval, signed_rank_p
+
+POINTS = 100.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method on one data set.
+
+    Attributes:
+        method: its name.
+        factor: learning-rate factor of its final runs.
+        scale: mean over seeds of what the learning rate is multiplied by beside it; 1 but for scaled ERM.
+        scores: final scores by seed, as fractions.
+        difference: paired difference to ERM in points (hundredths of the score), over common seeds.
+        p: of the signed-rank test; NaN for ERM and without common seeds.
+        holm: the same, corrected for the methods of this data set.
+    """
+
+    method: str
+    factor: float
+    scale: float
+    scores: Mapping[int, float]
+    difference: Estimate
+    p: float
+    holm: float
+
+
+def differences_by_seed(
+    records: Records, dataset: str, method: str, baseline: str = BASELINE
+) -> dict[int, float]:
+    """Score of `method` minus that of `baseline`, in points, for every seed that both have."""
+    ours, theirs = records.runs(dataset, method), records.runs(dataset, baseline)
+    return {seed: POINTS * (ours[seed]["score"] - theirs[seed]["score"]) for seed in ours if seed in theirs}
+
+
+def difference_values(records: Records, dataset: str, method: str, baseline: str = BASELINE) -> list[float]:
+    """The values of `differences_by_seed`, in the order of the seeds."""
+    return list(differences_by_seed(records, dataset, method, baseline).values())
+
+
+def difference(records: Records, dataset: str, method: str, baseline: str = BASELINE) -> Estimate:
+    """Mean of `difference_values` with its interval."""
+    return mean_interval(difference_values(records, dataset, method, baseline))
+
+
+def rows(records: Records, dataset: str) -> list[Row]:
+    """All methods of a data set that have a final run, ERM first."""
+    methods = [name for name in in_order(records.methods(dataset)) if records.runs(dataset, name)]
+    values = {name: difference_values(records, dataset, name) for name in methods if name != BASELINE}
+    p_values = {name: signed_rank_p(found) for name, found in values.items()}
+    corrected = dict(zip(p_values, holm(list(p_values.values()))))
+    found = []
+    for name in methods:
+        runs = records.runs(dataset, name)
+        last = runs[max(runs)]
+        found.append(
+            Row(
+                method=name,
+                factor=float(last.get("learning_rate_factor", 1.0)),
+                scale=float(np.mean([record.get("learning_rate_scale", 1.0) for record in runs.values()])),
+                scores={seed: record["score"] for seed, record in runs.items()},
+                difference=mean_interval(values.get(name, [])),
+                p=p_values.get(name, float("nan")),
+                holm=corrected.get(name, float("nan")),
+            )
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class Overall:
+    """One method over all data sets.
+
+    Attributes:
+        method: its name.
+        by_dataset: its difference to ERM on every data set that has one.
+        gain: mean of these means, with an interval over data sets.
+        p: of the signed-rank test over data sets.
+        holm: the same, corrected for the methods.
+    """
+
+    method: str
+    by_dataset: Mapping[str, Estimate]
+    gain: Estimate
+    p: float
+    holm: float
+
+    def count(self, verdict: str) -> int:
+        """On how many data sets the interval says `"gain"`, `"tie"` or `"loss"`."""
+        return sum(found.verdict == verdict for found in self.by_dataset.values())
+
+
+def overall(records: Records) -> list[Overall]:
+    """Every method but ERM, over the data sets on which it and ERM share a seed."""
+    found = []
+    for method in in_order(all_methods(records)):
+        each = {name: difference(records, name, method) for name in records.datasets}
+        each = {name: estimate for name, estimate in each.items() if estimate.n}
+        if each:
+            means = [estimate.mean for estimate in each.values()]
+            found.append((method, each, mean_interval(means), signed_rank_p(means)))
+    corrected = holm([p for *_, p in found])
+    return [Overall(*entry, adjusted) for entry, adjusted in zip(found, corrected)]
+
+
+@dataclass(frozen=True)
+class NoisePair:
+    """A data set and the same with wrong training labels.
+
+    Attributes:
+        clean: its name.
+        noisy: name of the one with wrong labels.
+        share: of wrong labels, where the runs say so.
+    """
+
+    clean: str
+    noisy: str
+    share: float | None
+
+
+def noise_pairs(records: Records) -> list[NoisePair]:
+    """Data sets whose name is another's with an ending about noise: `"adult"` and `"adult_noise20"`."""
+    found = []
+    for noisy in records.datasets:
+        match = re.fullmatch(r"(.+?)_(?:label_)?nois[ey].*", noisy)
+        clean = match.group(1) if match else None
+        if clean in records.datasets:
+            share = first_settings(records, noisy).get("label_noise")
+            found.append(NoisePair(str(clean), noisy, share))
+    return found
+
+
+def noise_change(records: Records, pair: NoisePair, method: str) -> Estimate:
+    """How much more the method differs from ERM on noisy than on clean labels, in points, paired by seed."""
+    clean = differences_by_seed(records, pair.clean, method)
+    noisy = differences_by_seed(records, pair.noisy, method)
+    return mean_interval([noisy[seed] - clean[seed] for seed in clean if seed in noisy])
+
+
+def first_settings(records: Records, dataset: str) -> Mapping[str, Any]:
+    """Settings of a data set's first ERM run, or of its first run."""
+    runs = records.runs(dataset, BASELINE) or {
+        key[2]: record for key, record in records.final.items() if key[0] == dataset
+    }
+    return runs[min(runs)].get("settings", {})
+
+
+def mean_weight(runs: Mapping[int, Record]) -> float | None:
+    """Mean weight over training and seeds; None where no run logged it."""
+    means = [value for r in runs.values() if (value := r.get("metrics", {}).get("weight_mean")) is not None]
+    return float(np.mean(means)) if means else logged_mean(runs, "weight_mean")
+
+
+def logged_mean(runs: Mapping[int, Record], key: str) -> float | None:
+    """Mean of what the log entries of all runs say about `key`; every run counts the same."""
+    means = []
+    for record in runs.values():
+        values = [entry[key] for entry in record.get("history", ()) if entry.get(key) is not None]
+        if values:
+            means.append(float(np.mean(values)))
+    return float(np.mean(means)) if means else None
+
+
+def final_gap(runs: Mapping[int, Record]) -> float | None:
+    """Last validation loss minus last training loss without weights, mean over seeds; None where it is not logged.
+
+    A loss with label smoothing or class weights is another one: no gap is made of it.
+    """
+    gaps = []
+    for record in runs.values():
+        history = record.get("history", ())
+        last = {
+            key: next((e[key] for e in reversed(history) if e.get(key) is not None), None)
+            for key in ("eval_loss", "unweighted_loss")
+        }
+        if last["eval_loss"] is not None and last["unweighted_loss"] is not None:
+            gaps.append(float(last["eval_loss"] - last["unweighted_loss"]))
+    return float(np.mean(gaps)) if gaps else None
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What the tuning of a method's learning rate found.
+
+    Attributes:
+        scores: mean tuning score by factor.
+        chosen: factor of the final runs.
+        is_best: whether that is the one that tuning chose.
+    """
+
+    scores: Mapping[float, float]
+    chosen: float
+    is_best: bool
+
+
+def tuning(records: Records, dataset: str) -> dict[str, Tuning]:
+    """By method, for those that were tuned and have a final run."""
+    scores: dict[str, dict[float, list[float]]] = {}
+    for (name, method, _, factor), record in sorted(records.tuning.items(), key=lambda item: item[0]):
+        if name == dataset:
+            scores.setdefault(method, {}).setdefault(factor, []).append(record["score"])
+    found = {}
+    for method in in_order(set(scores)):
+        runs = records.runs(dataset, method)
+        if runs:
+            means = {factor: float(np.mean(values)) for factor, values in scores[method].items()}
+            chosen = float(runs[max(runs)].get("learning_rate_factor", 1.0))
+            found[method] = Tuning(means, chosen, chosen == records.best_factor(dataset, method))
+    return found
+
+
+def all_methods(records: Records) -> set[str]:
+    """Methods but ERM of any data set."""
+    return set().union(*(records.methods(name) for name in records.datasets)) - {BASELINE}
+
+
+def all_verdicts(found: Sequence[Overall]) -> list[str]:
+    """The verdict of every comparison of a method with ERM on a data set that has an interval."""
+    each = [estimate.verdict for method in found for estimate in method.by_dataset.values()]
+    return [verdict for verdict in each if verdict is not None]

@@ -1,0 +1,70 @@
+"""Numbers as a report prints them, and tables of them in Markdown."""
+
+import math
+from collections.abc import Sequence
+
+from study.statistics import SHOWN_DECIMALS, Estimate
+
+NOTHING = "–"
+VERDICTS = {"gain": "▲ gain", "loss": "▼ loss", "tie": "= tie", None: "no interval"}
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 1) -> list[str]:
+    """Lines of a Markdown table; the first `text_columns` columns are aligned to the left, the others to the right."""
+    rule = ["---" if number < text_columns else "---:" for number in range(len(header))]
+    lines = [header, rule, *rows]
+    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+
+
+def signed(value: Estimate) -> str:
+    """`"+0.31 [−0.20, +0.82]"`; a mean of values too few for an interval says how many there are."""
+    if value.n == 0:
+        return NOTHING
+    if value.low is None or value.high is None:
+        return f"{points(value.mean)} (no interval: {counted(value.n, 'value')})"
+    return f"{points(value.mean)} [{points(value.low)}, {points(value.high)}]"
+
+
+def marked(value: Estimate) -> str:
+    """As `signed`, after the sign of a gain, a loss or a tie where there is an interval."""
+    return signed(value) if value.verdict is None else f"{VERDICTS[value.verdict][0]} {signed(value)}"
+
+
+def points(value: float) -> str:
+    """With its sign and two decimals; nothing is printed as minus zero."""
+    rounded = round(value, SHOWN_DECIMALS) + 0.0
+    return f"{rounded:+.{SHOWN_DECIMALS}f}".replace("-", "−") if rounded else "0.00"
+
+
+def probability(value: float) -> str:
+    """A p value with three decimals."""
+    if math.isnan(value):
+        return NOTHING
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def number(value: float | None, decimals: int = 2) -> str:
+    """A number, or a dash for None."""
+    return NOTHING if value is None else f"{value:.{decimals}f}".replace("-", "−")
+
+
+def mean_and_spread(values: Sequence[float]) -> str:
+    """Mean ± sample standard deviation, both times 100."""
+    mean = 100 * math.fsum(values) / len(values)
+    if len(values) < 2:
+        return number(mean)
+    variance = math.fsum((100 * value - mean) ** 2 for value in values) / (len(values) - 1)
+    return f"{number(mean)} ± {math.sqrt(variance):.2f}"
+
+
+def counted(count: int, noun: str) -> str:
+    """`"1 seed"`, `"3 seeds"`, `"2 losses"`."""
+    ending = "" if count == 1 else "es" if noun.endswith("s") else "s"
+    return f"{count} {noun}{ending}"
+
+
+def ranges(seeds: Sequence[int]) -> str:
+    """`"0–4"` for consecutive numbers, else `"0, 2, 5"`."""
+    if len(seeds) > 2 and list(seeds) == list(range(seeds[0], seeds[-1] + 1)):
+        return f"{seeds[0]}–{seeds[-1]}"
+    return ", ".join(map(str, seeds))

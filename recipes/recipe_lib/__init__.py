@@ -1,1 +1,0 @@
-"""What the recipes share: command line, runs, results, data files, metrics."""

@@ -1,1 +1,0 @@
-"""Comparing methods over data sets and seeds: the study, its runs, and what they say."""

@@ -1,0 +1,167 @@
+"""The command line of a recipe: dataclasses as options, one optional YAML or JSON file, errors without tracebacks."""
+
+import difflib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser
+
+from rgd_hf.scripts.errors import UserError
+
+CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
+USAGE = "accelerate launch %(prog)s [CONFIG.yaml|CONFIG.json] --option value ..."
+EPILOG = "CONFIG holds the same options, `name: value`; options on the command line overrule it."
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+def parse_args(
+    dataclass_types: Sequence[type],
+    argv: Sequence[str] | None = None,
+    *,
+    description: str,
+    defaults: dict[str, Any] | None = None,
+    usage: str = USAGE,
+    epilog: str = EPILOG,
+) -> tuple[Any, ...]:
+    """Fill dataclasses from `[CONFIG] --option value ...`; options overrule the file.
+
+    Args:
+        dataclass_types: one dataclass for every group of options; the docstring's first line titles the group.
+        argv: the arguments after the program's name, `sys.argv[1:]` by default.
+        description: what the recipe does, shown by `--help`.
+        defaults: defaults that differ from those of the dataclasses, by field name.
+        usage: the first line of `--help`.
+        epilog: its last one.
+
+    Returns:
+        An instance of each dataclass, in order.
+
+    Raises:
+        UserError: an unknown option, a value that is not allowed, or a file that cannot be read.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = _Parser(dataclass_types, description, usage, epilog)
+    defaults = defaults or {}
+    if not set(defaults) <= set(parser.option_names()):
+        raise TypeError(f"defaults for unknown options: {sorted(set(defaults) - set(parser.option_names()))}")
+    parser.set_defaults(**defaults)
+    if argv and not argv[0].startswith("-"):
+        argv = [*_config_arguments(argv[0], parser), *argv[1:]]
+    try:
+        *parsed, unknown = parser.parse_args_into_dataclasses(
+            argv, look_for_args_file=False, return_remaining_strings=True
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if unknown:
+        raise UserError(f"{parser.describe_unknown(unknown[0])} See --help.")
+    return tuple(parsed)
+
+
+def check_option_names(dataclass_types: Sequence[type], names: Iterable[str], where: str) -> None:
+    """Check that a command line of `parse_args` has all these options.
+
+    Args:
+        dataclass_types: as `parse_args` takes them.
+        names: of options, without dashes.
+        where: where they stand, for the message.
+
+    Raises:
+        UserError: one is not known; the message names the nearest that is.
+    """
+    parser = _Parser(dataclass_types, "")
+    known = set(parser.option_names())
+    for name in names:
+        if name not in known:
+            raise UserError(f"{where}: {parser.describe_unknown(name)}")
+
+
+def as_arguments(settings: Mapping[str, Any]) -> list[str]:
+    """Settings as a command line: a list becomes several values, a dict becomes JSON, None is left out."""
+    arguments = []
+    for name, value in settings.items():
+        if isinstance(value, list):
+            arguments += [f"--{name}", *map(str, value)]
+        elif value is not None:
+            arguments.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
+    return arguments
+
+
+def run_recipe(main: Callable[[], Any]) -> None:
+    """Call `main` and end the process: user errors as one line on stderr, anything else with its traceback."""
+    name = Path(sys.argv[0]).name
+    try:
+        main()
+    except UserError as error:
+        _say(f"{name}: error: {error}")
+        sys.exit(EXIT_USER_ERROR)
+    except FloatingPointError as error:  # in the middle of a progress bar's line, as the next
+        _say(f"\n{name}: error: {error}")
+        sys.exit(EXIT_USER_ERROR)
+    except KeyboardInterrupt:
+        _say("\nInterrupted. The same command goes on from the last checkpoint.")
+        sys.exit(EXIT_INTERRUPTED)
+
+
+class _Parser(HfArgumentParser):
+    def __init__(
+        self, dataclass_types: Sequence[type], description: str, usage: str = USAGE, epilog: str = EPILOG
+    ):
+        for cls in dataclass_types:
+            title = (cls.__doc__ or cls.__name__).strip().splitlines()[0].rstrip(".").replace("`", "")
+            cls._argument_group_name = title  # type: ignore[attr-defined]
+        super().__init__(
+            list(dataclass_types),  # type: ignore[arg-type]
+            description=description,
+            usage=usage,
+            epilog=epilog,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str):
+        raise UserError(f"{message}. See --help.")
+
+    def option_names(self) -> list[str]:
+        return [action.dest for action in self._actions if action.dest != "help"]
+
+    def describe_unknown(self, name: str) -> str:
+        """An error message for an unknown option, with the nearest known one."""
+        plain = name.split("=")[0].lstrip("-").replace("-", "_")
+        near = difflib.get_close_matches(plain, self.option_names(), n=1)
+        hint = f": did you mean {near[0]!r}?" if near else "."
+        return f"unknown option {name!r}{hint}"
+
+
+def _config_arguments(filename: str, parser: _Parser) -> list[str]:
+    """The settings of a configuration file as command-line arguments, so that both are checked alike."""
+    path = Path(filename)
+    if path.suffix.lower() not in CONFIG_SUFFIXES:
+        raise UserError(
+            f"{filename!r} is neither an option (--name value) nor a {' / '.join(CONFIG_SUFFIXES)} file."
+        )
+    if not path.is_file():
+        raise UserError(f"there is no configuration file {filename!r} (looked in {Path.cwd()}).")
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML too
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{filename}: not valid YAML or JSON: {' '.join(str(error).split())}") from error
+    if not isinstance(settings, dict):
+        raise UserError(f"{filename}: expected lines `name: value`, found {type(settings).__name__}.")
+    for name in settings:
+        if name not in parser.option_names():
+            raise UserError(f"{filename}: {parser.describe_unknown(str(name))}")
+    return as_arguments(settings)
+
+
+def _say(line: str) -> None:
+    """Print an error once: other processes leave it to the first of their machine, which ends the launch."""
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(10)
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,233 @@
+"""The list of hard examples: the training samples that carried the most weight, as JSON, as a page, and in short."""
+
+import base64
+import html
+import io
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import PartialState
+from PIL import Image
+from rich.table import Table
+from rich.text import Text
+
+from rgd_hf import HardExamplesMixin
+from rgd_hf.scripts.predictions import PredictionsMixin
+from rgd_hf.scripts.results import console, write_json
+
+HARD_EXAMPLES = "hard_examples"
+SHOWN = 10
+THUMBNAIL = 128
+QUESTION = "Hard, or mislabelled?"
+
+Columns = Sequence[tuple[str, Hashable]]
+"""Heads of columns, each with the key of the rows that it shows; `text` is the sample itself."""
+
+COLUMNS: Columns = (
+    ("sample", "text"),
+    ("label", "label"),
+    ("prediction", "prediction"),
+    ("mean weight", "weight"),
+    ("mean loss", "loss"),
+    ("times seen", "seen"),
+)
+SHORT_COLUMNS: Columns = (
+    ("weight", "weight"),
+    ("loss", "loss"),
+    ("seen", "seen"),
+    ("label", "label"),
+    ("prediction", "prediction"),
+    ("sample", "text"),
+)
+NUMBERS: dict[Hashable, str] = {"index": "d", "weight": ".3f", "loss": ".3f", "seen": "d"}
+"""How the numbers among them are written."""
+
+
+class InspectedTrainer(HardExamplesMixin, PredictionsMixin):
+    """What a recipe's Trainer is, to list hard examples: it records them, and keeps what it predicts."""
+
+
+@dataclass(frozen=True)
+class TrainingSamples:
+    """The training samples, as people and as an evaluation look at them.
+
+    Attributes:
+        select: a Trainer and indices to a data set of these samples, prepared as the Trainer's evaluation data.
+        text: an index to what the sample says, or to the name of its image.
+        image: an index to the image (RGB), where samples are images.
+        classes: names of the classes, in the order of their numbers; empty for regression.
+    """
+
+    select: Callable[[Any, Sequence[int]], Any]
+    text: Callable[[int], str]
+    classes: Sequence[str]
+    image: Callable[[int], Image.Image] | None = None
+
+    def name(self, value: Any) -> Any:
+        """A label or prediction as it is shown: a class's name, the names of several, a number."""
+        if isinstance(value, np.ndarray):
+            return ", ".join(self.classes[int(number)] for number in np.flatnonzero(value)) or "none"
+        return self.classes[int(value)] if self.classes else round(float(value), 4)
+
+
+def list_hard_examples(
+    trainer: InspectedTrainer, count: int, samples: TrainingSamples, directory: str | Path
+) -> None:
+    """Write `hard_examples.json` and `hard_examples.html` into `directory`, and print the first ten.
+
+    Every process has to call it: the final model predicts the `count` samples, and only the main process writes.
+
+    Args:
+        trainer: that has trained with `record_examples`.
+        count: samples to list.
+        samples: the training set.
+        directory: of the run.
+    """
+    rows = hard_rows(trainer, count, samples)
+    if PartialState().is_main_process:
+        page = render(rows, COLUMNS, _introduction(rows), samples.image)
+        write_list(directory, rows, page, short_table(rows, SHORT_COLUMNS, Path(directory)))
+
+
+def write_list(directory: str | Path, rows: Sequence[Mapping[str, Any]], page: str, short: Table) -> None:
+    """Write `rows` as JSON and `page` as HTML into `directory`, and print `short`."""
+    folder = Path(directory)
+    write_json(folder / f"{HARD_EXAMPLES}.json", rows)
+    (folder / f"{HARD_EXAMPLES}.html").write_text(page, encoding="utf-8")
+    console.print(short)
+
+
+def hard_rows(trainer: InspectedTrainer, count: int, samples: TrainingSamples) -> list[dict[str, Any]]:
+    """The hard examples, the heaviest first.
+
+    Returns:
+        One dict a sample: `index`, `weight`, `loss`, `seen` (see `rgd_hf.hard_examples.HardExample`), `label`,
+        `prediction` and `correct` (not for regression) of the final model, `text`.
+    """
+    examples = trainer.hard_examples(count)
+    compute_metrics = trainer.compute_metrics
+    trainer.compute_metrics = None  # so few samples have no meaningful metrics
+    chosen = samples.select(trainer, [example.index for example in examples])
+    trainer.predict(chosen, metric_key_prefix=HARD_EXAMPLES)
+    trainer.compute_metrics = compute_metrics
+    rows = []
+    for example, predicted in zip(
+        examples, trainer.predictions[HARD_EXAMPLES].to_dict("records"), strict=True
+    ):
+        row = {**asdict(example), "label": samples.name(predicted["label"])}
+        row["prediction"] = samples.name(predicted["prediction"])
+        if "correct" in predicted:
+            row["correct"] = bool(predicted["correct"])
+        rows.append({**row, "text": samples.text(example.index)})
+    return rows
+
+
+def short_table(rows: Sequence[Mapping[Any, Any]], columns: Columns, directory: Path) -> Table:
+    """The first ten rows for the terminal; the page in `directory` has all of them."""
+    page = directory / f"{HARD_EXAMPLES}.html"
+    table = Table(
+        title=f"{QUESTION} The heaviest of {len(rows)} training samples in {page}", title_justify="left"
+    )
+    for head, key in columns:
+        table.add_column(head, justify="right" if key in NUMBERS else "left", no_wrap=key in NUMBERS)
+    for row in rows[:SHOWN]:
+        # The cell does not wrap, but its column may: else a long text would take the width of all others.
+        cells = {key: Text(_shown(row, key)) for _, key in columns}
+        cells["text"].no_wrap, cells["text"].overflow = True, "ellipsis"
+        table.add_row(*cells.values())
+    return table
+
+
+def render(
+    rows: Sequence[Mapping[Any, Any]],
+    columns: Columns,
+    introduction: str,
+    image: Callable[[int], Image.Image] | None = None,
+) -> str:
+    """A page of its own, without anything to load: one table row a sample, with a thumbnail where it is an image.
+
+    Args:
+        rows: as `hard_rows` has them; other keys may have any content.
+        columns: of the page.
+        introduction: a paragraph of plain text.
+        image: an index to the image, where samples are images.
+    """
+    heads = "".join(f"<th>{html.escape(head)}</th>" for head in ("", *(head for head, _ in columns)))
+    wide = ' class="wide"' if len(columns) > len(COLUMNS) + 2 else ""
+    body = "\n".join(_render_row(number, row, columns, image) for number, row in enumerate(rows, start=1))
+    return f"""<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>{QUESTION}</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>
+body {{ font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color: #222 }}
+.wide {{ max-width: none }}
+p {{ max-width: 66rem }}
+table {{ border-collapse: collapse; width: 100% }}
+th, td {{ padding: .35rem .6rem; text-align: left; vertical-align: middle; border-bottom: 1px solid #ddd }}
+th {{ position: sticky; top: 0; background: #fff }}
+.number {{ text-align: right; font-variant-numeric: tabular-nums }}
+.sample {{ overflow-wrap: anywhere }}
+.differs {{ color: #b33a00; font-weight: 600 }}
+img {{ width: 96px; height: 96px; object-fit: contain; image-rendering: pixelated; background: #eee; margin-right: .6rem;
+vertical-align: middle }}
+</style></head><body{wide}>
+<h1>{QUESTION}</h1>
+<p>{html.escape(introduction)}</p>
+<table><thead><tr>{heads}</tr></thead>
+<tbody>
+{body}
+</tbody></table></body></html>
+"""
+
+
+def _introduction(rows: Sequence[Mapping[str, Any]]) -> str:
+    return (
+        f"The {len(rows)} training samples that carried the most weight over training (of equal weights, the largest "
+        f"loss first). {what_to_look_for(rows)}"
+    )
+
+
+def what_to_look_for(rows: Sequence[Mapping[str, Any]]) -> str:
+    """How many labels the final model predicts otherwise (real values apart), and what that may mean."""
+    if not all("correct" in row for row in rows):
+        return "A value may be wrong where the final model's prediction is plausible; a sample is hard where the value is."
+    wrong = sum(not row["correct"] for row in rows)
+    return (
+        f"The final model predicts another label for {wrong} of them. A label may be wrong where the prediction is "
+        "plausible; a sample is hard where the label is."
+    )
+
+
+def _shown(row: Mapping[Any, Any], key: Hashable) -> str:
+    return format(row[key], NUMBERS[key]) if key in NUMBERS else str(row[key])
+
+
+def _render_row(
+    number: int,
+    row: Mapping[Any, Any],
+    columns: Columns,
+    image: Callable[[int], Image.Image] | None,
+) -> str:
+    cells = [f'<td class="number">{number}</td>']
+    for _, key in columns:
+        text = html.escape(_shown(row, key))
+        if key == "text":
+            picture = "" if image is None else f'<img alt="" src="{thumbnail(image(row["index"]))}">'
+            cells.append(f'<td class="sample">{picture}{text}</td>')
+            continue
+        differs = key == "prediction" and not row.get("correct", True)
+        kind = ' class="number"' if key in NUMBERS else ' class="differs"' if differs else ""
+        cells.append(f"<td{kind}>{text}</td>")
+    return f"<tr>{''.join(cells)}</tr>"
+
+
+def thumbnail(image: Image.Image) -> str:
+    """A PNG of at most 128 x 128 pixels as a `data:` address."""
+    small = image.copy()
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    small.save(buffer, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -1,0 +1,326 @@
+"""Runs: which methods are trained, in which directories; going on after an interruption; never losing a result."""
+
+import copy
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from transformers import set_seed
+
+from rgd_hf import ReweightedTrainingArguments
+from rgd_hf.description import method_name
+from rgd_hf.scripts.errors import UserError
+from rgd_hf.scripts.hard_examples import HARD_EXAMPLES, InspectedTrainer, TrainingSamples, list_hard_examples
+from rgd_hf.scripts.predictions import PREDICTIONS, write_predictions
+from rgd_hf.scripts.results import (
+    RESULTS_NAME,
+    package_versions,
+    read_results,
+    say,
+    settings_of,
+    write_json,
+    write_results,
+)
+
+SETTINGS_NAME = "run_settings.json"
+
+# Settings that may change between an interruption and the next start: they decide what is reported, not what is trained.
+REPORTING_SETTINGS = (
+    "hub_", "push_to_hub", "logging_", "log_", "disable_tqdm", "report_to", "run_name", "project", "trackio_",
+    "output_dir", "overwrite_output_dir", "compare", "dataloader_num_workers", "ddp_",
+)  # fmt: skip
+
+
+@dataclass
+class RunArguments:
+    """Runs and where they are kept."""
+
+    compare: bool = field(
+        default=False,
+        metadata={
+            "help": "Train twice from the same seed, plainly (ERM, in OUTPUT_DIR/erm) and with the chosen --reweighting "
+            "(in OUTPUT_DIR/<reweighting>), and print both results."
+        },
+    )
+    overwrite_output_dir: bool = field(
+        default=False,
+        metadata={
+            "help": "Discard the checkpoints and results that the output directory holds and start anew. Without it an "
+            "interrupted run goes on from its last checkpoint, and a finished one is left alone."
+        },
+    )
+    save_predictions: bool = field(
+        default=False,
+        metadata={
+            "help": "Write predictions.parquet into the run's directory: label, prediction, whether it is correct, and "
+            "plain loss of every evaluation sample, in order (a file for each of several validation sets)."
+        },
+    )
+    hard_examples: int = field(
+        default=0,
+        metadata={
+            "help": "After training, list so many training samples that carried the most weight (hard, or mislabelled?) "
+            "in hard_examples.html and hard_examples.json of the run's directory."
+        },
+    )
+    save_models: bool = field(
+        default=True,
+        metadata={"help": "Write the trained model; with false a run leaves its results and card alone."},
+    )
+
+    def __post_init__(self):
+        if self.hard_examples < 0:
+            raise UserError(f"--hard_examples must be at least 0, not {self.hard_examples}.")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training.
+
+    Attributes:
+        name: short, a directory's name: `"erm"`, `"kl"`.
+        method: as tables call it: `"ERM"`, `"RGD (kl, tau=1)"`.
+        args: its training arguments, with its own `output_dir`.
+    """
+
+    name: str
+    method: str
+    args: ReweightedTrainingArguments
+
+
+def plan_runs(args: ReweightedTrainingArguments, compare: bool) -> list[Run]:
+    """The runs that `args` ask for: one in `output_dir`, or with `compare` ERM and the re-weighted one below it.
+
+    Raises:
+        UserError: `compare` without a re-weighting to compare ERM with.
+    """
+    if not compare:
+        return [Run("erm" if args.reweighting == "none" else args.reweighting, method_name(args), args)]
+    if args.reweighting == "none":
+        raise UserError(
+            "--compare trains ERM and a re-weighting: choose one with --reweighting kl (or chi2, reverse_kl)."
+        )
+    # Only the re-weighted model goes to the Hub: both would land in the same repository.
+    plain = _in_subdirectory(args, "erm", reweighting="none", push_to_hub=False)
+    repository = args.hub_model_id or Path(str(args.output_dir)).name
+    reweighted = _in_subdirectory(args, args.reweighting, hub_model_id=repository)
+    return [Run("erm", method_name(plain), plain), Run(args.reweighting, method_name(reweighted), reweighted)]
+
+
+def _in_subdirectory(
+    args: ReweightedTrainingArguments, name: str, **changes: Any
+) -> ReweightedTrainingArguments:
+    changed = copy.copy(args)
+    changed.output_dir = str(Path(str(args.output_dir)) / name)
+    for key, value in changes.items():
+        setattr(changed, key, value)
+    return changed
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What will be trained, checked against what the output directory holds.
+
+    Attributes:
+        root: the output directory.
+        runs: the trainings, in order; more than one is a comparison, below `root`.
+        settings: the recipe's own settings, recorded with the results.
+        options: what the runs leave behind.
+    """
+
+    root: Path
+    runs: tuple[Run, ...]
+    settings: Mapping[str, Any]
+    options: RunArguments
+
+
+def prepare_runs(
+    args: ReweightedTrainingArguments, run_args: RunArguments, settings: Mapping[str, Any]
+) -> RunPlan:
+    """Decide what to train and make sure that nothing in the output directory is lost. Call it before loading data.
+
+    Args:
+        args: training arguments; `output_dir` is the directory of all runs.
+        run_args: whether to compare, whether to start anew, what to leave behind.
+        settings: the recipe's own settings (see `results.settings_of`).
+
+    Raises:
+        UserError: the directory holds a finished run, or an unfinished one with other settings; or a model is to be
+            pushed to the Hub, but not to be saved.
+    """
+    if args.push_to_hub and not run_args.save_models:
+        raise UserError("--push_to_hub needs the saved model: leave out --save_models false.")
+    runs = tuple(plan_runs(args, run_args.compare))
+    plan = RunPlan(Path(str(args.output_dir)), runs, settings, run_args)
+    problem = None
+    if PartialState().is_main_process:
+        if run_args.overwrite_output_dir:
+            _discard(plan)
+        problem = _conflict(plan)
+    problem = _same_everywhere(problem)
+    if problem is not None:
+        raise UserError(problem)
+    return plan
+
+
+def train_runs(
+    plan: RunPlan,
+    build_trainer: Callable[[ReweightedTrainingArguments], InspectedTrainer],
+    card: Mapping[str, Any],
+    samples: TrainingSamples | None = None,
+) -> list[dict[str, Any]]:
+    """Train, evaluate, save and document every run of a plan.
+
+    Each run starts from the same seed. One that was interrupted goes on from its last checkpoint; one that is
+    finished (the first of two, say) is not trained again. Every run leaves its model card, `all_results.json` and what
+    `plan.options` ask for in its directory; a comparison leaves another `all_results.json` above them.
+
+    Args:
+        plan: from `prepare_runs`.
+        build_trainer: makes a new model and its trainer (a `ReweightedTrainer`) for a run's training arguments.
+        card: keywords for `Trainer.create_model_card`.
+        samples: the training samples, for `--hard_examples`.
+
+    Returns:
+        One record a run: `method`, `name`, `seconds`, the metrics, `settings`, `versions`.
+    """
+    records = []
+    for run in plan.runs:
+        record = _same_everywhere(read_results(str(run.args.output_dir)))
+        if record is None:
+            name = plan.root.name if len(plan.runs) == 1 else f"{plan.root.name}-{run.name}"
+            record = _train_run(run, plan, build_trainer, {"model_name": name, **card}, samples)
+        else:
+            say("", f"{run.method}: finished before, results read from {run.args.output_dir}")
+        records.append(record)
+    if len(plan.runs) > 1:
+        write_results(plan.root, {"runs": {record["name"]: record for record in records}})
+    return records
+
+
+def _train_run(
+    run: Run,
+    plan: RunPlan,
+    build_trainer: Callable[[ReweightedTrainingArguments], InspectedTrainer],
+    card: Mapping[str, Any],
+    samples: TrainingSamples | None,
+) -> dict[str, Any]:
+    directory = str(run.args.output_dir)
+    checkpoint = _same_everywhere(last_checkpoint(directory))
+    say("", f"{run.method}: " + (f"going on from {checkpoint}" if checkpoint else f"training in {directory}"))
+    if PartialState().is_main_process:
+        write_json(Path(directory) / SETTINGS_NAME, _all_settings(run, plan.settings))
+    started = time.perf_counter()
+    set_seed(run.args.seed)
+    trainer = build_trainer(run.args)
+    trainer.stop_on_non_finite_loss = True
+    training = trainer.train(resume_from_checkpoint=checkpoint)
+    metrics = {**training.metrics, **trainer.evaluate()}
+    if plan.options.save_models:
+        trainer.save_model()
+    trainer.save_state()
+    if plan.options.save_predictions:
+        files = write_predictions(trainer, directory)
+        say("Predictions: " + ", ".join(map(str, files)))
+    if plan.options.hard_examples and samples is not None:
+        list_hard_examples(trainer, plan.options.hard_examples, samples, directory)
+    record = {
+        "name": run.name,
+        "method": run.method,
+        "seconds": round(time.perf_counter() - started, 1),
+        **metrics,
+        "settings": _all_settings(run, plan.settings),
+        "versions": package_versions(),
+    }
+    if run.args.push_to_hub:
+        trainer.push_to_hub(**card)
+    else:
+        trainer.create_model_card(**card)
+    write_results(directory, record)
+    PartialState().wait_for_everyone()
+    return record
+
+
+def last_checkpoint(directory: str | Path) -> str | None:
+    """The newest whole checkpoint of a run; one that a killed process left half written is passed over."""
+    steps = {}
+    for path in Path(directory).glob("checkpoint-*"):
+        state = path / "trainer_state.json"  # written last
+        number = path.name.removeprefix("checkpoint-")
+        if number.isdigit() and state.is_file() and _is_json(state):
+            steps[int(number)] = str(path)
+    return steps[max(steps)] if steps else None
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return True
+
+
+def _all_settings(run: Run, settings: Mapping[str, Any]) -> dict[str, Any]:
+    always = (
+        "reweighting",
+        "tau",
+        "seed",
+        "learning_rate",
+        "num_train_epochs",
+        "per_device_train_batch_size",
+    )
+    chosen = {**{name: getattr(run.args, name) for name in always}, **settings_of(run.args)}
+    return {**settings, **chosen, "world_size": run.args.world_size}
+
+
+def _discard(plan: RunPlan) -> None:
+    for directory in {plan.root, *(Path(str(run.args.output_dir)) for run in plan.runs)}:
+        for checkpoint in directory.glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
+        left = (
+            directory / RESULTS_NAME,
+            directory / SETTINGS_NAME,
+            *directory.glob(f"{PREDICTIONS}*.parquet"),
+            *directory.glob(f"{HARD_EXAMPLES}.*"),
+        )
+        for path in left:
+            path.unlink(missing_ok=True)
+
+
+def _conflict(plan: RunPlan) -> str | None:
+    """Why these runs must not be trained in these directories, or None."""
+    ways_out = "Choose another --output_dir, or give --overwrite_output_dir to discard it and start anew."
+    if plan.root.exists() and not plan.root.is_dir():
+        return f"the output directory {plan.root} is a file. Choose another --output_dir."
+    if (plan.root / RESULTS_NAME).is_file():
+        return f"the output directory {plan.root} already holds a finished run ({RESULTS_NAME}). {ways_out}"
+    for run in plan.runs:
+        directory = Path(str(run.args.output_dir))
+        begun = last_checkpoint(directory) or (directory / RESULTS_NAME).is_file()
+        if not begun or not (directory / SETTINGS_NAME).is_file():
+            continue
+        before = _deciding(json.loads((directory / SETTINGS_NAME).read_text(encoding="utf-8")))
+        now = _deciding(json.loads(json.dumps(_all_settings(run, plan.settings), default=str)))
+        changed = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+        if changed:
+            details = "; ".join(f"{name}: {before.get(name)!r}, now {now.get(name)!r}" for name in changed)
+            return (
+                f"{directory} holds an unfinished run with other settings ({details}). Give the same settings to go "
+                f"on with it. {ways_out}"
+            )
+    return None
+
+
+def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if not name.startswith(REPORTING_SETTINGS)}
+
+
+def _same_everywhere(value: Any) -> Any:
+    """The main process's `value`, on every process."""
+    return broadcast_object_list([value])[0]

@@ -1,0 +1,266 @@
+"""What each column of a table is, what is wrong with it, and what the target means."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from rgd_hf.scripts.errors import UserError, listed
+from rgd_hf.scripts.tabular.preprocessing import as_dates, as_numbers
+
+KINDS = ("numeric", "categorical", "date")
+TASKS = ("classification", "regression")
+MAX_INTEGER_CLASSES = 20
+# A column is what at least this share of its values is; the rest are taken as missing, with a warning.
+_SHARE = 0.95
+_LOOKS_LIKE_DATE = re.compile(r"^\s*\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T]\d{1,2}:\d{2}.*)?\s*$")
+
+
+@dataclass(frozen=True)
+class ColumnArguments:
+    """Columns: their types are inferred; these options overrule that."""
+
+    numeric_columns: list[str] | None = field(default=None, metadata={"help": "Columns that are numbers."})
+    categorical_columns: list[str] | None = field(
+        default=None, metadata={"help": "Columns that are categories, e.g. numeric codes."}
+    )
+    date_columns: list[str] | None = field(default=None, metadata={"help": "Columns that are dates."})
+    drop_columns: list[str] | None = field(default=None, metadata={"help": "Columns to leave out."})
+    task: str | None = field(
+        default=None,
+        metadata={
+            "help": "'classification' or 'regression'. By default a target of strings, booleans or at most "
+            f"{MAX_INTEGER_CLASSES} different whole numbers makes classes.",
+            "choices": list(TASKS),
+        },
+    )
+    drop_rare_classes: bool = field(
+        default=False, metadata={"help": "Drop the rows of classes that are too rare to split."}
+    )
+
+    def chosen_kinds(self) -> dict[str, str]:
+        """The columns whose kind the user gave."""
+        lists = (self.numeric_columns, self.categorical_columns, self.date_columns)
+        return {name: kind for kind, names in zip(KINDS, lists) for name in names or []}
+
+
+def choose_columns(
+    frame: pd.DataFrame, target: str, args: ColumnArguments, warn: Callable[[str], Any]
+) -> list[dict[str, str]]:
+    """The columns to predict from, as `TablePreprocessor` takes them.
+
+    Args:
+        frame: the table.
+        target: name of the target column, which is left out.
+        args: the user's choices.
+        warn: called with a sentence for every column that is dropped or doubtful.
+
+    Raises:
+        UserError: a column named in `args` does not exist, or no usable column is left.
+    """
+    kinds, dropped = args.chosen_kinds(), args.drop_columns or []
+    unknown = [name for name in (*kinds, *dropped) if name not in frame.columns]
+    if unknown:
+        raise UserError(f"there are no columns {listed(unknown)}; columns: {listed(frame.columns)}.")
+    columns: list[dict[str, str]] = []
+    unusable: dict[str, list[str]] = {}
+    for name in frame.columns:
+        if name == target or name in dropped:
+            continue
+        problem = _unusable(frame[name])
+        if problem:
+            unusable.setdefault(problem, []).append(name)
+            continue
+        kind = kinds.get(name) or infer_kind(frame[name], warn)
+        if kind != "date":
+            _warn_of_identifier(frame[name], kind, warn)
+        columns.append({"name": name, "kind": kind})
+    for problem, names in unusable.items():
+        shown = listed(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        warn(f"dropped {len(names)} column(s) that are {problem}: {shown}.")
+    if not columns:
+        raise UserError(
+            f"there is no column to predict {target!r} from: columns found are {listed(frame.columns)}; constant and "
+            "empty ones and those in --drop_columns are left out."
+        )
+    return columns
+
+
+def shown_columns(frame: pd.DataFrame, columns: list[dict[str, str]], args: ColumnArguments) -> list[str]:
+    """The columns that tell a person about a row, in the table's order.
+
+    They are those that are predicted from and, since they may name the row, those of `--drop_columns`.
+
+    Args:
+        frame: the table.
+        columns: of `choose_columns`.
+        args: the user's choices.
+    """
+    used, dropped = {column["name"] for column in columns}, args.drop_columns or []
+    return [n for n in frame.columns if n in used or (n in dropped and _unusable(frame[n]) is None)]
+
+
+def _unusable(values: pd.Series) -> str | None:
+    present = values.dropna()
+    if not len(present):
+        return "all missing"
+    if pd.api.types.is_numeric_dtype(present) and not np.isfinite(present.to_numpy(dtype="float64")).any():
+        return "all missing"
+    if isinstance(present.iloc[0], dict | list | np.ndarray | bytes):
+        return "lists, dicts or bytes"
+    if len(present) == len(values) and (values == values.iloc[0]).all():
+        return "constant"
+    return None
+
+
+def infer_kind(values: pd.Series, warn: Callable[[str], Any]) -> str:
+    """`"numeric"`, `"categorical"` or `"date"`; infinite values and mixed types are warned of."""
+    name = values.name
+    if pd.api.types.is_bool_dtype(values):
+        return "categorical"
+    if pd.api.types.is_numeric_dtype(values):
+        infinite = int(np.isinf(values.dropna().to_numpy(dtype="float64")).sum())
+        if infinite:
+            warn(f"column {name!r} has {infinite} infinite value(s), taken as missing.")
+        return "numeric"
+    if pd.api.types.is_datetime64_any_dtype(values):
+        return "date"
+    present = values.dropna()
+    if pd.api.types.is_timedelta64_dtype(values):
+        return "numeric"
+    if isinstance(values.dtype, pd.CategoricalDtype) or all(isinstance(value, bool) for value in present):
+        return "categorical"
+    texts = present.astype(str)
+    mixed = len({type(value) for value in present}) > 1
+    numbers = as_numbers(present)
+    share = 1 - np.isnan(numbers).mean()
+    if share >= _SHARE:
+        if share < 1:
+            odd = sorted(set(texts[np.isnan(numbers)]))[:5]
+            warn(f"column {name!r} is numeric but for {listed(odd)}, taken as missing.")
+        return "numeric"
+    if texts.str.match(_LOOKS_LIKE_DATE).mean() >= _SHARE and as_dates(present).notna().mean() >= _SHARE:
+        return "date"
+    if mixed or share >= 0.05:
+        warn(f"column {name!r} mixes numbers and text; its values are taken as categories.")
+    return "categorical"
+
+
+def _warn_of_identifier(values: pd.Series, kind: str, warn: Callable[[str], Any]) -> None:
+    """Warn of a column that seems to name its row: all values differ, and they are texts or numbers in a row."""
+    present = values.dropna()
+    if len(present) < 20 or not present.is_unique:
+        return
+    if kind == "categorical":
+        looks_like = True
+    else:
+        numbers = as_numbers(present)
+        whole = np.all(numbers == np.round(numbers))
+        looks_like = bool(whole and numbers.max() - numbers.min() < 2 * len(numbers))
+    if looks_like:
+        warn(
+            f"column {values.name!r} looks like an identifier (a different value in every row). It cannot help with "
+            f"new rows; --drop_columns {values.name!r} leaves it out."
+        )
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is predicted.
+
+    Attributes:
+        name: the column.
+        classes: its values in the order of the class indices; empty for regression.
+    """
+
+    name: str
+    classes: tuple = ()
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether the target is a number."""
+        return not self.classes
+
+    def encode(self, values: pd.Series) -> np.ndarray:
+        """Class indices int64, or float64."""
+        if self.is_regression:
+            return as_numbers(values)
+        index = {str(value): i for i, value in enumerate(self.classes)}
+        return np.array([index[str(_plain(value))] for value in values], dtype=np.int64)
+
+
+def find_target(
+    frame: pd.DataFrame, name: str, args: ColumnArguments, warn: Callable[[str], Any]
+) -> tuple[pd.DataFrame, Target]:
+    """What the target column means, and the rows that have a usable target.
+
+    Raises:
+        UserError: no target value, one class only, classes too rare to split into training, validation and test,
+            or a regression on values that are no numbers.
+    """
+    values = frame[name].map(lambda v: np.nan if isinstance(v, float) and np.isinf(v) else v)
+    missing = int(values.isna().sum())
+    if missing:
+        warn(f"{missing} row(s) without a target are left out.")
+        frame = frame[values.notna().to_numpy()]
+        values = frame[name]
+    if not len(values):
+        raise UserError(f"the target column {name!r} has no values.")
+    if _is_regression(values, args.task):
+        numbers = as_numbers(values)
+        if np.isnan(numbers).any():
+            bad = values[np.isnan(numbers)].iloc[0]
+            raise UserError(f"--task regression needs numbers, but the target column {name!r} has {bad!r}.")
+        if numbers.min() == numbers.max():
+            raise UserError(f"the target column {name!r} has one value only: {numbers[0]:g}.")
+        return frame, Target(name)
+    plain = values.map(_plain)
+    counts = plain.value_counts()
+    rare = counts[counts < 3]
+    if len(rare) and len(counts) > 1:
+        shown = ", ".join(f"{value!r} ({count})" for value, count in list(rare.items())[:10])
+        if not args.drop_rare_classes:
+            raise UserError(
+                f"{len(rare)} class(es) of {name!r} are too rare to split, since training, validation and test need "
+                f"one row each: {shown}. --drop_rare_classes leaves their rows out; for a number to be predicted, "
+                "give --task regression."
+            )
+        warn(f"the rows of {len(rare)} class(es) with fewer than 3 rows are left out: {shown}.")
+        keep = ~plain.isin(rare.index)
+        frame, plain = frame[keep.to_numpy()], plain[keep]
+        counts = plain.value_counts()
+    if len(counts) < 2:
+        raise UserError(
+            f"the target column {name!r} has one class only: {listed(counts.index)}. Two at least are needed."
+        )
+    return frame, Target(name, tuple(_in_order(counts.index)))
+
+
+def _in_order(values: Any) -> list:
+    try:
+        return sorted(values)
+    except TypeError:
+        return sorted(values, key=str)
+
+
+def _plain(value: Any) -> Any:
+    """A class as JSON can hold it: 1.0 and numpy's 1 are 1."""
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    if isinstance(value, int | float | np.number):
+        return int(value) if float(value).is_integer() else float(value)
+    return str(value)
+
+
+def _is_regression(values: pd.Series, task: str | None) -> bool:
+    if task is not None:
+        return task == "regression"
+    if pd.api.types.is_bool_dtype(values) or isinstance(values.dtype, pd.CategoricalDtype):
+        return False
+    numbers = as_numbers(values)
+    if np.isnan(numbers).any():
+        return False
+    return bool(np.any(numbers != np.round(numbers)) or len(np.unique(numbers)) > MAX_INTEGER_CLASSES)

@@ -1,0 +1,60 @@
+"""The options of the networks."""
+
+from dataclasses import dataclass, field
+
+from rgd_hf.scripts.errors import UserError
+from rgd_hf.scripts.tabular.configuration import NUM_EMBEDDINGS
+
+# Beyond so many numeric features embeddings make the first layer so wide that training takes several times as long.
+MAX_EMBEDDED_FEATURES = 100
+
+
+@dataclass
+class NetworkArguments:
+    """Networks: sizes (by default those of each network) and how long they train."""
+
+    n_blocks: int | None = field(default=None, metadata={"help": "Depth."})
+    d_block: int | None = field(default=None, metadata={"help": "Width."})
+    dropout: float | None = field(default=None, metadata={"help": "Dropout rate."})
+    k: int = field(default=16, metadata={"help": "Members of the TabM ensemble."})
+    num_embeddings: str = field(
+        default="auto",
+        metadata={
+            "help": "Embeddings of numeric features: 'auto' takes piecewise_linear up to "
+            f"{MAX_EMBEDDED_FEATURES} numeric features and none beyond.",
+            "choices": ["auto", *NUM_EMBEDDINGS],
+        },
+    )
+    d_embedding: int = field(default=16, metadata={"help": "Size of such an embedding."})
+    n_bins: int = field(default=32, metadata={"help": "Bins of piecewise-linear embeddings."})
+    patience: int = field(
+        default=16, metadata={"help": "Epochs without a better validation score before training stops."}
+    )
+    pretrain_epochs: int = field(
+        default=0,
+        metadata={"help": "Epochs of self-supervised training first: masked features are reconstructed."},
+    )
+    mask_rate: float = field(default=0.3, metadata={"help": "Share of the features masked in that stage."})
+    reweight_pretraining: bool = field(
+        default=False,
+        metadata={"help": "Re-weight the reconstruction losses too, where the method re-weights."},
+    )
+
+    def __post_init__(self):
+        least = {
+            "n_blocks": 1,
+            "d_block": 1,
+            "k": 1,
+            "d_embedding": 1,
+            "n_bins": 2,
+            "patience": 1,
+            "pretrain_epochs": 0,
+        }
+        for name, minimum in least.items():
+            value = getattr(self, name)
+            if value is not None and value < minimum:
+                raise UserError(f"--{name} must be at least {minimum}, not {value}.")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise UserError(f"--dropout must be at least 0 and below 1, not {self.dropout:g}.")
+        if not 0 < self.mask_rate < 1:
+            raise UserError(f"--mask_rate must lie between 0 and 1, not {self.mask_rate:g}.")

@@ -1,0 +1,185 @@
+"""Training one network on encoded splits, with early stopping on the validation split."""
+
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from rtdl_num_embeddings import compute_bins
+from transformers import set_seed
+
+from rgd_hf import ReweightedTrainingArguments
+from rgd_hf.data import SAMPLE_INDEX, SAMPLE_WEIGHT
+from rgd_hf.scripts.tabular.batches import BatchLoader, TensorTable
+from rgd_hf.scripts.tabular.configuration import TabularConfig
+from rgd_hf.scripts.tabular.modeling import TabularModel
+from rgd_hf.scripts.tabular.objectives import Objective, class_weights
+from rgd_hf.scripts.tabular.options import MAX_EMBEDDED_FEATURES, NetworkArguments
+from rgd_hf.scripts.tabular.pretraining import pretrain
+from rgd_hf.scripts.tabular.scores import main_score
+from rgd_hf.scripts.tabular.splits import Part, Splits
+from rgd_hf.scripts.tabular.trainer import KeepBest, TabularTrainer, quiet, with_changes
+
+MIN_STEPS_PER_EPOCH = 8
+MIN_BATCH_SIZE = 16
+
+
+@dataclass(frozen=True)
+class TrainedNetwork:
+    """A trained network and what it predicts.
+
+    Attributes:
+        model: with the weights of its best epoch.
+        trainer: that trained it.
+        best_epoch: the epoch of those weights.
+        validation_score: its main score on the validation split, larger is better.
+        test: predictions for the test split: probabilities `[rows, classes]`, or values `[rows]`.
+    """
+
+    model: TabularModel
+    trainer: TabularTrainer
+    best_epoch: float
+    validation_score: float
+    test: np.ndarray
+
+
+def make_config(splits: Splits, network: str, sizes: NetworkArguments) -> TabularConfig:
+    """The configuration of `network` for the encoded table."""
+    target, x_num = splits.target, splits.train.x_num
+    bins = None
+    embeddings = "none" if network == "ft_transformer" else sizes.num_embeddings
+    if embeddings == "auto":
+        embeddings = "piecewise_linear" if x_num.shape[1] <= MAX_EMBEDDED_FEATURES else "none"
+    if embeddings == "piecewise_linear" and x_num.shape[1]:
+        bins = _bins(x_num, sizes.n_bins)
+    of_target: dict[str, Any] = {"classes": list(target.classes)}
+    if target.is_regression:
+        y = splits.train.y
+        of_target = {"problem_type": "regression", "target_mean": float(y.mean())}
+        of_target["target_std"] = float(y.std()) or 1.0
+    return TabularConfig(
+        network=network,
+        n_num_features=x_num.shape[1],
+        cat_cardinalities=splits.preprocessor.cardinalities,
+        n_blocks=sizes.n_blocks,
+        d_block=sizes.d_block,
+        dropout=sizes.dropout,
+        k=sizes.k,
+        num_embeddings=embeddings,
+        d_embedding=sizes.d_embedding,
+        bins=bins,
+        columns=splits.preprocessor.columns,
+        target=target.name,
+        **of_target,
+    )
+
+
+def _bins(x_num: np.ndarray, n_bins: int) -> list[list[float]]:
+    """Edges of each feature's bins at its quantiles."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that a feature of 0 and 1 has one bin
+        edges = compute_bins(torch.from_numpy(x_num), n_bins=max(2, min(n_bins, len(x_num) - 2)))
+    return [e.tolist() for e in edges]
+
+
+def make_table(part: Part, config: TabularConfig, device: torch.device) -> TensorTable:
+    """A split with its labels on the device; the target of a regression is standardized."""
+    if config.problem_type == "regression":
+        labels = torch.from_numpy((part.y - config.target_mean) / config.target_std).float()
+    else:
+        labels = torch.from_numpy(part.y)
+    return TensorTable({**part.features(), "labels": labels}, device)
+
+
+def batch_size_for(rows: int, asked: int) -> int:
+    """`asked`, or the power of two that leaves a small table `MIN_STEPS_PER_EPOCH` steps an epoch."""
+    small = 2 ** int(math.log2(max(rows // MIN_STEPS_PER_EPOCH, MIN_BATCH_SIZE)))
+    return min(asked, max(small, MIN_BATCH_SIZE))
+
+
+def train_network(
+    splits: Splits,
+    network: str,
+    objective: Objective,
+    sizes: NetworkArguments,
+    args: ReweightedTrainingArguments,
+    count_weights: bool = False,
+    record_examples: bool = False,
+) -> TrainedNetwork:
+    """Train `network` on the training split until the validation score stops rising.
+
+    Args:
+        splits: the encoded table.
+        network: one of `NETWORKS`.
+        objective: what is minimized.
+        sizes: of the network.
+        args: learning rate, epochs, seed and so on; a small table gets smaller batches.
+        count_weights: keep histograms of the weights in the training log.
+        record_examples: let the trainer tell its `hard_examples` by the row of the training split.
+
+    Raises:
+        NonFiniteLossError: a loss was NaN or infinite.
+    """
+    set_seed(args.seed)
+    config = make_config(splits, network, sizes)
+    model = TabularModel(config, splits.preprocessor)
+    batch_size = batch_size_for(len(splits.train) // args.world_size, args.per_device_train_batch_size)
+    args = with_changes(
+        args,
+        reweighting=objective.reweighting,
+        reweighting_level="sample",
+        tau=objective.tau,
+        target_ess=args.target_ess if objective.reweighting == "kl" else None,
+        label_smoothing_factor=0.0,  # in the objective's own loss
+        per_device_train_batch_size=batch_size,
+    )
+    if sizes.pretrain_epochs:
+        pretrain(model, splits, sizes, args)
+    train = make_table(splits.train, config, args.device)
+    if objective.name == "class_weights":
+        weights = torch.from_numpy(class_weights(splits.train.y, len(splits.target.classes)))
+        train = TensorTable({**train.columns, SAMPLE_WEIGHT: weights}, args.device)
+    if record_examples:
+        train = TensorTable({**train.columns, SAMPLE_INDEX: torch.arange(len(train))}, args.device)
+    score = main_score(splits.target.is_regression)
+    keep_best = KeepBest(score, sizes.patience)
+    trainer = quiet(
+        TabularTrainer(
+            model=model,
+            args=args,
+            train_dataset=train,
+            eval_dataset=make_table(splits.validation, config, args.device),
+            compute_metrics=lambda prediction: _validation_score(prediction, config),
+            callbacks=[keep_best],
+            per_sample_loss_fn=objective.loss(splits.target.is_regression),
+            count_weights=count_weights,
+            record_examples=record_examples,
+        )
+    )
+    trainer.train()
+    return TrainedNetwork(
+        model, trainer, keep_best.best_epoch, keep_best.best[0], predict(model, splits.test, args)
+    )
+
+
+def _validation_score(prediction: Any, config: TabularConfig) -> Mapping[str, float]:
+    logits = prediction.predictions
+    if config.problem_type == "regression":
+        errors = (logits[:, 0] - prediction.label_ids) * config.target_std
+        return {"rmse": float(np.sqrt(np.mean(errors**2)))}
+    return {"accuracy": float(np.mean(logits.argmax(axis=1) == prediction.label_ids))}
+
+
+@torch.no_grad()
+def predict(model: TabularModel, part: Part, args: ReweightedTrainingArguments) -> np.ndarray:
+    """Probabilities `[rows, classes]`, or values `[rows]` in the target's units; every process predicts all rows."""
+    model.eval()
+    table = TensorTable(part.features(), args.device)
+    batches = BatchLoader(table, args.eval_batch_size)
+    logits = torch.cat([model(**batch).logits.double().cpu() for batch in batches])
+    if model.config.problem_type == "regression":
+        return logits[:, 0].numpy() * model.config.target_std + model.config.target_mean
+    return logits.softmax(dim=1).numpy()

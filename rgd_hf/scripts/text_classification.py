@@ -1,0 +1,207 @@
+"""Text classification data: which columns are text, what the labels mean, tokenization.
+
+Works on a `DatasetDict` with a `train` split and any number of validation splits.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from datasets import ClassLabel, Dataset, DatasetDict
+from transformers import PreTrainedTokenizerBase
+
+from rgd_hf.scripts.data_files import require_columns
+from rgd_hf.scripts.errors import UserError, listed
+
+PAIRS = (
+    ("sentence1", "sentence2"),
+    ("question1", "question2"),
+    ("premise", "hypothesis"),
+    ("question", "sentence"),
+    ("text1", "text2"),
+)
+SINGLES = ("text", "sentence", "content", "review")
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What a label column holds.
+
+    Attributes:
+        kind: `"single_label_classification"`, `"multi_label_classification"` or `"regression"`, the values of
+            `PretrainedConfig.problem_type`.
+        names: the classes, in the order of their numbers; empty for regression.
+    """
+
+    kind: str
+    names: tuple[str, ...]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Keywords for a model's configuration."""
+        if not self.names:
+            return {"num_labels": 1, "problem_type": self.kind}
+        id2label = dict(enumerate(self.names))
+        label2id = {name: number for number, name in id2label.items()}
+        return {
+            "num_labels": len(id2label),
+            "id2label": id2label,
+            "label2id": label2id,
+            "problem_type": self.kind,
+        }
+
+
+def find_text_columns(
+    dataset: Dataset, asked: Sequence[str] | None, label_column: str, where: str
+) -> list[str]:
+    """The one or two text columns: those asked for, else usual names, else the only ones that hold strings.
+
+    Raises:
+        UserError: they are missing, no strings, or cannot be told; the message names the columns found.
+    """
+    strings = [
+        name
+        for name, feature in dataset.features.items()
+        if getattr(feature, "dtype", None) in ("string", "large_string") and name != label_column
+    ]
+    if asked:
+        require_columns(dataset, asked, where)
+        if len(asked) > 2 or not set(asked) <= set(strings):
+            raise UserError(
+                f"--text_columns takes one or two columns that hold strings, not {listed(asked)}; "
+                f"columns of strings in {where}: {listed(strings)}."
+            )
+        return list(asked)
+    for pair in PAIRS:
+        if set(pair) <= set(strings):
+            return list(pair)
+    for name in SINGLES:
+        if name in strings:
+            return [name]
+    if len(strings) == 1:
+        return strings
+    raise UserError(
+        f"cannot tell which column of {where} is the text: name one or two with --text_columns. "
+        f"Columns of strings: {listed(strings)}; all columns: {listed(dataset.column_names)}."
+    )
+
+
+def find_labels(dataset: Dataset, column: str, where: str) -> Labels:
+    """What the training split's label column holds.
+
+    Class numbers, strings and booleans are classes, floats are a regression's target, lists are sets of labels.
+
+    Raises:
+        UserError: there is no such column, it has empty cells, or fewer than two classes.
+    """
+    require_columns(dataset, [column], f"{where} (label column, see --label_column)")
+    feature = dataset.features[column]
+    if isinstance(feature, ClassLabel):
+        return Labels("single_label_classification", tuple(feature.names))
+    values = _label_values(dataset, column, where)
+    if isinstance(values[0], float):
+        return Labels("regression", ())
+    is_set = isinstance(values[0], list)
+    inner = getattr(feature, "feature", None)
+    if is_set and isinstance(inner, ClassLabel):
+        return Labels("multi_label_classification", tuple(inner.names))
+    classes = sorted({value for row in values for value in row} if is_set else set(values))
+    if len(classes) < 2:
+        raise UserError(
+            f"the label column {column!r} of {where} has {len(classes)} class(es), {listed(classes)}: two are needed."
+        )
+    kind = "multi_label_classification" if is_set else "single_label_classification"
+    return Labels(kind, tuple(map(str, classes)))
+
+
+def encode_labels(dataset: Dataset, column: str, labels: Labels, where: str) -> list[Any]:
+    """The label column as class numbers, floats, or rows of 0.0 and 1.0.
+
+    Raises:
+        UserError: a label is missing, not a number where one is needed, or none of `labels.names`.
+    """
+    require_columns(dataset, [column], f"{where} (label column, see --label_column)")
+    values = _label_values(dataset, column, where)
+    if labels.kind == "regression":
+        try:
+            return [float(value) for value in values]
+        except (TypeError, ValueError) as error:
+            raise UserError(f"the label column {column!r} of {where} must hold numbers: {error}.") from error
+    numbers = _class_numbers(dataset.features[column], labels.names)
+    rows = values if labels.kind == "multi_label_classification" else [[value] for value in values]
+    strange = sorted({str(value) for row in rows for value in row if value not in numbers})
+    if strange:
+        raise UserError(
+            f"the label column {column!r} of {where} has labels out of range: {listed(strange[:10])}; allowed: "
+            f"{listed(labels.names)}"
+            + (f" (as numbers: 0 to {len(labels.names) - 1})." if 0 in numbers else ".")
+        )
+    if labels.kind == "single_label_classification":
+        return [numbers[value] for value in values]
+    chosen = [{numbers[value] for value in row} for row in rows]
+    return [[float(number in row) for number in range(len(labels.names))] for row in chosen]
+
+
+def _class_numbers(feature: Any, names: Sequence[str]) -> dict[Any, int]:
+    """From what the column holds to a class number: names, or numbers that are either names or positions."""
+    inner = getattr(feature, "feature", feature)
+    if getattr(inner, "dtype", "") in ("string", "large_string"):
+        return {name: number for number, name in enumerate(names)}
+    if getattr(inner, "dtype", "") == "bool":
+        return {False: 0, True: 1}
+    # Numbers of a plain column are its classes' names; those of a ClassLabel, or of GLUE, are positions.
+    by_name = not isinstance(inner, ClassLabel) and all(name.lstrip("-").isdigit() for name in names)
+    return {int(name) if by_name else number: number for number, name in enumerate(names)}
+
+
+def _label_values(dataset: Dataset, column: str, where: str) -> list[Any]:
+    values = dataset[column][:]
+    missing = sum(value is None or value != value for value in values)
+    if missing:
+        raise UserError(
+            f"the label column {column!r} of {where} is empty in {missing} of {len(values)} rows."
+        )
+    return values
+
+
+def tokenize(
+    data: DatasetDict,
+    tokenizer: PreTrainedTokenizerBase,
+    text_columns: Sequence[str],
+    label_column: str,
+    labels: Labels,
+    max_length: int | None,
+    names: dict[str, str] | None = None,
+) -> DatasetDict:
+    """Token ids, `labels` and `length` of every split; other columns are dropped, padding is left to the collator.
+
+    Args:
+        data: splits with the text and label columns.
+        tokenizer: of the model.
+        text_columns: one column, or two that are encoded as a pair.
+        label_column: name of the label column.
+        labels: what it holds.
+        max_length: longer texts are cut; never above the tokenizer's own limit, which None stands for.
+        names: how to call a split in messages, by split name.
+
+    Raises:
+        UserError: a split lacks a column or has a label that `labels` does not allow.
+    """
+    limit = min(max_length or tokenizer.model_max_length, tokenizer.model_max_length)
+    done = DatasetDict()
+    for split, dataset in data.items():
+        where = (names or {}).get(split, f"the {split} split")
+        require_columns(dataset, text_columns, where)
+        encoded_labels = encode_labels(dataset, label_column, labels, where)
+
+        def encode(batch: dict[str, list[Any]]) -> dict[str, Any]:
+            texts = [[text or "" for text in batch[column]] for column in text_columns]
+            encoded = dict(tokenizer(*texts, truncation=True, max_length=limit))
+            encoded["length"] = [len(ids) for ids in encoded["input_ids"]]
+            return encoded
+
+        encoded = dataset.map(
+            encode, batched=True, remove_columns=dataset.column_names, desc=f"Tokenizing {split}"
+        )
+        done[split] = encoded.add_column("labels", encoded_labels)
+    return done

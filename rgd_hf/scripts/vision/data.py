@@ -1,0 +1,280 @@
+"""Where the images of a recipe come from: the Hub, parquet files, class folders, or scikit-learn's digits."""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import datasets
+from datasets import concatenate_datasets, load_dataset
+
+from rgd_hf.scripts import holdout
+from rgd_hf.scripts.data_files import read_file
+from rgd_hf.scripts.errors import UserError, listed
+from rgd_hf.scripts.hub import load_hub_dataset
+from rgd_hf.scripts.vision.long_tail import with_imbalance, with_label_noise
+from rgd_hf.scripts.vision.sets import ImageSet, digits, from_dataset, read_folder, sample_rows
+from rgd_hf.scripts.vision.stream import stream_classes
+
+LOCAL_HINT = "--data_dir DIR (train/<class>/*.JPEG and val/..., or parquet files)"
+IMAGENET = "ILSVRC/imagenet-1k"
+VALIDATION_NAMES = ("validation", "val", "test")
+
+
+@dataclass
+class ImageDataArguments:
+    """Data."""
+
+    dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": f"Data set of the Hugging Face Hub, {IMAGENET} by default; or `digits` (embedded, no network)."
+        },
+    )
+    data_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "Directory with train/<class>/*.JPEG and val/<class>/*.JPEG (or validation, test), or with parquet files: "
+            "train.parquet, train/*.parquet, or train-*.parquet there or in data/, as in a copy of a data set of the Hub."
+        },
+    )
+    train_path: str | None = field(
+        default=None,
+        metadata={"help": "A folder of class folders or of parquet files, or a parquet file, to train on."},
+    )
+    validation_path: str | None = field(default=None, metadata={"help": "The same to evaluate on."})
+    image_column: str = field(default="image", metadata={"help": "Column of the images (Hub, parquet)."})
+    label_column: str = field(default="label", metadata={"help": "Column of the labels (Hub, parquet)."})
+    class_names: list[str] | None = field(
+        default=None,
+        metadata={"help": "Names of the classes in the order of their numbers, where the data does not say."},
+    )
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Read images from the Hub (or parquet files) as they are needed, without storing them."
+        },
+    )
+    max_train_samples: int | None = field(
+        default=None,
+        metadata={"help": "Train on so many images, drawn at random with the classes' shares kept."},
+    )
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on so many, likewise."})
+    imbalance_factor: float = field(
+        default=1.0,
+        metadata={
+            "help": "Make class sizes fall exponentially; the last keeps 1 / this share of the first's."
+        },
+    )
+    label_noise: float = field(
+        default=0.0, metadata={"help": "Share of the training labels replaced by a wrong one."}
+    )
+    holdout_fraction: float | None = field(
+        default=None,
+        metadata={"help": holdout.HELP + "Classes keep their shares; held-out labels have no --label_noise."},
+    )
+    subset_seed: int = field(
+        default=0,
+        metadata={
+            "help": "Seed of --max_train_samples, --imbalance_factor, --holdout_fraction and --label_noise; apart from "
+            "--seed, so that runs with several seeds see the same data."
+        },
+    )
+    bad_images: str = field(
+        default="skip",
+        metadata={
+            "help": "Unreadable images: `skip` leaves them out, names them in OUTPUT_DIR/bad_images.txt and counts them; "
+            "`stop` decodes all images before training and stops if one is bad."
+        },
+    )
+
+    def __post_init__(self):
+        given = [
+            name for name in ("dataset_name", "data_dir", "train_path") if getattr(self, name) is not None
+        ]
+        if len(given) > 1:
+            raise UserError(
+                "give one of --dataset_name, --data_dir, and --train_path with --validation_path; given: "
+                f"{listed(f'--{name}' for name in given)}."
+            )
+        if not given:
+            self.dataset_name = IMAGENET
+        if (self.train_path is None) != (self.validation_path is None):
+            raise UserError("give both --train_path and --validation_path, or neither.")
+        if not self.streaming:
+            return
+        unfit = {
+            "imbalance_factor": 1.0,
+            "label_noise": 0.0,
+            "holdout_fraction": None,
+            "max_train_samples": None,
+            "max_eval_samples": None,
+        }
+        for name, default in unfit.items():
+            if getattr(self, name) != default:
+                raise UserError(f"--{name} needs all labels beforehand: leave out --streaming.")
+
+
+@dataclass(frozen=True)
+class ImageStream:
+    """A streamed split.
+
+    Attributes:
+        rows: with an image column and a label column of class numbers.
+        classes: names of the classes.
+        size: number of images, None where it is not known.
+    """
+
+    rows: datasets.IterableDataset
+    classes: tuple[str, ...]
+    size: int | None
+
+
+def load_image_sets(args: ImageDataArguments) -> tuple[ImageSet, ImageSet]:
+    """The training and the validation images, with class numbers in the order of the training classes.
+
+    With `args.holdout_fraction` the second are training images, drawn after subsets and imbalance.
+
+    Raises:
+        UserError: there are no such data, they are no labelled images, a validation class is not trained, or they are
+            too few to hold some out.
+    """
+    train, validation = _read_sets(args)
+    missing = [name for name, count in zip(train.classes, train.counts()) if count == 0]
+    if missing:
+        raise UserError(
+            f"{train.origin} has no image of {len(missing)} of its {len(train.classes)} classes: {listed(missing[:10])}."
+        )
+    validation = validation.in_order_of(train.classes)
+    seed = args.subset_seed
+    train = sample_rows(train, args.max_train_samples, seed, "max_train_samples")
+    if args.imbalance_factor != 1:
+        train = with_imbalance(train, args.imbalance_factor, seed)
+    if args.holdout_fraction is not None:
+        kept, held_out = holdout.hold_out(len(train), args.holdout_fraction, seed, train.labels)
+        train, validation = train.select(kept), train.select(held_out)
+    return train, sample_rows(validation, args.max_eval_samples, seed, "max_eval_samples")
+
+
+def with_noise(args: ImageDataArguments, train: ImageSet) -> ImageSet:
+    """The training images with `--label_noise`; `train` keeps the true class sizes."""
+    return with_label_noise(train, args.label_noise, args.subset_seed) if args.label_noise else train
+
+
+def load_image_streams(args: ImageDataArguments) -> tuple[ImageStream, ImageStream]:
+    """The streamed training and validation splits.
+
+    Raises:
+        UserError: there are no such data, or their classes are not known.
+    """
+    if args.dataset_name:
+        splits = load_hub_dataset(args.dataset_name, local_hint=LOCAL_HINT, streaming=True)
+        found = {"train": splits.get("train"), "validation": _validation_of(splits, args.dataset_name)}
+    else:
+        files = {split: [str(path) for path in paths] for split, paths in _files(args).items()}
+        if not all(name.endswith(".parquet") for names in files.values() for name in names):
+            raise UserError("--streaming reads the Hub or parquet files; class folders need no streaming.")
+        found = dict(load_dataset("parquet", data_files=files, streaming=True))
+    if found["train"] is None:
+        raise UserError(f"{args.dataset_name} has no split `train`.")
+    streams = []
+    for split, rows in found.items():
+        info = (rows.info.splits or {}).get(rows.split if args.dataset_name else split)
+        classes = stream_classes(rows, args.label_column, args.class_names)
+        streams.append(ImageStream(rows, classes, info.num_examples if info else None))
+    return streams[0], streams[1]
+
+
+def _read_sets(args: ImageDataArguments) -> tuple[ImageSet, ImageSet]:
+    if args.dataset_name == "digits":
+        return digits()
+    if args.dataset_name:
+        splits = load_hub_dataset(args.dataset_name, local_hint=LOCAL_HINT)
+        if "train" not in splits:
+            raise UserError(f"{args.dataset_name} has no split `train`, only {listed(splits)}.")
+        found = {"train": splits["train"], "validation": _validation_of(splits, args.dataset_name)}
+        names = {split: f"the {split} split of {args.dataset_name}" for split in found}
+    else:
+        files = _files(args)
+        places = {split: paths[0] if len(paths) == 1 else paths[0].parent for split, paths in files.items()}
+        folders = [paths[0].is_dir() for paths in files.values()]
+        if any(folders) and (args.class_names or not all(folders)):
+            raise UserError(
+                "--class_names is for parquet files and the Hub: classes of folders are called like these."
+                if all(folders)
+                else f"{listed(map(str, places.values()))}: give class folders for both splits, or parquet files for both."
+            )
+        if all(folders):
+            return read_folder(places["train"]), read_folder(places["validation"])
+        found = {
+            split: concatenate_datasets([read_file(path) for path in paths]) for split, paths in files.items()
+        }
+        names = {split: str(place) for split, place in places.items()}
+    train, validation = (
+        from_dataset(found[split], args.image_column, args.label_column, args.class_names, names[split])
+        for split in ("train", "validation")
+    )
+    return train, validation
+
+
+def _validation_of(splits, name: str):
+    for split in VALIDATION_NAMES:
+        if split in splits:
+            return splits[split]
+    raise UserError(f"{name} has no split {' or '.join(VALIDATION_NAMES)}, only {listed(splits)}.")
+
+
+def _files(args: ImageDataArguments) -> dict[str, list[Path]]:
+    """Of each split the folder of class folders, alone, or the parquet files."""
+    if args.train_path and args.validation_path:
+        paths = {"train": _existing(args.train_path), "validation": _existing(args.validation_path)}
+        return {split: _parquet_in(path) or [path] for split, path in paths.items()}
+    folder = _existing(str(args.data_dir))
+    found = {}
+    for split, names in {"train": ("train",), "validation": VALIDATION_NAMES}.items():
+        present = next(filter(None, (_split_files(folder, name) for name in names)), None)
+        if present is None:
+            raise UserError(
+                f"{folder} has no {' or '.join(names)} (a folder of class folders or of parquet files), no "
+                f"{names[0]}.parquet, and no {names[0]}-*.parquet there or in {folder / 'data'}; it holds "
+                f"{listed(sorted(path.name for path in folder.iterdir())[:10])}. For one folder of class folders, give "
+                "--train_path and --validation_path."
+            )
+        found[split] = present
+    return found
+
+
+def _split_files(folder: Path, name: str) -> list[Path]:
+    """What a directory has of a split; its last two places are those of a local copy of a data set of the Hub."""
+    for path in (folder / name, folder / f"{name}.parquet"):
+        if path.exists():
+            return _parquet_in(path) or [path]
+    for place in (folder, folder / "data"):
+        shards = sorted(place.glob(f"{name}-*.parquet"))
+        if shards:
+            return _whole(shards)
+    return []
+
+
+def _parquet_in(path: Path) -> list[Path]:
+    return _whole(sorted(path.glob("*.parquet"))) if path.is_dir() else []
+
+
+def _whole(shards: list[Path]) -> list[Path]:
+    """The files of a split that was written in parts, if they are all there."""
+    totals = {
+        int(match.group(1)) for path in shards if (match := re.search(r"-of-(\d+)\.parquet$", path.name))
+    }
+    if totals and totals != {len(shards)}:
+        raise UserError(
+            f"{shards[0].parent} has {len(shards)} parquet file(s) of a split that was written in "
+            f"{' or '.join(map(str, sorted(totals)))} ({listed([path.name for path in shards[:3]])}, ...): copy the others "
+            "there too, or take away what does not belong to it."
+        )
+    return shards
+
+
+def _existing(name: str) -> Path:
+    path = Path(name)
+    if not path.exists():
+        raise UserError(f"there is no file or directory {name!r} (looked in {Path.cwd()}).")
+    return path

@@ -1,0 +1,259 @@
+"""Image classifiers for fine-tuning or training from scratch: timm's and transformers', saved so that pipelines load them."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import timm
+from huggingface_hub.errors import HfHubHTTPError
+from timm.data import resolve_data_config
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    PreTrainedModel,
+    TimmWrapperConfig,
+    TimmWrapperForImageClassification,
+)
+
+from rgd_hf.scripts.efficientnet_lite import ARCHITECTURE, PACKAGE
+from rgd_hf.scripts.errors import UserError
+from rgd_hf.scripts.hub import load_pretrained
+from rgd_hf.scripts.timm_weights import (
+    first_line,
+    number_of_classes,
+    pretrained_cfg,
+    read_weights,
+    with_weights,
+)
+from rgd_hf.scripts.vision.classes import label_config
+
+_NEW_HEAD = "--ignore_mismatched_sizes puts a new, untrained classifier in its place"
+
+
+@dataclass
+class ImageModelArguments:
+    """Model."""
+
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "Image classifier of the Hugging Face Hub (timm/NAME: one of timm's), or a directory with "
+            "config.json and the weights."
+        },
+    )
+    timm_model: str | None = field(
+        default=None, metadata={"help": "Name of a timm model, e.g. vit_small_patch16_224."}
+    )
+    from_scratch: bool = field(
+        default=False, metadata={"help": "Random weights in the architecture that is named."}
+    )
+    weights: str | None = field(
+        default=None,
+        metadata={
+            "help": f"Weights for --timm_model from a local file (.safetensors, .pth), or the package {PACKAGE} "
+            f"(ImageNet, for {ARCHITECTURE})."
+        },
+    )
+    ignore_mismatched_sizes: bool = field(
+        default=False,
+        metadata={"help": "Replace the classifier of a pretrained model that has another number of classes."},
+    )
+    image_size: int | None = field(
+        default=None, metadata={"help": "Side of the square images, in pixels; the model's own by default."}
+    )
+    crop_pct: float | None = field(
+        default=None,
+        metadata={
+            "help": "Evaluation: side of the central crop over the resized image's; timm's by default."
+        },
+    )
+    drop_path: float | None = field(
+        default=None, metadata={"help": "Stochastic depth; the model's own by default."}
+    )
+    model_args: dict | str | None = field(
+        default=None,
+        metadata={"help": 'More arguments of the timm model, as JSON: \'{"patch_size": 4, "depth": 6}\'.'},
+    )
+
+    def __post_init__(self):
+        if isinstance(self.model_args, str):
+            try:
+                self.model_args = json.loads(self.model_args)
+            except ValueError as error:
+                raise UserError(f"--model_args is not valid JSON: {error}") from error
+        if self.model_args is not None and not isinstance(self.model_args, dict):
+            raise UserError(f"--model_args must be a JSON object, not {self.model_args!r}.")
+        if self.drop_path is not None and not 0 <= self.drop_path < 1:
+            raise UserError(f"--drop_path must be at least 0 and below 1, not {self.drop_path:g}.")
+        if self.crop_pct is not None and not 0 < self.crop_pct <= 1:
+            raise UserError(f"--crop_pct must be above 0 and at most 1, not {self.crop_pct:g}.")
+
+
+@dataclass(frozen=True)
+class ImageClassifier:
+    """A model and how images are prepared for it.
+
+    Attributes:
+        model: takes `pixel_values` `[batch, 3, height, width]`, returns `logits` `[batch, classes]`.
+        data_config: for `timm.data.create_transform`: input size, mean, std, interpolation, crop.
+        processor: the image processor to save beside the model; None where `config.json` holds `data_config`.
+    """
+
+    model: PreTrainedModel
+    data_config: dict[str, Any]
+    processor: Any = None
+
+
+def build_image_classifier(args: ImageModelArguments, classes: Sequence[str]) -> ImageClassifier:
+    """The classifier that `args` name, with one output for each of `classes`.
+
+    Raises:
+        UserError: no such model or weights, settings that do not go together, or a pretrained classifier of another
+            number of classes.
+    """
+    if (args.timm_model is None) == (args.model_name_or_path is None):
+        raise UserError("give one of --timm_model NAME and --model_name_or_path NAME_OR_DIRECTORY.")
+    if args.weights and args.from_scratch:
+        raise UserError("give either --weights or --from_scratch, not both.")
+    name = args.timm_model or str(args.model_name_or_path)
+    if args.timm_model or name.startswith("timm/"):
+        return _timm_classifier(args, name.removeprefix("timm/"), classes)
+    if args.weights:
+        raise UserError("--weights goes with --timm_model; --model_name_or_path brings its own weights.")
+    if args.model_args:
+        raise UserError("--model_args goes with --timm_model or --model_name_or_path timm/NAME.")
+    return _transformers_classifier(args, name, classes)
+
+
+# --- timm -----------------------------------------------------------------------------------------------------------
+
+
+def _timm_classifier(args: ImageModelArguments, name: str, classes: Sequence[str]) -> ImageClassifier:
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{name.split('_')[0]}*")[:5]
+        raise UserError(
+            f"timm {timm.__version__} has no model {name!r}; e.g. {', '.join(near) or 'vit_small_patch16_224'}."
+        )
+    model_args: dict[str, Any] = dict(args.model_args or {})  # type: ignore[arg-type]
+    if args.drop_path is not None:
+        model_args["drop_path_rate"] = args.drop_path
+    if args.image_size is not None and pretrained_cfg(name).fixed_input_size:
+        model_args["img_size"] = args.image_size
+    source = _create_timm(args, name, model_args, len(classes))
+    config_changes: dict[str, Any] = {"num_classes": len(classes)}
+    if args.image_size is not None:
+        config_changes["input_size"] = (3, args.image_size, args.image_size)
+    if args.crop_pct is not None:
+        config_changes["crop_pct"] = args.crop_pct
+    cfg = {**source.pretrained_cfg, **config_changes}
+    cfg = {key: value for key, value in cfg.items() if key not in ("state_dict", "file")}
+    config = TimmWrapperConfig.from_dict(
+        {"architecture": name, "model_args": model_args or None, "pretrained_cfg": cfg},
+        num_labels=len(classes),
+        problem_type="single_label_classification",
+        **label_config(classes),
+    )
+    model = TimmWrapperForImageClassification(config)
+    model.timm_model.load_state_dict(source.state_dict())  # timm's own initialization or weights
+    return ImageClassifier(model, resolve_data_config(cfg))
+
+
+def _create_timm(args: ImageModelArguments, name: str, model_args: dict[str, Any], num_classes: int) -> Any:
+    try:
+        if args.from_scratch:
+            return timm.create_model(name, num_classes=num_classes, **model_args)
+        if args.weights is not None:
+            return _with_local_weights(args, name, model_args, num_classes)
+        trained_classes = pretrained_cfg(name).num_classes
+        if trained_classes:
+            _check_number(name, trained_classes, num_classes, args.ignore_mismatched_sizes)
+        return timm.create_model(name, pretrained=True, num_classes=num_classes, **model_args)
+    except (OSError, HfHubHTTPError) as error:
+        raise UserError(
+            f"the weights of timm's {name} could not be loaded from the Hugging Face Hub and are not in the local "
+            f"cache: {first_line(error)} Without a network, give --weights FILE, or --from_scratch."
+        ) from error
+    except (TypeError, AssertionError, RuntimeError) as error:
+        raise UserError(f"timm's {name} could not be built with {model_args}: {first_line(error)}") from error
+
+
+def _with_local_weights(
+    args: ImageModelArguments, name: str, model_args: dict[str, Any], num_classes: int
+) -> Any:
+    """A timm model with all of its weights from a file or the package; its classifier is replaced if need be."""
+    weights = read_weights(str(args.weights), name, "--timm_model")
+    trained_classes = number_of_classes(name, weights)
+    if trained_classes:
+        _check_number(str(args.weights), trained_classes, num_classes, args.ignore_mismatched_sizes)
+    model: Any = with_weights(name, weights, **model_args)
+    if trained_classes != num_classes:
+        model.reset_classifier(num_classes)
+    return model
+
+
+def _check_number(name: str, trained: int, needed: int, replace: bool) -> None:
+    if trained != needed and not replace:
+        raise UserError(f"{name} tells {trained} classes apart, but the data has {needed}. {_NEW_HEAD}.")
+
+
+# --- transformers ---------------------------------------------------------------------------------------------------
+
+
+def _transformers_classifier(args: ImageModelArguments, name: str, classes: Sequence[str]) -> ImageClassifier:
+    changes = {"problem_type": "single_label_classification", **label_config(classes)}
+    config = load_pretrained(AutoConfig.from_pretrained, name)
+    has_head = any("Classification" in architecture for architecture in config.architectures or [])
+    if has_head and not args.from_scratch:
+        _check_number(name, config.num_labels, len(classes), args.ignore_mismatched_sizes)
+    config = load_pretrained(AutoConfig.from_pretrained, name, num_labels=len(classes), **changes)
+    is_timm = isinstance(config, TimmWrapperConfig)
+    if args.image_size is not None and (is_timm or getattr(config, "image_size", None) != args.image_size):
+        raise UserError(
+            f"--image_size {args.image_size} cannot be changed in {name} (made for "
+            f"{getattr(config, 'image_size', 'its own size')}): a timm model (--timm_model) takes any size."
+        )
+    if args.drop_path is not None:
+        _set_drop_path(config, args.drop_path, name)
+    if args.from_scratch:
+        model = AutoModelForImageClassification.from_config(config)
+    else:
+        model = load_pretrained(
+            AutoModelForImageClassification.from_pretrained, name, config=config, ignore_mismatched_sizes=True
+        )
+    if is_timm:
+        return ImageClassifier(model, resolve_data_config(config.pretrained_cfg))
+    processor = load_pretrained(AutoImageProcessor.from_pretrained, name)
+    return ImageClassifier(model, _data_config(processor, args.crop_pct), processor)
+
+
+def _set_drop_path(config: Any, rate: float, name: str) -> None:
+    if isinstance(config, TimmWrapperConfig):
+        config.model_args = {**(config.model_args or {}), "drop_path_rate": rate}
+    elif hasattr(config, "drop_path_rate"):
+        config.drop_path_rate = rate
+    else:
+        raise UserError(f"{name} ({config.model_type}) has no stochastic depth: leave out --drop_path.")
+
+
+def _data_config(processor: Any, crop_pct: float | None) -> dict[str, Any]:
+    """What an image processor of transformers does, as timm's transforms take it."""
+    size = dict(processor.size)
+    squashed = "height" in size
+    crop = (
+        dict(getattr(processor, "crop_size", None) or {})
+        if getattr(processor, "do_center_crop", False)
+        else {}
+    )
+    shortest: int = size.get("shortest_edge") or size["height"]
+    side = crop.get("height", shortest)
+    interpolation = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}[int(processor.resample or 2)]
+    return {
+        "input_size": (3, side, crop.get("width", size.get("width", side))),
+        "mean": tuple(processor.image_mean),
+        "std": tuple(processor.image_std),
+        "interpolation": interpolation,
+        "crop_pct": crop_pct or side / shortest,
+        "crop_mode": "squash" if squashed and not crop else "center",
+    }

@@ -1,0 +1,86 @@
+"""Pictures of runs, from the log history that the Trainer keeps: curves, and the weights over training."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import numpy as np
+from matplotlib import pyplot as plt
+
+from rgd_hf.scripts.weight_histogram import BOUNDS, HISTOGRAM
+
+COLOURS = ("#0072b2", "#d55e00")  # of Okabe and Ito: told apart by colour-blind readers and in grey
+
+
+def read_history(directory: str | Path) -> list[dict[str, Any]]:
+    """The log history of a finished run."""
+    path = Path(directory) / "trainer_state.json"
+    return json.loads(path.read_text(encoding="utf-8"))["log_history"] if path.is_file() else []
+
+
+def plot_curves(histories: Mapping[str, list[dict[str, Any]]], path: str | Path) -> None:
+    """Unweighted training loss, validation loss and validation accuracy against epochs, one colour a run.
+
+    Args:
+        histories: log history by the run's name.
+        path: of the PNG file.
+    """
+    figure, axes = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
+    panels = (
+        ("training loss, without weights", ("unweighted_loss", "loss")),
+        ("validation loss", ("eval_loss",)),
+        ("validation accuracy", ("eval_accuracy",)),
+    )
+    for axis, (title, keys) in zip(axes, panels):
+        for (name, history), colour in zip(histories.items(), COLOURS):
+            points = [
+                (entry["epoch"], next(entry[key] for key in keys if key in entry))
+                for entry in history
+                if any(key in entry for key in keys)
+            ]
+            if points:
+                epochs, values = zip(*points)
+                axis.plot(epochs, values, color=colour, label=name, marker="." if len(points) < 30 else None)
+        axis.set(title=title, xlabel="epoch")
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    if axes[0].lines:
+        axes[0].legend(frameon=False)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def plot_weights(history: list[dict[str, Any]], title: str, path: str | Path) -> bool:
+    """A histogram of the weights at every log, as a map: epochs to the right, weights upward.
+
+    Args:
+        history: log history of a re-weighted run.
+        title: of the picture.
+        path: of the PNG file.
+
+    Returns:
+        Whether there was anything to draw.
+    """
+    entries = [entry for entry in history if sum(entry.get(HISTOGRAM, ()))]
+    if not entries:
+        return False
+    counts = np.array([entry[HISTOGRAM] for entry in entries], dtype=float)
+    shares = 100 * counts / counts.sum(axis=1, keepdims=True)
+    ends = np.array([0.0, *(entry["epoch"] for entry in entries)])
+    low, high = entries[0][BOUNDS]
+    bins = np.linspace(low, high, shares.shape[1] + 1)
+    figure, axis = plt.subplots(figsize=(8, 4.2), layout="constrained")
+    mesh = axis.pcolormesh(ends, bins, shares.T, cmap="magma_r", vmin=0, rasterized=True)
+    means = [entry["weight_mean"] for entry in entries]
+    axis.plot((ends[:-1] + ends[1:]) / 2, means, color="#56b4e9", linewidth=2, label="mean weight")
+    axis.set(title=title, xlabel="epoch", ylabel="weight of a sample")
+    axis.legend(frameon=False, loc="upper right")
+    figure.colorbar(mesh, label="share of the samples (%)")
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+    return True
