@@ -37,7 +37,7 @@ _ALIGNED_TOKENS = (
 )
 _CAUSAL = (
     r"loss = self\.loss_function\((logits=)?(lm_)?logits, (labels=)?labels, (vocab_size=)?"
-    r"((self\.)?\w+|self\.config(\.\w+)*|self\.config\.get_text_config\(\)\.vocab_size|logits\.shape\[-1\])"
+    r"((self\.)?\w+|self\.lm_head\.out_features|self\.config(\.\w+)*|self\.config\.get_text_config\(\)\.vocab_size|logits\.shape\[-1\])"
     r"(, pad_token_id=self\.config\.pad_token_id)?, \*\*kwargs\)"
 )
 _ROUTER = r"(aux_loss = load_balancing_loss_func\(outputs\.router_logits, .*|loss \+= self\.[\w.]*aux_loss_coef \* aux_loss\.to\(loss\.device\))"

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from tiny import learned
+
 TIMES = ("runtime", "_per_second", "preparation_time", "total_flos")
 WEIGHT_STATISTICS = {
     "weight_mean",
@@ -28,7 +30,7 @@ class Run:
 
     @property
     def parameters(self):
-        return {name: p.detach().clone() for name, p in self.trainer.model.named_parameters()}
+        return {name: learned(name, p.detach()).clone() for name, p in self.trainer.model.named_parameters()}
 
     @property
     def losses(self):

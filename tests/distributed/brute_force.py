@@ -10,11 +10,10 @@ from cut_tasks import Collator, make_data, make_model, oracle_losses
 from torch import Tensor
 
 from rgd_hf import rgd_surrogate, rgd_weights
+from tiny import parameters_of
 
 LEARNING_RATE = {"sgd": 0.5, "adamw_torch": 0.02}
-ADAM_EPSILON = (
-    1e-4  # attention keys have no gradient but rounding, which a smaller one would blow up to a step
-)
+ADAM_EPSILON = 1e-4  # far above the rounding errors of a small gradient, which AdamW divides by its size
 MAX_GRAD_NORM = 0.5
 EVAL_SAMPLES = 11
 SEED = 42
@@ -28,10 +27,6 @@ class Trajectory(NamedTuple):
     logs: list[dict[str, float]]
     train_loss: float
     eval_loss: float
-
-
-def parameters_of(model: torch.nn.Module) -> Tensor:
-    return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
 @cache

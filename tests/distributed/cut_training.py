@@ -10,13 +10,13 @@ from brute_force import (
     MAX_GRAD_NORM,
     SEED,
     Trajectory,
-    parameters_of,
 )
 from cut_cases import STEPS, Case
 from cut_tasks import Collator, make_data, make_model, own_losses
 from torch.utils.data import IterableDataset
 
 from rgd_hf import ReweightedTrainer, ReweightedTrainingArguments
+from tiny import parameters_of
 
 
 class Stream(IterableDataset):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from brute_force import Trajectory, parameters_of
+from brute_force import Trajectory
 from cut_cases import BY_PROCESSES, FSDP_SETTINGS, RESUMED, ZERO_SETTINGS, Case, Cut, Setting
 from cut_tasks import make_data, make_model
 from cut_training import make_trainer, train
@@ -21,7 +21,7 @@ from transformers import AutoModelForSequenceClassification, AutoModelForTokenCl
 from transformers.distributed import DistributedConfig
 
 from rgd_hf.trainer import NonFiniteLossError
-from tiny import tiny_bert
+from tiny import learned, parameters_of, tiny_bert
 
 torch.set_num_threads(1)
 # Every train() collects garbage; what importing left behind is not worth looking through each time.
@@ -103,8 +103,9 @@ def _train_sharded(setting: Setting, folder: Path) -> Trajectory:
     trainer = make_trainer(Case(setting, Cut(2, 2, 2)), folder, model=model)
 
     def whole() -> torch.Tensor:
-        assert all(hasattr(p, "full_tensor") for p in trainer.model.parameters()), "the model is not sharded"
-        return torch.cat([p.detach().full_tensor().flatten() for p in trainer.model.parameters()])
+        parameters = dict(trainer.model.named_parameters())
+        assert all(hasattr(p, "full_tensor") for p in parameters.values()), "the model is not sharded"
+        return torch.cat([learned(n, p.detach().full_tensor()).flatten() for n, p in parameters.items()])
 
     start, output = whole(), trainer.train()
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from brute_force import parameters_of
 from cut_cases import Case, Cut, Setting
 from cut_training import make_trainer
 from torch._dynamo.utils import counters
@@ -12,6 +11,7 @@ from rgd_hf.divergences import DIVERGENCES
 from rgd_hf.losses import single_label_losses
 from rgd_hf.training_args import ReweightingArguments
 from rgd_hf.weighting import Items, item_weights, losses_at_level, reference_at_level, token_reference
+from tiny import parameters_of
 
 
 @pytest.fixture(autouse=True)

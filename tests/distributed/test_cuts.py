@@ -10,9 +10,17 @@ import pytest
 import torch
 from brute_force import brute_force
 from cut_cases import FOUR_PROCESSES, FSDP_SETTINGS, ONE_PROCESS, RESUMED, TWO_PROCESSES, Setting
+from cut_tasks import TASKS, Collator, make_data, make_model
 from cut_training import train
 
+from tiny import assert_all_is_learned
+
 pytestmark = pytest.mark.timeout(600)  # the first test of a scenario waits for its launch
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_whatever_is_compared_has_a_gradient(task):
+    assert_all_is_learned(make_model(task), Collator()(make_data(task, 8)))
 
 
 def check(setting: Setting, found) -> None:

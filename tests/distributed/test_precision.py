@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from brute_force import parameters_of
 from cut_cases import Case, Cut, Setting
 from cut_tasks import Collator, make_data, make_model, own_losses
 from cut_training import make_trainer
 
 from rgd_hf import rgd_weights
+from tiny import parameters_of
 
 TASKS = ("sequence", "token", "causal", "own")
 
