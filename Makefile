@@ -69,6 +69,21 @@ lint: $(VENV)/.dev  ## Check style, formatting and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy rgd_hf recipes benchmarks
 
+# --- documentation and release ---------------------------------------------------------------------------------------
+
+.PHONY: docs
+docs: $(VENV)/.dev  ## Build the documentation into site/ (open site/index.html); a warning is an error
+	$(BIN)/zensical build --strict --clean
+
+.PHONY: release
+release: $(VENV)/.dev  ## Build wheel and sdist into dist/, check them, and train with the wheel in an empty environment
+	rm -rf dist build
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+	$(PYTHON) -m venv --clear .venv-release
+	.venv-release/bin/python -m pip --disable-pip-version-check install --quiet dist/*.whl
+	cd dist && ../.venv-release/bin/python ../.ci/check_wheel.py
+
 .PHONY: bench-overhead
 bench-overhead: $(VENV)/.recipes  ## Measure what re-weighting costs: step time and peak memory against the stock Trainer
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/overhead.py
