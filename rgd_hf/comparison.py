@@ -16,7 +16,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from rgd_hf.description import method_name
 from rgd_hf.json_lines import append_line, read_lines
 from rgd_hf.statistics import Estimate, mean_interval, smallest_detectable
-from rgd_hf.training_args import ReweightingArguments
+from rgd_hf.trainer import ReweightingMixin
 
 RUNS_NAME = "runs.jsonl"
 LOWER_IS_BETTER = ("loss", "mse", "rmse", "mae", "error", "perplexity", "ece")
@@ -246,13 +246,12 @@ def _train(trainer: Trainer, folder: Path) -> dict[str, Any]:
 
 
 def _check_trainer(trainer: Any, seed: int, reweighting: Any) -> None:
-    args: Any = getattr(trainer, "args", None)
-    ours = isinstance(trainer, Trainer) and isinstance(args, ReweightingArguments)
-    if not ours:
+    if not isinstance(trainer, ReweightingMixin):
         raise ValueError(
             f"make_trainer must return a Trainer of rgd_hf, such as ReweightedTrainer, not {type(trainer).__name__}: the "
             "baseline is that of the same class with reweighting='none'."
         )
+    args: Any = trainer.args
     if args.seed != seed:
         raise ValueError(
             f"make_trainer was given seed={seed}, but its Trainer has args.seed={args.seed}. Pass it on, "

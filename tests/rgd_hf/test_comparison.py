@@ -117,6 +117,17 @@ def test_a_trainer_that_ignores_the_reweighting_or_is_the_stock_one_is_refused(m
         compare(lambda seed, _: builder(seed, "kl"), seeds=[0], output_dir=tmp_path / "c")
 
 
+def test_plain_training_arguments_will_do(make_args, tmp_path):
+    data = classification_data(8)
+
+    def build(seed, reweighting):
+        return ReweightedTrainer(
+            tiny_bert(), make_args(seed=seed), train_dataset=data, eval_dataset=data, reweighting=reweighting
+        )
+
+    assert list(compare(build, seeds=[0], output_dir=tmp_path / "c").scores) == METHODS
+
+
 def scores(*differences, metric="eval_accuracy", greater=True) -> Comparison:
     plain = {seed: 0.7 + 0.01 * seed for seed in range(len(differences))}
     other = {seed: plain[seed] + difference for seed, difference in enumerate(differences)}
