@@ -84,6 +84,10 @@ release: $(VENV)/.dev  ## Build wheel and sdist into dist/, check them, and trai
 	.venv-release/bin/python -m pip --disable-pip-version-check install --quiet dist/*.whl
 	cd dist && ../.venv-release/bin/python ../.ci/check_wheel.py
 
+.PHONY: check-gpu
+check-gpu: $(VENV)/.dev  ## Check the library on this machine's GPU: correctness, waits, speed; a table and a JSON file (8 minutes)
+	$(BIN)/python benchmarks/cost/check_gpu.py
+
 .PHONY: bench-overhead
 bench-overhead: $(VENV)/.recipes  ## Measure what re-weighting costs: step time and peak memory against the stock Trainer
-	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/overhead.py
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/cost/overhead.py

@@ -31,6 +31,8 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from transformers import (
     AutoModelForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
     GPT2Config,
     GPT2LMHeadModel,
     Trainer,
@@ -73,11 +75,41 @@ def gpt2() -> tuple[nn.Module, Batch]:
     return model, {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids.clone()}
 
 
-WORKLOADS: dict[str, Callable[[], tuple[nn.Module, Batch]]] = {
+def bert_base() -> tuple[nn.Module, Batch]:
+    """BERT-base, random weights, batch 32 x 128 tokens."""
+    ids = torch.randint(1000, 30000, (32, 128))
+    model = BertForSequenceClassification(BertConfig())
+    return model, {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.arange(32) % 2}
+
+
+def vit_small() -> tuple[nn.Module, Batch]:
+    """ViT-S/16 at 224 px, random weights, batch 64."""
+    config = ViTConfig(  # type: ignore[call-arg]
+        hidden_size=384, num_hidden_layers=12, num_attention_heads=6, intermediate_size=1536, num_labels=1000
+    )
+    images, labels = torch.randn(64, 3, 224, 224), torch.randint(0, 1000, (64,))
+    return ViTForImageClassification(config), {"pixel_values": images, "labels": labels}
+
+
+def gpt2_small() -> tuple[nn.Module, Batch]:
+    """GPT-2 of 124 M parameters, random weights, batch 8 x 1,024 tokens."""
+    ids = torch.randint(0, 50257, (8, 1024))
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids.clone()}
+    return GPT2LMHeadModel(GPT2Config()), batch
+
+
+Workloads = dict[str, Callable[[], tuple[nn.Module, Batch]]]
+SMALL: Workloads = {
     "MiniLM, 32 x 128": minilm,
     "ViT-Ti/16, 8 x 224 px": vit_tiny,
     "GPT-2 (4 layers), 4 x 256": gpt2,
 }
+LARGE: Workloads = {
+    "BERT-base, 32 x 128": bert_base,
+    "ViT-S/16, 64 x 224 px": vit_small,
+    "GPT-2 (124 M), 8 x 1,024": gpt2_small,
+}
+WORKLOADS = SMALL | LARGE
 
 
 class RecordingTrainer(HardExamplesMixin, ReweightedTrainer):
@@ -91,8 +123,17 @@ class RecordingTrainer(HardExamplesMixin, ReweightedTrainer):
 class Stepper:
     """One Trainer, ready to take optimizer steps on one prepared batch."""
 
-    def __init__(self, trainer_class: Any, model: nn.Module, batch: Batch, output_dir: str, **settings: Any):
-        args = TrainingArguments(output_dir, report_to="none", disable_tqdm=True, max_steps=1000)
+    def __init__(
+        self, trainer_class: Any, model: nn.Module, batch: Batch, output_dir: str, bf16: bool, **settings: Any
+    ):
+        args = TrainingArguments(
+            output_dir,
+            report_to="none",
+            disable_tqdm=True,
+            max_steps=1000,
+            bf16=bf16,
+            use_cpu=not torch.accelerator.is_available(),
+        )
         trainer = trainer_class(model, args, **settings)
         trainer.create_optimizer_and_scheduler(num_training_steps=1000)
         trainer.model_wrapped, trainer.optimizer = trainer.accelerator.prepare(
@@ -155,25 +196,27 @@ def interval(ratios: list[float], resamples: int = 2000) -> tuple[float, float, 
     return float(np.median(values)), float(low), float(high)
 
 
-def steppers(hard_examples: bool, model: nn.Module, batch: Batch, folder: str) -> tuple[Stepper, Stepper]:
+def steppers(
+    hard_examples: bool, bf16: bool, model: nn.Module, batch: Batch, folder: str
+) -> tuple[Stepper, Stepper]:
     """The two Trainers that are compared, the cheaper one first."""
     if not hard_examples:
-        reweighted = Stepper(ReweightedTrainer, model, batch, folder, reweighting="kl")
-        return Stepper(Trainer, model, batch, folder), reweighted
+        reweighted = Stepper(ReweightedTrainer, model, batch, folder, bf16, reweighting="kl")
+        return Stepper(Trainer, model, batch, folder, bf16), reweighted
     numbered = {**batch, SAMPLE_INDEX: torch.arange(len(batch["labels"])) * 7}
-    recording = Stepper(RecordingTrainer, model, numbered, folder, reweighting="kl")
-    return Stepper(ReweightedTrainer, model, batch, folder, reweighting="kl"), recording
+    recording = Stepper(RecordingTrainer, model, numbered, folder, bf16, reweighting="kl")
+    return Stepper(ReweightedTrainer, model, batch, folder, bf16, reweighting="kl"), recording
 
 
 def measure(
-    name: str, repeats: int, warmup: int, hard_examples: bool, advance: Callable[[], None]
+    name: str, repeats: int, warmup: int, hard_examples: bool, bf16: bool, advance: Callable[[], None]
 ) -> dict[str, Any]:
     """Alternate the two Trainers on one workload."""
     torch.manual_seed(0)
     model, batch = WORKLOADS[name]()
     # One model for both: the same memory addresses and the same values, so the same time outside of the loss.
     with tempfile.TemporaryDirectory() as folder:
-        stock, ours = steppers(hard_examples, model, batch, folder)
+        stock, ours = steppers(hard_examples, bf16, model, batch, folder)
         for _ in range(warmup):
             stock.timed(), ours.timed()
             advance()
@@ -220,7 +263,11 @@ def main() -> None:
         "--repeats", type=int, default=20, help="measured pairs of steps a workload (default 20)"
     )
     parser.add_argument("--warmup", type=int, default=3, help="unmeasured pairs before them (default 3)")
-    parser.add_argument("--workloads", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS))
+    parser.add_argument("--workloads", nargs="+", choices=list(WORKLOADS), help="default: the small ones")
+    parser.add_argument(
+        "--large", action="store_true", help="measure the three larger ones, for an accelerator"
+    )
+    parser.add_argument("--bf16", action="store_true", help="train with bf16 autocast")
     parser.add_argument(
         "--hard_examples", action="store_true", help="measure what recording hard examples costs instead"
     )
@@ -242,12 +289,13 @@ def main() -> None:
         "device": device,
         "torch": torch.__version__,
         "ratio": ratio,
+        "bf16": options.bf16,
         "repeats": options.repeats,
         "results": results,
     }
     options.output.parent.mkdir(parents=True, exist_ok=True)
     with Progress(console=console) as progress:
-        for name in options.workloads:
+        for name in options.workloads or (LARGE if options.large else SMALL):
             task = progress.add_task(name, total=options.warmup + options.repeats)
             results.append(
                 measure(
@@ -255,6 +303,7 @@ def main() -> None:
                     options.repeats,
                     options.warmup,
                     options.hard_examples,
+                    options.bf16,
                     partial(progress.advance, task),
                 )
             )

@@ -1,6 +1,6 @@
 """Seconds an epoch of the tabular recipe's Trainer and of a bare PyTorch loop over the same tensors, side by side.
 
-    python benchmarks/tabular_throughput.py --data adult.parquet --target income-per-year
+    python benchmarks/cost/tabular_throughput.py --data adult.parquet --target income-per-year
 
 Both train the same 3x256 MLP with the same optimizer on the same device, in turns; the Trainer re-weights (kl). What
 is compared is training alone, without evaluation. The medians of the epochs and their ratio are printed.
