@@ -51,7 +51,7 @@ demo-vision: $(VENV)/.recipes  ## Train a small ViT on handwritten digits, ERM a
 
 .PHONY: report
 report: $(VENV)/.recipes  ## Rebuild the report and the README's table from the finished runs of the comparison
-	$(BIN)/python benchmarks/report.py --readme README.md
+	$(BIN)/python -m benchmarks.report --readme README.md
 
 # --- checks -----------------------------------------------------------------------------------------------------------
 

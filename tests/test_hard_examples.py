@@ -10,6 +10,7 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
+from test_cost import CountSteps, CountWaits
 from torch.utils.data import IterableDataset
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
@@ -17,7 +18,6 @@ from rgd_hf import HardExamplesMixin, ReweightedTrainer, ReweightedTrainingArgum
 from rgd_hf.data import SAMPLE_INDEX
 from rgd_hf.hard_examples import add_by_sample
 from rgd_hf.weighting import Items
-from test_cost import CountSteps, CountWaits
 from tiny import classification_data, tiny_bert
 
 

@@ -13,6 +13,8 @@ import pandas as pd
 import glue
 import imagenet
 import tabular
+from benchmarks.study.domains import Domains
+from benchmarks.study.recipe import LOGS, Outcome, Recipe
 from rgd_hf import ReweightedTrainingArguments
 from rgd_hf.scripts.embedded import minilm_directory
 from rgd_hf.scripts.errors import UserError, listed
@@ -24,8 +26,6 @@ from rgd_hf.scripts.tabular.scores import LOWER_IS_BETTER
 from rgd_hf.scripts.tabular.study import StudyArguments
 from rgd_hf.scripts.text_classification import encode_labels
 from rgd_hf.scripts.vader import CACHE_DIR, load_vader
-from study.domains import Domains
-from study.recipe import LOGS, Outcome, Recipe
 
 SET_BY_THE_STUDY = (
     "seed", "data_seed", "output_dir", "overwrite_output_dir", "compare", "holdout_fraction", "save_models",

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.report.learning_rates import best_factor
+from benchmarks.study.adapters import RECIPES
+from benchmarks.study.study import Dataset, Method, Study
 from rgd_hf.scripts.errors import UserError
-from study.adapters import RECIPES
-from study.learning_rates import best_factor
-from study.study import Dataset, Method, Study
 
 TUNING, FINAL = "tuning", "final"
 Finished = Mapping[str, Mapping[str, Any]]

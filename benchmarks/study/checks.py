@@ -4,12 +4,12 @@ import domainbed
 import glue
 import imagenet
 import tabular
+from benchmarks.study.adapters import RECIPES
+from benchmarks.study.cells import FINAL, TUNING, CannotRun, Cell, options_of
+from benchmarks.study.study import BASELINE, Study
 from rgd_hf.scripts.cli import as_arguments, parse_args
 from rgd_hf.scripts.errors import UserError
 from rgd_hf.scripts.tabular.scores import CLASSIFICATION_SCORES, LOWER_IS_BETTER, REGRESSION_SCORES
-from study.adapters import RECIPES
-from study.cells import FINAL, TUNING, CannotRun, Cell, options_of
-from study.study import BASELINE, Study
 
 DEFAULTS = {
     "glue": glue.DEFAULTS,

@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 
 import domainbed
+from benchmarks.study.recipe import LOGS, Outcome, Recipe
 from rgd_hf import ReweightedTrainingArguments
 from rgd_hf.scripts.domains.predictions import predictions_file
 from rgd_hf.scripts.domains.selection import Choice, training_domain_validation
 from rgd_hf.scripts.errors import UserError
 from rgd_hf.scripts.weight_histogram import BOUNDS, HISTOGRAM
-from study.recipe import LOGS, Outcome, Recipe
 
 
 class Domains(Recipe):

@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.study.adapters import RECIPES, resolve
+from benchmarks.study.cells import FINAL, TUNING, CannotRun, Cell, identity, options_of, plan, resolve_cell
+from benchmarks.study.history import mean_weight, read_history, weight_histogram
+from benchmarks.study.machine import git_commit, peak_memory_mb, quiet_and_apart, reset_peak_memory
+from benchmarks.study.recipe import Outcome
+from benchmarks.study.study import BASELINE, Study
 from rgd_hf.scripts.cli import as_arguments
 from rgd_hf.scripts.errors import UserError, listed
 from rgd_hf.scripts.results import package_versions
 from rgd_hf.scripts.run_file import RunFile, duration
-from study.adapters import RECIPES, resolve
-from study.cells import FINAL, TUNING, CannotRun, Cell, identity, options_of, plan, resolve_cell
-from study.history import mean_weight, read_history, weight_histogram
-from study.machine import git_commit, peak_memory_mb, quiet_and_apart, reset_peak_memory
-from study.recipe import Outcome
-from study.study import BASELINE, Study
 
 KEY = "identity"
 CHECKOUT = Path(__file__).resolve().parents[2]

@@ -8,10 +8,10 @@ from typing import Any
 
 import yaml
 
+from benchmarks.report.lines import OF_A_METHOD
+from benchmarks.study.adapters import RECIPES, SET_BY_THE_STUDY
 from rgd_hf.scripts.cli import check_option_names
 from rgd_hf.scripts.errors import UserError, listed
-from study.adapters import RECIPES, SET_BY_THE_STUDY
-from study.records import OF_A_METHOD
 
 BASELINE, NO_WEIGHTS = "erm", "none"
 SHARED = ("seeds", "tuning_seeds", "learning_rate_factors", "holdout_fraction")

@@ -2,11 +2,11 @@
 
 import statistics
 
+from benchmarks.report.formats import number
+from benchmarks.report.lines import BASELINE, OF_A_METHOD, Records
+from benchmarks.report.methods import in_order, method_title
+from benchmarks.report.statistics import FEWEST_FOR_BOOTSTRAP, RESAMPLES, smallest_p
 from rgd_hf.scripts.run_file import duration
-from study.methods import in_order, method_title
-from study.records import BASELINE, OF_A_METHOD, Records
-from study.statistics import FEWEST_FOR_BOOTSTRAP, RESAMPLES, smallest_p
-from study.tables import number
 
 READING = """\
 **How to read it.** Every number is a paired difference: the score of a method minus that of ERM with the same data,
@@ -116,7 +116,7 @@ def method(records: Records) -> list[str]:
     if commits:
         lines.append(f"- Commit: {', '.join(commits)}")
     lines += [
-        "- Commands: `python benchmarks/compare.py STUDY.yaml --output_dir DIRECTORY` makes the runs, `python benchmarks/report.py "
+        "- Commands: `python -m benchmarks.study STUDY.yaml --output_dir DIRECTORY` makes the runs, `python -m benchmarks.report "
         "--results_dir DIRECTORY` makes this report of their JSON lines alone, each of which holds its options.",
         "",
     ]

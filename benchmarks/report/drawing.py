@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from study.statistics import Estimate
+from benchmarks.report.statistics import Estimate
 
 # Of Okabe and Ito: told apart by colour-blind readers; marks and dashes tell them apart in grey too.
 COLOURS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")

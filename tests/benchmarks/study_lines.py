@@ -1,4 +1,4 @@
-"""JSON lines of a comparison with known effects, as `benchmarks/compare.py` would write them."""
+"""JSON lines of a comparison with known effects, as `benchmarks.study` would write them."""
 
 import json
 from pathlib import Path

@@ -1,12 +1,12 @@
 """Compare re-weightings with ERM and each other: data sets x methods x learning rates x seeds, through the recipes.
 
-    python benchmarks/compare.py benchmarks/configs/compare_quick.yaml --output_dir runs/compare
-    python benchmarks/compare.py benchmarks/configs/compare.yaml --shard 1/2 --time_budget 60 --output_dir runs/compare
+    python -m benchmarks.study benchmarks/configs/compare_quick.yaml --output_dir runs/compare
+    python -m benchmarks.study benchmarks/configs/compare.yaml --shard 1/2 --time_budget 60 --output_dir runs/compare
 
 STUDY.yaml names data sets (recipe, options, score) and methods (options of re-weighting). Every method gets the same
 learning rates to choose from, by seeds and rows that the final runs are not judged by; a final seed means the same
 initialization, batches and evaluation for all methods. Finished runs are lines of `runs*.jsonl` in the output directory:
-the same command goes on where it was stopped, an edited study runs only what changed. `benchmarks/report.py` reads them.
+the same command goes on where it was stopped, an edited study runs only what changed. `python -m benchmarks.report` reads them.
 Failed runs are tried again after what can be put right, such as missing data; after an error of their own, such as a NaN
 loss, only once the commit or a package has changed, or with `--retry_failed`.
 """
@@ -20,15 +20,15 @@ from typing import Any
 
 import torch
 
+from benchmarks.report.formats import counted
+from benchmarks.study.cells import FINAL, Cell
+from benchmarks.study.checks import check_options
+from benchmarks.study.runner import Runner
+from benchmarks.study.study import read_study
 from rgd_hf.scripts.cli import parse_args, run_recipe
 from rgd_hf.scripts.errors import UserError
 from rgd_hf.scripts.results import console
 from rgd_hf.scripts.run_file import duration, parse_shard
-from study.cells import FINAL, Cell
-from study.checks import check_options
-from study.runner import Runner
-from study.study import read_study
-from study.tables import counted
 
 USAGE = "python %(prog)s STUDY.yaml --option value ..."
 EPILOG = "STUDY.yaml: see benchmarks/configs/compare_quick.yaml, which explains its keys. Exit code 1: final runs failed."

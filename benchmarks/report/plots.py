@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from study.drawing import COLOURS, MARKERS, forest, new_figure, png, tidy
-from study.methods import method_title
-from study.records import BASELINE
-from study.samples import Breakdown
-from study.statistics import Estimate
-from study.summary import Overall, Row
+from benchmarks.report.drawing import COLOURS, MARKERS, forest, new_figure, png, tidy
+from benchmarks.report.lines import BASELINE
+from benchmarks.report.methods import method_title
+from benchmarks.report.parts import Breakdown
+from benchmarks.report.statistics import Estimate
+from benchmarks.report.summary import Overall, Row
 
 DIFFERENCE = "difference to ERM (points)"
 # Data sets differ a hundredfold in how much seeds move their scores: a linear axis would show the widest interval alone.

@@ -8,10 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from benchmarks.report.learning_rates import best_factor
 from rgd_hf import ReweightingArguments
 from rgd_hf.scripts.errors import UserError
 from rgd_hf.scripts.run_file import RunFile
-from study.learning_rates import best_factor
 
 Record = Mapping[str, Any]
 
@@ -123,18 +123,18 @@ def read_records(directory: Path) -> Records:
         records = _sort_out(by_cell)
     except (KeyError, TypeError) as error:
         raise UserError(
-            f"a line of the runs*.jsonl in {str(directory)!r} has no {error}: they are not runs of benchmarks/compare.py. "
+            f"a line of the runs*.jsonl in {str(directory)!r} has no {error}: they are not runs of benchmarks.study. "
             "Give the directory of a comparison as --results_dir."
         ) from error
     if not by_cell:
         raise UserError(
             f"there is no finished run in {str(directory)!r} (runs*.jsonl): "
-            f"`python benchmarks/compare.py benchmarks/configs/compare.yaml --output_dir {directory}` makes them."
+            f"`python -m benchmarks.study benchmarks/configs/compare.yaml --output_dir {directory}` makes them."
         )
     if not records.final:
         raise UserError(
             f"{str(directory)!r} holds no final run yet ({len(records.tuning)} of tuning, {len(records.failed)} "
-            "failed): let `python benchmarks/compare.py` go on."
+            "failed): let `python -m benchmarks.study` go on."
         )
     return records
 

@@ -9,17 +9,17 @@ import pandas as pd
 import pytest
 import yaml
 
-import compare
 import domainbed
+from benchmarks.report.lines import read_records
+from benchmarks.report.parts import by_difficulty, correctness
+from benchmarks.study import __main__ as compare
+from benchmarks.study.adapters import RECIPES
+from benchmarks.study.cells import FINAL, TUNING, Cell, identity
+from benchmarks.study.study import read_study
 from rgd_hf.scripts.domains.environments import split
 from rgd_hf.scripts.domains.predictions import predictions_file
 from rgd_hf.scripts.weight_histogram import BOUNDS, HISTOGRAM
-from study.adapters import RECIPES
-from study.cells import FINAL, TUNING, Cell, identity
-from study.records import read_records
-from study.samples import by_difficulty, correctness
-from study.study import read_study
-from tests.recipes.test_compare_statistics import packed, records, run
+from tests.benchmarks.test_study_statistics import packed, records, run
 
 CONFIGS = Path(__file__).resolve().parents[2] / "benchmarks" / "configs"
 DIGITS = {

@@ -2,16 +2,16 @@
 
 from collections.abc import Sequence
 
-from study.methods import HEADLINE, method_title, shown
-from study.plots import plot_data_sets
-from study.questions import step_size, wrong_labels
-from study.readme_table import readme_table
-from study.records import Records
-from study.report_method import how_to_read, method, title
-from study.sections import section
-from study.statistics import FEWEST_FOR_INTERVAL
-from study.summary import Overall, all_verdicts, overall
-from study.tables import counted, marked, probability, table
+from benchmarks.report.formats import counted, marked, probability, table
+from benchmarks.report.lines import Records
+from benchmarks.report.method import how_to_read, method, title
+from benchmarks.report.methods import HEADLINE, method_title, shown
+from benchmarks.report.plots import plot_data_sets
+from benchmarks.report.questions import step_size, wrong_labels
+from benchmarks.report.readme_table import readme_table
+from benchmarks.report.sections import section
+from benchmarks.report.statistics import FEWEST_FOR_INTERVAL
+from benchmarks.report.summary import Overall, all_verdicts, overall
 
 LISTED = 40
 

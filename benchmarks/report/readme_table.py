@@ -3,11 +3,11 @@
 import re
 from collections.abc import Sequence
 
+from benchmarks.report.formats import NOTHING, marked, mean_and_spread, table
+from benchmarks.report.lines import BASELINE, Records
+from benchmarks.report.methods import RECOMMENDED, method_title, shown
+from benchmarks.report.summary import Overall, all_methods, difference, first_settings
 from rgd_hf.scripts.errors import UserError
-from study.methods import RECOMMENDED, method_title, shown
-from study.records import BASELINE, Records
-from study.summary import Overall, all_methods, difference, first_settings
-from study.tables import NOTHING, marked, mean_and_spread, table
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 MODEL_SETTINGS = ("timm_model", "model_name_or_path", "networks", "backbone")

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from study.methods import in_order
-from study.records import BASELINE, Record, Records
-from study.statistics import Estimate, holm, mean_interval, signed_rank_p
+from benchmarks.report.lines import BASELINE, Record, Records
+from benchmarks.report.methods import in_order
+from benchmarks.report.statistics import Estimate, holm, mean_interval, signed_rank_p
 
 POINTS = 100.0
 

@@ -1,9 +1,9 @@
 """Tables of a report that look behind a gain: the larger step, and wrong labels."""
 
-from study.methods import in_order, method_title
-from study.records import BASELINE, Records
-from study.summary import difference, mean_weight, noise_change, noise_pairs
-from study.tables import counted, marked, number, table
+from benchmarks.report.formats import counted, marked, number, table
+from benchmarks.report.lines import BASELINE, Records
+from benchmarks.report.methods import in_order, method_title
+from benchmarks.report.summary import difference, mean_weight, noise_change, noise_pairs
 
 WEIGHTED, NORMALIZED, LARGER_STEP = "kl_tau1", "kl_tau1_normalized", "erm_lr_scaled"
 

@@ -5,11 +5,11 @@ import json
 
 import pytest
 
+from benchmarks.report.learning_rates import best_factor
+from benchmarks.report.lines import read_records
+from benchmarks.report.summary import tuning
 from rgd_hf.scripts.errors import UserError
 from rgd_hf.scripts.run_file import RunFile
-from study.learning_rates import best_factor
-from study.records import read_records
-from study.summary import tuning
 
 
 def line(method, stage, seed, factor, score, **more):

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from study.statistics import SHOWN_DECIMALS, Estimate
+from benchmarks.report.statistics import SHOWN_DECIMALS, Estimate
 
 NOTHING = "–"
 VERDICTS = {"gain": "▲ gain", "loss": "▼ loss", "tie": "= tie", None: "no interval"}

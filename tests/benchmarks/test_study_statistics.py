@@ -7,10 +7,11 @@ from itertools import product
 import numpy as np
 import pytest
 from scipy import stats
+from study_lines import study
 
-from study.records import Records
-from study.samples import by_difficulty, by_frequency, correctness
-from study.statistics import (
+from benchmarks.report.lines import Records
+from benchmarks.report.parts import by_difficulty, by_frequency, correctness
+from benchmarks.report.statistics import (
     Estimate,
     expanded_confidence,
     holm,
@@ -18,7 +19,7 @@ from study.statistics import (
     signed_rank_p,
     smallest_p,
 )
-from study.summary import (
+from benchmarks.report.summary import (
     all_verdicts,
     difference,
     difference_values,
@@ -28,7 +29,6 @@ from study.summary import (
     rows,
     tuning,
 )
-from study_lines import study
 
 
 def records(lines: list[dict]) -> Records:

@@ -6,9 +6,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 
-from study.drawing import COLOURS, DASHES, new_figure, png, tidy
-from study.methods import method_title
-from study.records import BASELINE, Record, Records
+from benchmarks.report.drawing import COLOURS, DASHES, new_figure, png, tidy
+from benchmarks.report.lines import BASELINE, Record, Records
+from benchmarks.report.methods import method_title
 
 PANELS = {
     "training loss, without weights": ("unweighted_loss", "loss"),

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import yaml
 
-import compare
+from benchmarks.study import __main__ as compare
 from rgd_hf.scripts.errors import UserError
 
 TABLES = {

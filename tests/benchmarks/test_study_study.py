@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from benchmarks.study.cells import FINAL, TUNING, CannotRun, Cell, identity, options_of, plan, resolve_cell
+from benchmarks.study.checks import check_options
+from benchmarks.study.study import read_study
 from rgd_hf.scripts.errors import UserError
-from study.cells import FINAL, TUNING, CannotRun, Cell, identity, options_of, plan, resolve_cell
-from study.checks import check_options
-from study.study import read_study
 
 CONFIGS = Path(__file__).resolve().parents[2] / "benchmarks" / "configs"
 STUDY = {

@@ -1,9 +1,9 @@
 """The report of a comparison: REPORT.md, REPORT.html and plots, made from the JSON lines of its runs alone.
 
-    python benchmarks/report.py
-    python benchmarks/report.py --results_dir runs/compare --output_dir runs/compare
-    python benchmarks/report.py --readme README.md
-    python benchmarks/report.py --readme README.md --check
+    python -m benchmarks.report
+    python -m benchmarks.report --results_dir runs/compare --output_dir runs/compare
+    python -m benchmarks.report --readme README.md
+    python -m benchmarks.report --readme README.md --check
 
 The same lines give the same report, byte for byte. A comparison that is not finished gives a report of what there is,
 which says what is missing.
@@ -12,14 +12,14 @@ which says what is missing.
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks.report.html_page import html_page
+from benchmarks.report.lines import read_records
+from benchmarks.report.markdown import build_report, title
+from benchmarks.report.readme_table import BEGIN, END, put_into, readme_table
+from benchmarks.report.summary import overall
 from rgd_hf.scripts.cli import parse_args, run_recipe
 from rgd_hf.scripts.errors import UserError, listed
 from rgd_hf.scripts.results import say
-from study.readme_table import BEGIN, END, put_into, readme_table
-from study.records import read_records
-from study.report_html import html_page
-from study.report_markdown import build_report, title
-from study.summary import overall
 
 USAGE = "python %(prog)s --option value ..."
 DEFAULT_DIRECTORY = "benchmarks/results/compare"
@@ -31,7 +31,7 @@ class ReportArguments:
 
     results_dir: str = field(
         default=DEFAULT_DIRECTORY,
-        metadata={"help": "Directory with the runs*.jsonl that benchmarks/compare.py wrote."},
+        metadata={"help": "Directory with the runs*.jsonl that benchmarks.study wrote."},
     )
     output_dir: str | None = field(
         default=None,

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from study.records import BASELINE, Record, Records
-from study.statistics import Estimate, mean_interval
-from study.summary import POINTS
+from benchmarks.report.lines import BASELINE, Record, Records
+from benchmarks.report.statistics import Estimate, mean_interval
+from benchmarks.report.summary import POINTS
 
 TENTHS = 10
 # Below this ratio of the largest to the smallest class, a set counts as balanced: there is nothing to order by.

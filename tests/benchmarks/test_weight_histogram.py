@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tabular
+from benchmarks.report.plots_training import sum_of_histograms
+from benchmarks.study.history import PERIODS, weight_histogram
 from rgd_hf.scripts.weight_histogram import BINS, BOUNDS, HISTOGRAM
-from study.history import PERIODS, weight_histogram
-from study.plots_training import sum_of_histograms
 
 
 def log_of(counts):

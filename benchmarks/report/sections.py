@@ -2,23 +2,7 @@
 
 from collections.abc import Mapping
 
-from study.methods import CURVES, RECOMMENDED, method_title, shown
-from study.plots import plot_breakdowns, plot_methods
-from study.plots_training import plot_training
-from study.records import BASELINE, Records
-from study.samples import Breakdown, by_difficulty, by_frequency
-from study.statistics import smallest_p
-from study.summary import (
-    Row,
-    Tuning,
-    all_methods,
-    final_gap,
-    first_settings,
-    logged_mean,
-    rows,
-    tuning,
-)
-from study.tables import (
+from benchmarks.report.formats import (
     VERDICTS,
     counted,
     mean_and_spread,
@@ -27,6 +11,22 @@ from study.tables import (
     ranges,
     signed,
     table,
+)
+from benchmarks.report.lines import BASELINE, Records
+from benchmarks.report.methods import CURVES, RECOMMENDED, method_title, shown
+from benchmarks.report.parts import Breakdown, by_difficulty, by_frequency
+from benchmarks.report.plots import plot_breakdowns, plot_methods
+from benchmarks.report.plots_training import plot_training
+from benchmarks.report.statistics import smallest_p
+from benchmarks.report.summary import (
+    Row,
+    Tuning,
+    all_methods,
+    final_gap,
+    first_settings,
+    logged_mean,
+    rows,
+    tuning,
 )
 
 WEIGHT_KEYS = {

@@ -8,19 +8,19 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from study_lines import study, write_lines
 
-import report
+from benchmarks.report import __main__ as report
+from benchmarks.report.formats import counted, points, ranges, signed
+from benchmarks.report.lines import read_records
+from benchmarks.report.methods import in_order, method_title
+from benchmarks.report.plots_training import curve
+from benchmarks.report.readme_table import BEGIN, END
+from benchmarks.report.sections import _remark
+from benchmarks.report.statistics import Estimate
+from benchmarks.report.summary import Tuning, final_gap
 from rgd_hf.scripts.cli import run_recipe
 from rgd_hf.scripts.errors import UserError
-from study.methods import in_order, method_title
-from study.plots_training import curve
-from study.readme_table import BEGIN, END
-from study.records import read_records
-from study.sections import _remark
-from study.statistics import Estimate
-from study.summary import Tuning, final_gap
-from study.tables import counted, points, ranges, signed
-from study_lines import study, write_lines
 
 DATASETS = {
     "mrpc": "text",

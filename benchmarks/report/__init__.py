@@ -1,0 +1,1 @@
+"""A report reads the lines of a study: tables, statistics, plots."""
