@@ -21,7 +21,7 @@ from rgd_hf.scripts.cli import parse_args, run_recipe
 from rgd_hf.scripts.errors import UserError, listed
 from rgd_hf.scripts.results import say
 
-USAGE = "python %(prog)s --option value ..."
+USAGE = "python -m benchmarks.report --option value ..."
 DEFAULT_DIRECTORY = "benchmarks/results/compare"
 
 

@@ -30,7 +30,7 @@ from rgd_hf.scripts.errors import UserError
 from rgd_hf.scripts.results import console
 from rgd_hf.scripts.run_file import duration, parse_shard
 
-USAGE = "python %(prog)s STUDY.yaml --option value ..."
+USAGE = "python -m benchmarks.study STUDY.yaml --option value ..."
 EPILOG = "STUDY.yaml: see benchmarks/configs/compare_quick.yaml, which explains its keys. Exit code 1: final runs failed."
 EXIT_RUNS_FAILED = 1
 

@@ -96,7 +96,8 @@ def as_arguments(settings: Mapping[str, Any]) -> list[str]:
 
 def run_recipe(main: Callable[[], Any]) -> None:
     """Call `main` and end the process: user errors as one line on stderr, anything else with its traceback."""
-    name = Path(sys.argv[0]).name
+    script = Path(sys.argv[0])
+    name = script.parent.name if script.stem == "__main__" else script.name
     try:
         main()
     except UserError as error:
