@@ -1,4 +1,4 @@
-"""The report of a comparison: REPORT.md, REPORT.html and plots, made from the JSON lines of its runs alone.
+"""The report of a study: REPORT.md and plots, with `--html` also REPORT.html, made from the JSON lines of its runs alone.
 
     python -m benchmarks.report
     python -m benchmarks.report --results_dir runs/compare --output_dir runs/compare
@@ -35,9 +35,10 @@ class ReportArguments:
     )
     output_dir: str | None = field(
         default=None,
-        metadata={
-            "help": "Where REPORT.md, REPORT.html and plots/ go; the directory of the runs by default."
-        },
+        metadata={"help": "Where REPORT.md and plots/ go; the directory of the runs by default."},
+    )
+    html: bool = field(
+        default=False, metadata={"help": "Write REPORT.html too: one page that needs no other file."}
     )
     readme: str | None = field(
         default=None,
@@ -80,10 +81,12 @@ def main(argv: list[str] | None = None) -> None:
             )
         say("Up to date.")
         return
-    texts[directory / "REPORT.html"] = html_page(markdown, pictures, title(records))
+    drawn = {name: draw() for name, draw in pictures.items()}
+    if args.html:
+        texts[directory / "REPORT.html"] = html_page(markdown, drawn, title(records))
     try:
         (directory / "plots").mkdir(parents=True, exist_ok=True)
-        for name, content in pictures.items():
+        for name, content in drawn.items():
             (directory / "plots" / name).write_bytes(content)
         for path, text in texts.items():
             path.write_text(text, encoding="utf-8", newline="\n")

@@ -9,7 +9,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from benchmarks.report.statistics import Estimate
+from benchmarks.report.formats import verdict
+from rgd_hf.statistics import Estimate
 
 # Of Okabe and Ito: told apart by colour-blind readers; marks and dashes tell them apart in grey too.
 COLOURS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
@@ -51,11 +52,11 @@ def forest(axis: Axes, estimates: Sequence[Estimate]) -> None:
     """
     axis.axvline(0, color="black", linewidth=1)
     for place, found in enumerate(estimates):
-        colour = VERDICT_COLOURS[found.verdict]
+        colour = VERDICT_COLOURS[verdict(found)]
         if found.low is not None and found.high is not None:
             axis.plot(
                 [found.low, found.high], [place, place], color=colour, linewidth=2, solid_capstyle="butt"
             )
-        axis.plot(found.mean, place, VERDICT_MARKERS[found.verdict], color=colour, markersize=6)
+        axis.plot(found.mean, place, VERDICT_MARKERS[verdict(found)], color=colour, markersize=6)
     axis.set_ylim(len(estimates) - 0.5, -0.5)
     tidy(axis, grid="x")

@@ -3,9 +3,11 @@
 import math
 from collections.abc import Sequence
 
-from benchmarks.report.statistics import SHOWN_DECIMALS, Estimate
+from rgd_hf.statistics import Estimate
 
 NOTHING = "–"
+# Of a point. An interval that is printed as ending at 0 must not count as one that excludes it.
+SHOWN_DECIMALS = 2
 VERDICTS = {"gain": "▲ gain", "loss": "▼ loss", "tie": "= tie", None: "no interval"}
 
 
@@ -25,9 +27,14 @@ def signed(value: Estimate) -> str:
     return f"{points(value.mean)} [{points(value.low)}, {points(value.high)}]"
 
 
+def verdict(value: Estimate) -> str | None:
+    """`"gain"`, `"loss"` or `"tie"`, by the ends of the interval as they are printed; None without an interval."""
+    return value.rounded(SHOWN_DECIMALS).verdict
+
+
 def marked(value: Estimate) -> str:
     """As `signed`, after the sign of a gain, a loss or a tie where there is an interval."""
-    return signed(value) if value.verdict is None else f"{VERDICTS[value.verdict][0]} {signed(value)}"
+    return signed(value) if verdict(value) is None else f"{VERDICTS[verdict(value)][0]} {signed(value)}"
 
 
 def points(value: float) -> str:
@@ -41,6 +48,11 @@ def probability(value: float) -> str:
     if math.isnan(value):
         return NOTHING
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def detectable(value: float) -> str:
+    """The smallest difference that could be told from 0, without a sign."""
+    return NOTHING if math.isnan(value) else f"± {value:.{SHOWN_DECIMALS}f}"
 
 
 def number(value: float | None, decimals: int = 2) -> str:

@@ -1,6 +1,7 @@
 """The report of a comparison in Markdown: every word about results in it follows from the numbers."""
 
 from collections.abc import Sequence
+from functools import partial
 
 from benchmarks.report.formats import counted, marked, probability, table
 from benchmarks.report.lines import Records
@@ -9,29 +10,29 @@ from benchmarks.report.methods import HEADLINE, method_title, shown
 from benchmarks.report.plots import plot_data_sets
 from benchmarks.report.questions import step_size, wrong_labels
 from benchmarks.report.readme_table import readme_table
-from benchmarks.report.sections import section
-from benchmarks.report.statistics import FEWEST_FOR_INTERVAL
+from benchmarks.report.sections import Pictures, section
 from benchmarks.report.summary import Overall, all_verdicts, overall
+from rgd_hf.statistics import FEWEST_FOR_INTERVAL
 
 LISTED = 40
 
 
-def build_report(records: Records) -> tuple[str, dict[str, bytes]]:
+def build_report(records: Records) -> tuple[str, Pictures]:
     """The report and its pictures.
 
     Returns:
-        Markdown, and PNG files by name, which it looks for in `plots/`.
+        Markdown, and what draws the PNG files that it looks for in `plots/`, by name.
     """
     found = overall(records)
     lines = [f"# {title(records)}{' (partial)' if records.missing() else ''}", "", *_compared(records, found)]
     lines += _unfinished(records)
-    pictures: dict[str, bytes] = {}
+    pictures: Pictures = {}
     if found:
         over = len(records.datasets) > 1
         lines += ["## Summary", "", _counts(found, over), "", *(_summary(found) if over else ()), ""]
         by_name = {method.method: method for method in found}
         headline = [by_name[name] for name in shown(HEADLINE, by_name)]
-        pictures["gains.png"] = plot_data_sets(headline, records.datasets)
+        pictures["gains.png"] = partial(plot_data_sets, headline, records.datasets)
         lines += ["![Difference to ERM on every data set](plots/gains.png)", ""]
     lines += [how_to_read(records), "", "## Data sets", "", *readme_table(records, found), ""]
     lines += [*step_size(records), *wrong_labels(records)]

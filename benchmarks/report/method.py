@@ -5,7 +5,6 @@ import statistics
 from benchmarks.report.formats import number
 from benchmarks.report.lines import BASELINE, OF_A_METHOD, Records
 from benchmarks.report.methods import in_order, method_title
-from benchmarks.report.statistics import FEWEST_FOR_BOOTSTRAP, RESAMPLES, smallest_p
 from rgd_hf.scripts.run_file import duration
 
 READING = """\
@@ -15,20 +14,16 @@ the same seed (so the same initial model and the same batches) and {rate}, in po
 *tie* (=) one that does not: chance may be all there is. An interval over seeds says how the difference varies with the
 seed, not with other evaluation rows or other data."""
 
-STATISTICS = f"""\
-- **Intervals** of {FEWEST_FOR_BOOTSTRAP} or more differences are expanded percentile bootstrap intervals (Hesterberg,
-  The American Statistician 2015; `scipy.stats.bootstrap`, {RESAMPLES} resamples, fixed seed): of few values the plain
-  percentile and BCa intervals are too narrow. Of five normal values BCa holds the true mean in 86 % of cases, this one
-  in 93 %, of ten in 90 % and 95 %. Of skewed values all hold it less often: of five exponential ones this one in 85 %.
-  Three or four differences, which have too few different resamples, get Student's t interval; fewer get none.
-- **p** is the two-sided Wilcoxon signed-rank test over seeds (`scipy.stats.wilcoxon`, exact for few seeds, zero
-  differences by Pratt's rule). It cannot fall below 2 / 2^seeds: {smallest_p(3):.4g} for 3 seeds, {smallest_p(5):.4g} for
-  5, {smallest_p(10):.2g} for 10.
-- **p (Holm)** is corrected for the methods compared with ERM on the same data set, which are one family; in the
-  summary, where the test is over data sets, for the methods of the summary.
-- **Over data sets** every data set counts once, by its mean difference. The interval resamples data sets (a simple
-  bootstrap: the spread of the means holds the noise of the seeds already). Variants of the same data count as data sets
-  of their own, though their results go together; so do all comparisons with the same runs of ERM."""
+STATISTICS = """\
+- **Intervals** are Student's t intervals of paired differences; fewer than two differences have none. They take the
+  differences of seeds to be normal, and are then exact for any number of them.
+- **Detectable** is the smallest true difference that so many seeds of such a spread would show in four of five cases: a tie
+  says nothing about a smaller one.
+- **p** is the two-sided paired t test over seeds, below 0.05 where the interval excludes 0. **p (Holm)** is corrected for the
+  methods compared with ERM on the same data set, which are one family; in the summary, where the test is over data sets,
+  for the methods of the summary.
+- **Over data sets** every data set counts once, by its mean difference; the interval is over data sets. Variants of the same
+  data count as data sets of their own, though their results go together; so do all comparisons with the same runs of ERM."""
 
 TUNED = """\
 - **Tuning.** Every method has the same grid of learning-rate factors and the same tuning seeds, which are not those of

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmarks.report.lines import BASELINE, Record, Records
-from benchmarks.report.statistics import Estimate, mean_interval
 from benchmarks.report.summary import POINTS
+from rgd_hf.statistics import Estimate, mean_interval
 
 TENTHS = 10
 # Below this ratio of the largest to the smallest class, a set counts as balanced: there is nothing to order by.

@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from benchmarks.report.drawing import COLOURS, MARKERS, forest, new_figure, png, tidy
+from benchmarks.report.formats import verdict
 from benchmarks.report.lines import BASELINE
 from benchmarks.report.methods import method_title
 from benchmarks.report.parts import Breakdown
-from benchmarks.report.statistics import Estimate
 from benchmarks.report.summary import Overall, Row
+from rgd_hf.statistics import Estimate
 
 DIFFERENCE = "difference to ERM (points)"
 # Data sets differ a hundredfold in how much seeds move their scores: a linear axis would show the widest interval alone.
@@ -54,8 +55,8 @@ def plot_data_sets(found: Sequence[Overall], datasets: Sequence[str]) -> bytes:
 
 def _label(estimates: Sequence[Estimate]) -> str:
     """Of the axis, and what a mark without a line means, where there is one."""
-    without = any(found.n and found.verdict is None for found in estimates)
-    some = any(found.verdict is not None for found in estimates)
+    without = any(found.n and verdict(found) is None for found in estimates)
+    some = any(verdict(found) is not None for found in estimates)
     return DIFFERENCE + ", 95 % interval" * some + "; ×: too few values for an interval" * without
 
 

@@ -1,6 +1,7 @@
 """Plots over training: losses, effective sample size and weights."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -22,14 +23,25 @@ GRID_POINTS = 25
 Curves = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
-def plot_training(records: Records, dataset: str, methods: Sequence[str]) -> bytes | None:
-    """Losses, effective sample size and weights over the steps, and how each method's weights were spread over training.
+@dataclass(frozen=True)
+class Logged:
+    """What the runs of a data set logged over training.
 
-    Curves are means over seeds with a band of one standard deviation. The weighted `loss` stands in for the unweighted
-    one for ERM alone, where they are the same. The histograms sum over seeds, where runs recorded them.
+    Attributes:
+        methods: names, in the order of their colours.
+        curves: steps [points] and values [seeds, points], by panel and method.
+        histograms: edges [bins + 1] and counts [periods, bins] of the weights, by method.
+    """
 
-    Returns:
-        A PNG file; None where no run logged any of it.
+    methods: Sequence[str]
+    curves: Mapping[str, Curves]
+    histograms: Mapping[str, tuple[np.ndarray, np.ndarray]]
+
+
+def logged_curves(records: Records, dataset: str, methods: Sequence[str]) -> Logged | None:
+    """What `plot_training` draws; None where no run logged any of it.
+
+    The weighted `loss` stands in for the unweighted one for ERM alone, where they are the same.
     """
     curves: dict[str, Curves] = {}
     for panel, keys in PANELS.items():
@@ -43,14 +55,25 @@ def plot_training(records: Records, dataset: str, methods: Sequence[str]) -> byt
         for name in methods
         if (spread := sum_of_histograms(list(records.runs(dataset, name).values()))) is not None
     }
+    return Logged(methods, curves, histograms) if curves or histograms else None
+
+
+def plot_training(logged: Logged) -> bytes:
+    """Losses, effective sample size and weights over the steps, and how each method's weights were spread over training.
+
+    Curves are means over seeds with a band of one standard deviation. The histograms sum over seeds, where runs recorded
+    them.
+
+    Returns:
+        A PNG file.
+    """
+    curves, histograms = logged.curves, logged.histograms
     count = len(curves) + len(histograms)
-    if not count:
-        return None
     lines = -(-count // COLUMNS)
     figure = new_figure(min(11.0, 3.8 * count + 0.6), 0.5 + 3.1 * lines)
     axes = figure.subplots(lines, min(count, COLUMNS), squeeze=False).ravel()
     for axis, (panel, of_methods) in zip(axes, curves.items()):
-        _draw_curves(axis, of_methods, methods)
+        _draw_curves(axis, of_methods, logged.methods)
         axis.set_title(panel, fontsize=10)
     for axis, (name, spread) in zip(axes[len(curves) :], histograms.items()):
         _draw_histograms(axis, *spread)

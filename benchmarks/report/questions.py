@@ -1,6 +1,6 @@
 """Tables of a report that look behind a gain: the larger step, and wrong labels."""
 
-from benchmarks.report.formats import counted, marked, number, table
+from benchmarks.report.formats import counted, marked, number, table, verdict
 from benchmarks.report.lines import BASELINE, Records
 from benchmarks.report.methods import in_order, method_title
 from benchmarks.report.summary import difference, mean_weight, noise_change, noise_pairs
@@ -26,10 +26,10 @@ def step_size(records: Records) -> list[str]:
     for name in names:
         ours, larger = difference(records, name, WEIGHTED), difference(records, name, LARGER_STEP)
         beyond = difference(records, name, WEIGHTED, LARGER_STEP)
-        if beyond.verdict is not None:
-            over_step.append(beyond.verdict)
-            if ours.verdict == "gain":
-                explained.append(beyond.verdict != "gain")
+        if verdict(beyond) is not None:
+            over_step.append(verdict(beyond))
+            if verdict(ours) == "gain":
+                explained.append(verdict(beyond) != "gain")
         weight = mean_weight(records.runs(name, WEIGHTED))
         rows.append(
             [

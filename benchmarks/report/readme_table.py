@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from benchmarks.report.formats import NOTHING, marked, mean_and_spread, table
+from benchmarks.report.formats import NOTHING, marked, mean_and_spread, table, verdict
 from benchmarks.report.lines import BASELINE, Records
 from benchmarks.report.methods import RECOMMENDED, method_title, shown
 from benchmarks.report.summary import Overall, all_methods, difference, first_settings
@@ -25,7 +25,7 @@ def readme_table(records: Records, found: Sequence[Overall]) -> list[str]:
     body = []
     for dataset in records.datasets:
         erm = [record["score"] for record in records.runs(dataset, BASELINE).values()]
-        verdicts = [m.by_dataset[dataset].verdict for m in found if dataset in m.by_dataset]
+        verdicts = [verdict(m.by_dataset[dataset]) for m in found if dataset in m.by_dataset]
         counts = [str(verdicts.count(name)) for name in ("gain", "tie", "loss")]
         body.append(
             [

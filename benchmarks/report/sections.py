@@ -1,23 +1,25 @@
 """The section of one data set in a report: its table, what the weights did, and its plots."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 from benchmarks.report.formats import (
     VERDICTS,
     counted,
+    detectable,
     mean_and_spread,
     number,
     probability,
     ranges,
     signed,
     table,
+    verdict,
 )
 from benchmarks.report.lines import BASELINE, Records
 from benchmarks.report.methods import CURVES, RECOMMENDED, method_title, shown
 from benchmarks.report.parts import Breakdown, by_difficulty, by_frequency
 from benchmarks.report.plots import plot_breakdowns, plot_methods
-from benchmarks.report.plots_training import plot_training
-from benchmarks.report.statistics import smallest_p
+from benchmarks.report.plots_training import logged_curves, plot_training
 from benchmarks.report.summary import (
     Row,
     Tuning,
@@ -52,8 +54,11 @@ PARTS = {
 }
 
 
-def section(records: Records, dataset: str) -> tuple[list[str], dict[str, bytes]]:
-    """Markdown lines of a data set, and its PNG files by name."""
+Pictures = dict[str, Callable[[], bytes]]
+
+
+def section(records: Records, dataset: str) -> tuple[list[str], Pictures]:
+    """Markdown lines of a data set, and what draws its PNG files, by name."""
     found = rows(records, dataset)
     runs = records.runs(dataset, BASELINE) or records.runs(dataset, found[0].method)
     first = next(iter(runs.values()))
@@ -67,17 +72,17 @@ def section(records: Records, dataset: str) -> tuple[list[str], dict[str, bytes]
         _chance(found),
         "",
     ]
-    pictures: dict[str, bytes] = {}
+    pictures: Pictures = {}
     others = [row for row in found if row.method != BASELINE and row.difference.n]
     if others:
-        pictures[f"{dataset}_methods.png"] = plot_methods(
-            others, f"{dataset}: {first.get('score_name', 'score')}"
+        pictures[f"{dataset}_methods.png"] = partial(
+            plot_methods, others, f"{dataset}: {first.get('score_name', 'score')}"
         )
         lines += [f"![Difference of every method to ERM on {dataset}](plots/{dataset}_methods.png)", ""]
     lines += _weights(records, dataset, found)
-    curves = plot_training(records, dataset, [BASELINE, *shown(CURVES, all_methods(records))])
-    if curves:
-        pictures[f"{dataset}_training.png"] = curves
+    logged = logged_curves(records, dataset, [BASELINE, *shown(CURVES, all_methods(records))])
+    if logged is not None:
+        pictures[f"{dataset}_training.png"] = partial(plot_training, logged)
         lines += [f"![Losses and weights over training on {dataset}](plots/{dataset}_training.png)", ""]
     compared = shown(RECOMMENDED, all_methods(records))
     breakdowns = {
@@ -87,7 +92,7 @@ def section(records: Records, dataset: str) -> tuple[list[str], dict[str, bytes]
     present = {PARTS[name]: parts for name, parts in breakdowns.items() if parts is not None}
     if present:
         lines += _parts(present)
-        pictures[f"{dataset}_parts.png"] = plot_breakdowns(present, dataset)
+        pictures[f"{dataset}_parts.png"] = partial(plot_breakdowns, present, dataset)
         lines += [f"![Accuracy by difficulty and by class on {dataset}](plots/{dataset}_parts.png)", ""]
     lines += _tuning(records, dataset)
     settings = {
@@ -124,9 +129,10 @@ def _table_of_methods(found: list[Row]) -> list[str]:
                 f"{row.factor:g}" if row.scale == 1 else f"{row.factor:g} × {row.scale:.2f}",
                 mean_and_spread(list(row.scores.values())),
                 "" if plain else signed(row.difference),
+                "" if plain else detectable(row.detectable),
                 "" if plain else probability(row.p),
                 "" if plain else probability(row.holm),
-                "" if plain or not row.difference.n else VERDICTS[row.difference.verdict],
+                "" if plain or not row.difference.n else VERDICTS[verdict(row.difference)],
             ]
         )
     header = [
@@ -135,6 +141,7 @@ def _table_of_methods(found: list[Row]) -> list[str]:
         "× learning rate",
         "score (× 100, ± sd)",
         "− ERM (points)",
+        "detectable",
         "p",
         "p (Holm)",
         "",
@@ -143,20 +150,12 @@ def _table_of_methods(found: list[Row]) -> list[str]:
 
 
 def _chance(found: list[Row]) -> str:
-    """What the signed-rank test can and does say on this data set."""
+    """What the tests say on this data set."""
     compared = [row for row in found if row.method != BASELINE and row.difference.n]
     if not compared:
         return "No method shares a seed with ERM yet."
-    most = max(row.difference.n for row in compared)
     below = sum(row.holm < 0.05 for row in compared)
-    text = (
-        f"With {counted(most, 'seed')} the signed-rank test cannot give a p below {smallest_p(most):.4g}"
-        f"{', so never one below 0.05' if smallest_p(most) > 0.05 else ''}. "
-    )
-    return (
-        text
-        + f"Below 0.05 after Holm's correction for {counted(len(compared), 'method')}: {below or 'none'}."
-    )
+    return f"p below 0.05 after Holm's correction for {counted(len(compared), 'method')}: {below or 'none'}."
 
 
 def _weights(records: Records, dataset: str, found: list[Row]) -> list[str]:
