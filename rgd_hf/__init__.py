@@ -17,12 +17,15 @@ _HOME_OF = {
     "GroupDROMixin": "group_dro",
     "HardExamplesMixin": "hard_examples",
     "GroupDROTrainer": "group_dro",
+    "Comparison": "comparison",
+    "compare": "comparison",
     "ReweightingMixin": "trainer",
     "ReweightedTrainer": "trainer",
     "ReweightedSeq2SeqTrainer": "trainer",
 }
 
 if TYPE_CHECKING:
+    from rgd_hf.comparison import Comparison, compare
     from rgd_hf.compute_loss_func import RGDLoss
     from rgd_hf.divergences import rgd_surrogate, rgd_weights
     from rgd_hf.group_dro import GroupDROMixin, GroupDROTrainer
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "Comparison",
     "GroupDROMixin",
     "GroupDROTrainer",
     "HardExamplesMixin",
@@ -46,6 +50,7 @@ __all__ = [
     "ReweightedTrainingArguments",
     "ReweightingArguments",
     "ReweightingMixin",
+    "compare",
     "ess_weights",
     "rgd_surrogate",
     "rgd_weights",

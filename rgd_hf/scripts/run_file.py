@@ -1,11 +1,11 @@
 """The file of finished runs that a killed sweep goes on from, and what sweeps share: shards, and times left."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rgd_hf.json_lines import append_line
 from rgd_hf.scripts.errors import UserError
 
 
@@ -76,14 +76,7 @@ class RunFile:
     def append(self, run: Mapping[str, Any]) -> None:
         """Add one finished run; it is on the disk when this returns."""
         self.prepare()
-        with self.path.open("ab+") as file:
-            if file.tell() > 0:
-                file.seek(-1, os.SEEK_END)
-                if file.read(1) != b"\n":
-                    file.write(b"\n")  # the half line of a killed process must not swallow this one
-            file.write(json.dumps(run, sort_keys=True, default=str).encode("utf-8") + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_line(self.path, run)
 
 
 def duration(seconds: float) -> str:

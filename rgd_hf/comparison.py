@@ -1,0 +1,311 @@
+"""Does re-weighting help on my data? Train each method from the same seeds, and look at the paired differences."""
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from transformers import Trainer, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from rgd_hf.description import method_name
+from rgd_hf.json_lines import append_line, read_lines
+from rgd_hf.statistics import Estimate, mean_interval, smallest_detectable
+from rgd_hf.trainer import ReweightingMixin
+
+RUNS_NAME = "runs.jsonl"
+LOWER_IS_BETTER = ("loss", "mse", "rmse", "mae", "error", "perplexity", "ece")
+# They say where results go, not what is trained.
+_NOT_SETTINGS = (
+    "output_dir", "logging_", "log_", "disable_tqdm", "report_to", "run_name", "project", "trackio_", "hub_", "push_to_hub",
+    "seed", "data_seed", "dataloader_num_workers", "local_rank", "save_",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Scores of several methods that were trained from the same seeds; printing it shows a table and a verdict.
+
+    Attributes:
+        scores: of each method by seed, `{"ERM": {0: 0.81, 1: 0.79}, "RGD (kl, tau=1)": ...}`; the first method is the
+            baseline of all differences.
+        metric: what the scores are.
+        greater_is_better: whether a larger score is a better one.
+        runs: all that was recorded of each run.
+    """
+
+    scores: Mapping[str, Mapping[int, float]]
+    metric: str
+    greater_is_better: bool
+    runs: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def baseline(self) -> str:
+        """The method that the others are compared with."""
+        return next(iter(self.scores))
+
+    def differences(self, method: str) -> dict[int, float]:
+        """Score of `method` minus that of the baseline, by seed, over the seeds that both have."""
+        ours, theirs = self.scores[method], self.scores[self.baseline]
+        return {seed: ours[seed] - theirs[seed] for seed in ours if seed in theirs}
+
+    def difference(self, method: str) -> Estimate:
+        """Mean of `differences` with its 95 % interval (Student's t over the seeds)."""
+        return mean_interval([*self.differences(method).values()])
+
+    def verdict(self, method: str) -> str:
+        """One sentence on whether `method` is better than the baseline."""
+        found, name = self.difference(method), self.metric.removeprefix("eval_")
+        shown = f"{name} {signed(found.mean)}"
+        if found.low is None or found.high is None:
+            return (
+                f"{method} against {self.baseline}: {shown} from one seed, which cannot tell a method from chance: "
+                "compare several seeds."
+            )
+        interval = f"{shown}, 95 % interval {signed(found.low)} to {signed(found.high)}, {found.n} seeds"
+        if found.verdict == "tie":
+            least = smallest_detectable([*self.differences(method).values()])
+            return (
+                f"{method} and {self.baseline} cannot be told apart: {interval}. A true difference of {number(least)} "
+                "or more would be seen in four of five such comparisons."
+            )
+        better = (found.verdict == "gain") == self.greater_is_better
+        return f"{method} is {'better' if better else 'WORSE'} than {self.baseline}: {interval}."
+
+    def rows(self) -> list[list[str]]:
+        """The table: a header, and one row a method."""
+        rows = [["method", "seeds", self.metric, f"difference to {self.baseline}", "95 % interval"]]
+        for method, scores in self.scores.items():
+            row = [method, str(len(scores)), mean_and_spread([*scores.values()]), "", ""]
+            if method != self.baseline:
+                found = self.difference(method)
+                row[3] = signed(found.mean)
+                if found.low is not None and found.high is not None:
+                    row[4] = f"[{signed(found.low)}, {signed(found.high)}]"
+            rows.append(row)
+        return rows
+
+    def __str__(self) -> str:
+        rows = self.rows()
+        widths = [max(map(len, column)) for column in zip(*rows)]
+        lines = [
+            "  ".join(
+                cell.ljust(width) if n == 0 else cell.rjust(width) for n, (cell, width) in cells
+            ).rstrip()
+            for cells in (enumerate(zip(row, widths)) for row in rows)
+        ]
+        verdicts = [self.verdict(method) for method in self.scores if method != self.baseline]
+        return "\n".join([*lines, "", *verdicts])
+
+
+def compare(
+    make_trainer: Callable[[int, Any], Trainer],
+    *,
+    seeds: Sequence[int],
+    reweightings: Sequence[Any] = ("none", "kl"),
+    metric: str = "eval_loss",
+    greater_is_better: bool | None = None,
+    output_dir: str | Path,
+) -> Comparison:
+    """Train every re-weighting from every seed and compare each with the first, paired by seed.
+
+    Finished runs are lines of `runs.jsonl` in `output_dir`: the same call resumes after an interruption, and a call with
+    more seeds or re-weightings trains only these. An interrupted run resumes from its last checkpoint, if its arguments
+    save any. Under `accelerate launch` every process calls it.
+
+    Example:
+        ```python
+        def make_trainer(seed, reweighting):
+            args = TrainingArguments(output_dir="unused", seed=seed, num_train_epochs=3)
+            model = AutoModelForSequenceClassification.from_pretrained(name, num_labels=2)
+            return ReweightedTrainer(model=model, args=args, reweighting=reweighting, train_dataset=train, ...)
+
+        print(compare(make_trainer, seeds=range(5), metric="eval_accuracy", output_dir="runs/compare"))
+        ```
+
+    Args:
+        make_trainer: takes a seed and one of `reweightings`, and builds a new model and its Trainer with them. The global
+            seeds are set before it is called, so that new layers start alike.
+        seeds: of the runs; from two on there is an interval, five are a good number to begin with.
+        reweightings: names, or weightings as `ReweightedTrainer` takes them; the first is the baseline of the differences.
+        metric: of `trainer.evaluate()`.
+        greater_is_better: by default true, unless `metric` ends with a name such as `loss`, `mse` or `perplexity`.
+        output_dir: of the lines, and of one folder a run that replaces the `output_dir` of its arguments.
+
+    Returns:
+        The comparison; `print` shows it.
+
+    Raises:
+        ValueError: `make_trainer` does not use what it is given, a metric that is not there, fewer than two
+            re-weightings, or an `output_dir` with runs of other settings.
+    """
+    labels = {_label(reweighting): reweighting for reweighting in reweightings}
+    if len(labels) < max(2, len(reweightings)):
+        raise ValueError(
+            f"reweightings must be two or more different ones, not {list(map(_label, reweightings))}."
+        )
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds must be one or more different numbers, not {list(seeds)}.")
+    folder = Path(output_dir)
+    finished: dict[tuple[str, int], dict[str, Any]] | None = None
+    checked: set[str] = set()
+    runs: list[dict[str, Any]] = []
+    for seed in seeds:
+        for label, reweighting in labels.items():
+            run = None if finished is None else finished.get((label, seed))
+            if run is None or label not in checked:
+                set_seed(seed)
+                trainer = make_trainer(seed, reweighting)
+                _check_trainer(trainer, seed, reweighting)
+                if finished is None:  # only now the processes know each other
+                    lines = _same_everywhere(read_lines(folder / RUNS_NAME))
+                    finished = {(line["reweighting"], line["seed"]): line for line in lines}
+                    run = finished.get((label, seed))
+                others = [other for other in finished.values() if other["reweighting"] == label]
+                _check_settings(_settings(trainer), others, folder)
+                checked.add(label)
+            if run is None:
+                _say(f"{label}, seed {seed}: run {len(runs) + 1} of {len(labels) * len(seeds)}")
+                run = {
+                    "reweighting": label,
+                    "seed": seed,
+                    **_train(trainer, folder / f"{_slug(label)}-seed{seed}"),
+                }
+                if PartialState().is_main_process:
+                    append_line(folder / RUNS_NAME, run)
+            if metric not in run["metrics"]:
+                raise ValueError(f"evaluate() gave no {metric!r}, but {', '.join(sorted(run['metrics']))}.")
+            runs.append(run)
+    return comparison_of(runs, metric, greater_is_better)
+
+
+def comparison_of(
+    runs: Sequence[Mapping[str, Any]], metric: str, greater_is_better: bool | None = None
+) -> Comparison:
+    """The comparison of finished runs.
+
+    Args:
+        runs: each with `method` (its name in the table), `seed` and `metrics`; the first one's method is the baseline.
+        metric: one of `metrics`.
+        greater_is_better: as `compare` takes it.
+    """
+    scores: dict[str, dict[int, float]] = {}
+    for run in runs:
+        scores.setdefault(run["method"], {})[run["seed"]] = float(run["metrics"][metric])
+    if greater_is_better is None:
+        greater_is_better = is_greater_better(metric)
+    return Comparison(scores, metric, greater_is_better, tuple(runs))
+
+
+def is_greater_better(metric: str) -> bool:
+    """Whether larger values of a metric are better, by its name: not of `eval_loss`, `eval_rmse`, `eval_perplexity`."""
+    return metric.rsplit("_", 1)[-1] not in LOWER_IS_BETTER
+
+
+def number(value: float) -> str:
+    """With three digits, and four decimals at least where it is below 1: `"0.0123"`, `"12.3"`."""
+    if not math.isfinite(value):
+        return str(value)
+    digits = 4 if abs(value) < 1 else max(0, 3 - len(str(int(abs(value)))))
+    return f"{value:.{digits}f}"
+
+
+def signed(value: float) -> str:
+    """As `number`, with its sign; nothing is printed as minus zero."""
+    text = number(value)
+    return text if text.startswith("-") and float(text) != 0 else f"+{text.lstrip('-')}"
+
+
+def mean_and_spread(values: Sequence[float]) -> str:
+    """Mean ± sample standard deviation; one value is shown alone."""
+    mean = math.fsum(values) / len(values)
+    if len(values) < 2:
+        return number(mean)
+    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    return f"{number(mean)} ± {number(deviation)}"
+
+
+def _train(trainer: Trainer, folder: Path) -> dict[str, Any]:
+    settings = _settings(trainer)
+    trainer.args.output_dir = str(folder)
+    checkpoint = _same_everywhere(get_last_checkpoint(folder) if folder.is_dir() else None)
+    started = time.perf_counter()
+    trainer.train(resume_from_checkpoint=checkpoint)
+    metrics = trainer.evaluate()
+    return {
+        "method": method_name(trainer.args),
+        "metrics": {name: value for name, value in metrics.items() if isinstance(value, int | float)},
+        "settings": settings,
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def _check_trainer(trainer: Any, seed: int, reweighting: Any) -> None:
+    if not isinstance(trainer, ReweightingMixin):
+        raise ValueError(
+            f"make_trainer must return a Trainer of rgd_hf, such as ReweightedTrainer, not {type(trainer).__name__}: the "
+            "baseline is that of the same class with reweighting='none'."
+        )
+    args: Any = trainer.args
+    if args.seed != seed:
+        raise ValueError(
+            f"make_trainer was given seed={seed}, but its Trainer has args.seed={args.seed}. Pass it on, "
+            "TrainingArguments(seed=seed), so that all methods see the same batches."
+        )
+    if isinstance(reweighting, str) and args.reweighting != reweighting:
+        raise ValueError(
+            f"make_trainer was given reweighting={reweighting!r}, but its Trainer has {args.reweighting!r}. Pass it on, "
+            "ReweightedTrainer(reweighting=reweighting)."
+        )
+
+
+def _settings(trainer: Any) -> dict[str, Any]:
+    """What decides the result of a run but for its seed, as JSON."""
+    args = {
+        name: value for name, value in trainer.args.to_dict().items() if not name.startswith(_NOT_SETTINGS)
+    }
+    data = {}
+    for name in ("train_dataset", "eval_dataset"):
+        dataset: Any = getattr(trainer, name, None)
+        data[f"{name}_rows"] = len(dataset) if hasattr(dataset, "__len__") else None
+    parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
+    settings = {**args, **data, "model": type(trainer.model).__name__, "parameters": parameters}
+    return json.loads(json.dumps(settings, default=str))
+
+
+def _check_settings(now: Mapping[str, Any], runs: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    for run in runs:
+        before = run.get("settings", {})
+        changed = [name for name in sorted({*now, *before}) if now.get(name) != before.get(name)]
+        if changed:
+            details = "; ".join(f"{name}: {before.get(name)!r}, now {now.get(name)!r}" for name in changed)
+            raise ValueError(
+                f"{folder / RUNS_NAME} holds runs of {run['reweighting']!r} with other settings ({details}). Give the same "
+                "settings to resume, or another output_dir."
+            )
+
+
+def _label(reweighting: Any) -> str:
+    if isinstance(reweighting, str):
+        return reweighting
+    name = getattr(reweighting, "method_name", None)
+    return str(name() if callable(name) else reweighting)
+
+
+def _slug(label: str) -> str:
+    return "".join(character if character.isalnum() else "_" for character in label).strip("_")
+
+
+def _say(line: str) -> None:
+    if PartialState().is_main_process:
+        print(line, flush=True)
+
+
+def _same_everywhere(value: Any) -> Any:
+    """The main process's `value`, on every process."""
+    return broadcast_object_list([value])[0]

@@ -1,0 +1,40 @@
+"""Records as JSON lines in a file that a killed process may have left half written."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def read_lines(path: Path) -> list[Any]:
+    """The objects of a file, in order; a line that is no JSON (the last one of a killed process) is passed over.
+
+    Args:
+        path: a file; one that does not exist has no lines.
+    """
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found
+
+
+def append_line(path: Path, record: Mapping[str, Any]) -> None:
+    """Add one object at the end of a file; it is on the disk when this returns.
+
+    Args:
+        path: of the file; it and its directory are made where they are missing.
+        record: what `json` cannot write is written as a string.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+") as file:
+        if file.tell() > 0:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")  # the half line of a killed process must not swallow this one
+        file.write(json.dumps(record, sort_keys=True, default=str).encode("utf-8") + b"\n")
+        file.flush()
+        os.fsync(file.fileno())

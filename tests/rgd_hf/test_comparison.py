@@ -1,0 +1,189 @@
+"""`rgd_hf.compare`: pairs by seed, resumes, refuses what would not be a comparison, and says what was found."""
+
+import json
+import re
+
+import pytest
+from transformers import Trainer
+
+from rgd_hf import Comparison, ReweightedTrainer, ReweightedTrainingArguments, compare
+from rgd_hf.comparison import is_greater_better, number, signed
+from rgd_hf.statistics import mean_interval
+from tiny import classification_data, tiny_bert
+
+METHODS = ["ERM", "RGD (kl, tau=1)"]
+
+
+class Builder:
+    """A `make_trainer` that counts its calls; `options` go to the arguments."""
+
+    def __init__(self, make_args, **options):
+        self.make_args, self.options, self.calls, self.trained = make_args, options, [], []
+
+    def __call__(self, seed, reweighting):
+        self.calls.append((seed, reweighting))
+        args = self.make_args(ReweightedTrainingArguments, **{"seed": seed, **self.options})
+        data = classification_data(24)
+        trainer = ReweightedTrainer(
+            model=tiny_bert(seed), args=args, reweighting=reweighting, train_dataset=data, eval_dataset=data
+        )
+        train = trainer.train
+        trainer.train = lambda **keywords: (self.trained.append((seed, reweighting)), train(**keywords))[1]
+        return trainer
+
+
+def test_each_method_is_trained_from_each_seed_as_it_would_be_alone(make_args, tmp_path):
+    found = compare(Builder(make_args), seeds=[3, 5], output_dir=tmp_path / "c")
+    assert list(found.scores) == METHODS and found.baseline == "ERM"
+    for seed in (3, 5):
+        for method, reweighting in zip(METHODS, ("none", "kl")):
+            alone = Builder(make_args)(seed, reweighting)
+            alone.train()
+            assert found.scores[method][seed] == pytest.approx(alone.evaluate()["eval_loss"], rel=1e-6)
+    assert found.scores["ERM"][3] != found.scores["RGD (kl, tau=1)"][3]
+
+
+def test_the_same_call_resumes_and_more_seeds_train_only_these(make_args, tmp_path, capsys):
+    first = Builder(make_args)
+    before = compare(first, seeds=[0, 1], output_dir=tmp_path / "c")
+    assert first.trained == [(0, "none"), (0, "kl"), (1, "none"), (1, "kl")]
+    lines = (tmp_path / "c" / "runs.jsonl").read_text().splitlines()
+    # As if killed while the last line was written.
+    (tmp_path / "c" / "runs.jsonl").write_text("\n".join([*lines[:-1], lines[-1][:20]]))
+    again = Builder(make_args)
+    after = compare(again, seeds=[0, 1, 2], output_dir=tmp_path / "c")
+    assert again.trained == [(1, "kl"), (2, "none"), (2, "kl")]
+    assert {m: {s: after.scores[m][s] for s in (0, 1)} for m in METHODS} == before.scores
+    third = Builder(make_args)
+    assert str(compare(third, seeds=[0, 1, 2], output_dir=tmp_path / "c")) == str(after)
+    assert third.trained == [] and third.calls == [(0, "none"), (0, "kl")]
+
+
+def test_an_interrupted_run_resumes_from_its_checkpoint(make_args, tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
+    whole = compare(Builder(make_args, **options), seeds=[0], output_dir=tmp_path / "whole")
+
+    class Killed(Builder):
+        def __call__(self, seed, reweighting):
+            trainer = super().__call__(seed, reweighting)
+            log = trainer.log
+
+            def stop(*args, **keywords):
+                if trainer.state.global_step == 3 and reweighting == "kl":
+                    raise KeyboardInterrupt
+                return log(*args, **keywords)
+
+            trainer.log = stop
+            return trainer
+
+    with pytest.raises(KeyboardInterrupt):
+        compare(Killed(make_args, **options), seeds=[0], output_dir=tmp_path / "killed")
+    rest = Builder(make_args, **options)
+    resumed = compare(rest, seeds=[0], output_dir=tmp_path / "killed")
+    assert rest.trained == [(0, "kl")]
+    assert resumed.scores["RGD (kl, tau=1)"][0] == pytest.approx(whole.scores["RGD (kl, tau=1)"][0], rel=1e-6)
+
+
+def test_runs_of_other_settings_are_not_mixed(make_args, tmp_path):
+    compare(Builder(make_args), seeds=[0], output_dir=tmp_path / "c")
+    with pytest.raises(ValueError, match=r"learning_rate: 0.5, now 0.1\).*another output_dir"):
+        compare(Builder(make_args, learning_rate=0.1), seeds=[0, 1], output_dir=tmp_path / "c")
+
+
+@pytest.mark.parametrize(
+    "change, options, complaint",
+    [
+        ({"seed": 0}, {}, r"seed=7.*TrainingArguments\(seed=seed\)"),
+        ({}, {"metric": "eval_f1"}, "no 'eval_f1', but .*eval_loss"),
+        ({}, {"reweightings": ["kl"]}, "two or more different"),
+        ({}, {"reweightings": ["kl", "kl"]}, "two or more different"),
+        ({}, {"seeds": []}, "one or more different"),
+        ({}, {"seeds": [1, 1]}, "one or more different"),
+    ],
+)
+def test_what_would_not_be_a_comparison_is_refused(change, options, complaint, make_args, tmp_path):
+    with pytest.raises(ValueError, match=complaint):
+        compare(Builder(make_args, **change), **{"seeds": [7], "output_dir": tmp_path / "c", **options})
+
+
+def test_a_trainer_that_ignores_the_reweighting_or_is_the_stock_one_is_refused(make_args, tmp_path):
+    def stock(seed, reweighting):
+        return Trainer(model=tiny_bert(), args=make_args(seed=seed), train_dataset=classification_data(8))
+
+    with pytest.raises(ValueError, match="ReweightedTrainer, not Trainer"):
+        compare(stock, seeds=[0], output_dir=tmp_path / "c")
+    builder = Builder(make_args)
+    with pytest.raises(ValueError, match="was given reweighting='none', but its Trainer has 'kl'"):
+        compare(lambda seed, _: builder(seed, "kl"), seeds=[0], output_dir=tmp_path / "c")
+
+
+def test_plain_training_arguments_will_do(make_args, tmp_path):
+    data = classification_data(8)
+
+    def build(seed, reweighting):
+        return ReweightedTrainer(
+            tiny_bert(), make_args(seed=seed), train_dataset=data, eval_dataset=data, reweighting=reweighting
+        )
+
+    assert list(compare(build, seeds=[0], output_dir=tmp_path / "c").scores) == METHODS
+
+
+def scores(*differences, metric="eval_accuracy", greater=True) -> Comparison:
+    plain = {seed: 0.7 + 0.01 * seed for seed in range(len(differences))}
+    other = {seed: plain[seed] + difference for seed, difference in enumerate(differences)}
+    return Comparison({"ERM": plain, "RGD": other}, metric, greater)
+
+
+@pytest.mark.parametrize(
+    "comparison, word",
+    [
+        (scores(0.02, 0.021, 0.019), "better"),
+        (scores(-0.02, -0.021, -0.019), "WORSE"),
+        (scores(-0.02, -0.021, -0.019, metric="eval_loss", greater=False), "better"),
+        (scores(0.02, -0.02, 0.01), "cannot be told apart"),
+        (scores(0.5), "one seed"),
+    ],
+)
+def test_the_verdict_follows_interval_and_direction(comparison, word):
+    verdict = comparison.verdict("RGD")
+    assert word in verdict and verdict in str(comparison)
+    others = {"better", "WORSE", "cannot be told apart", "one seed"} - {word}
+    assert not any(other in verdict for other in others)
+
+
+def test_differences_are_paired_over_the_seeds_that_both_have():
+    comparison = Comparison({"ERM": {0: 1.0, 1: 2.0}, "RGD": {1: 2.5, 2: 9.0}}, "eval_accuracy", True)
+    assert comparison.differences("RGD") == {1: 0.5}
+
+
+def test_the_table_shows_the_interval_of_the_statistics():
+    differences = (0.02, -0.01, 0.03, 0.0)
+    comparison, expected = scores(*differences), mean_interval(differences)
+    (*_, row) = comparison.rows()
+    assert row[3] == f"{expected.mean:+.4f}"
+    assert [float(end) for end in re.findall(r"[-+][\d.]+", row[4])] == pytest.approx(expected[1:3], abs=5e-5)
+
+
+@pytest.mark.parametrize(
+    "name, greater",
+    [("eval_loss", False), ("eval_accuracy", True), ("eval_rmse", False), ("eval_f1_macro", True)],
+)
+def test_which_metrics_are_better_when_larger(name, greater):
+    assert is_greater_better(name) == greater
+
+
+def test_numbers_are_printed_with_digits_that_say_something():
+    assert [number(x) for x in (0.12345, 12.345, 123456.7)] == ["0.1235", "12.3", "123457"]
+    assert [signed(x) for x in (0.1, -0.1, -0.00001, 0.0)] == ["+0.1000", "-0.1000", "+0.0000", "+0.0000"]
+
+
+def test_lines_are_json_with_all_that_was_measured(make_args, tmp_path):
+    compare(Builder(make_args), seeds=[0], output_dir=tmp_path / "c")
+    lines = [json.loads(line) for line in (tmp_path / "c" / "runs.jsonl").read_text().splitlines()]
+    assert [(line["reweighting"], line["seed"], line["method"]) for line in lines] == [
+        ("none", 0, "ERM"),
+        ("kl", 0, "RGD (kl, tau=1)"),
+    ]
+    assert all(
+        line["settings"]["learning_rate"] == 0.5 and line["metrics"]["eval_loss"] > 0 for line in lines
+    )
