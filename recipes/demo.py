@@ -1,77 +1,92 @@
 """Train a real BERT on real, human-rated sentences, plainly (ERM) and with re-weighted losses (RGD). No hub needed.
 
-It fetches the sentences once, writes them as `train.parquet` and `validation.parquet`, and runs `glue.py --compare` on
-them; options that you add go to `glue.py`, e.g. `python recipes/demo.py --tau 3`.
+    python recipes/demo.py --tau 3
+    python recipes/demo.py --seeds 0 1 2 3 4
+
+The sentences and the model come from a package index. `glue.py` does the same for your own texts.
 """
 
-import math
-import shlex
-import sys
 from pathlib import Path
 
-from transformers import pipeline
+from datasets import DatasetDict
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, pipeline
 
-import glue
-from rgd_hf.scripts.cli import run_recipe
+from rgd_hf import ReweightedTrainingArguments
+from rgd_hf.scripts.cli import parse_args, run_recipe
 from rgd_hf.scripts.embedded import minilm_directory
-from rgd_hf.scripts.results import RESULTS_NAME, say
-from rgd_hf.scripts.vader import CACHE_DIR, load_vader
+from rgd_hf.scripts.length_grouping import LengthGroupedTrainer
+from rgd_hf.scripts.metrics import make_compute_metrics
+from rgd_hf.scripts.results import print_results, say
+from rgd_hf.scripts.runs import RunArguments, prepare_runs, train_runs
+from rgd_hf.scripts.text_classification import Labels, tokenize
+from rgd_hf.scripts.vader import LABELS, load_vader
 
-ROOT = Path(__file__).resolve().parents[1]
-OUTPUT_DIR = ROOT / "runs" / "demo"
 TRAIN_ROWS = 2_500
 VALIDATION_ROWS = 2_000
+MAX_LENGTH = 64
+DEFAULTS = {
+    "compare": True,
+    "output_dir": "runs/demo",
+    "learning_rate": 2e-4,
+    "num_train_epochs": 2.0,
+    "per_device_train_batch_size": 32,
+    "per_device_eval_batch_size": 64,
+    "warmup_steps": 0.06,
+    "weight_decay": 0.01,
+    "train_sampling_strategy": "group_by_length",
+    "save_strategy": "epoch",
+    "save_total_limit": 1,
+    "logging_steps": 20,
+}
 EXAMPLES = (
     "The plot is thin, but the two leads are a joy to watch.",
     "It stopped working after a week and nobody answered my mails.",
 )
+ARGUMENTS = (RunArguments, ReweightedTrainingArguments)
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> dict:
     """Prepare the sentences, train both methods, say which was better, use the saved model."""
-    extra = sys.argv[1:] if argv is None else argv
-    data = load_vader()
-    say(
-        f"{data.num_rows['train']:,} + {data.num_rows['validation']:,} sentences from movie reviews, tweets, product "
-        f"reviews and newspapers, rated by 20 people each; training on {TRAIN_ROWS:,}, held out {VALIDATION_ROWS:,}."
-    )
-    for split, rows in data.items():
-        rows.to_parquet(CACHE_DIR / f"{split}.parquet")
-    options = ["--dataset_dir", str(CACHE_DIR), "--model_name_or_path", minilm_directory()]
-    options += ["--max_train_samples", str(TRAIN_ROWS), "--max_eval_samples", str(VALIDATION_ROWS)]
-    options += ["--compare", "--num_train_epochs", "2", "--learning_rate", "2e-4", "--max_seq_length", "64"]
-    options += ["--eval_strategy", "no", "--logging_steps", "20"]  # evaluation once, at the end
-    options += ["--output_dir", str(OUTPUT_DIR)]
-    if (OUTPUT_DIR / RESULTS_NAME).is_file():
-        options.append("--overwrite_output_dir")  # an interrupted demo goes on, a finished one is shown again
-    say("The same by hand: accelerate launch recipes/glue.py " + shlex.join([*options, *extra]))
-    plain, reweighted = glue.main([*options, *extra])
-    say("", verdict(plain, reweighted, plain["settings"]["max_eval_samples"]))
-    model_directory = Path(reweighted["settings"]["output_dir"])
-    say("", f'pipeline("text-classification", model="{model_directory}"):')
-    classify = pipeline("text-classification", model=str(model_directory))
-    for sentence in EXAMPLES:
-        result = classify(sentence)[0]
-        say(f"  {result['label']} ({result['score']:.2f})  {sentence}")
-
-
-def verdict(plain: dict, reweighted: dict, count: int) -> str:
-    """One honest sentence on two accuracies measured on `count` held-out sentences."""
-    before, after = plain["eval_accuracy"], reweighted["eval_accuracy"]
-    points = 100 * (after - before)
-    noise = 200 * math.sqrt((before * (1 - before) + after * (1 - after)) / count)
-    sentence = f"Accuracy: {plain['method']} {before:.2%}, {reweighted['method']} {after:.2%}. "
-    if points > 0:
-        sentence += f"Re-weighting is {points:.2f} points better here"
-    elif points < 0:
-        sentence += f"Re-weighting is NOT better here: {-points:.2f} points worse"
-    else:
-        sentence += "Re-weighting is NOT better here: both are equal"
-    if abs(points) < noise:
-        return (
-            f"{sentence}; one seed and {count:,} sentences cannot tell differences below {noise:.1f} points."
+    description = (__doc__ or "").split("\n\n")[0]
+    run_args, training_args = parse_args(ARGUMENTS, argv, description=description, defaults=DEFAULTS)
+    plan = prepare_runs(training_args, run_args, {})
+    with training_args.main_process_first(desc="data preparation"):
+        sentences = load_vader()
+        rows = {split: data.num_rows for split, data in sentences.items()}
+        say(
+            f"{rows['train']:,} + {rows['validation']:,} sentences from movie reviews, tweets, product reviews and "
+            f"newspapers, rated by 20 people each; training on {TRAIN_ROWS:,}, held out {VALIDATION_ROWS:,}."
         )
-    return f"{sentence}, more than the {noise:.1f} points that chance explains with {count:,} sentences (one seed)."
+        sentences = DatasetDict(
+            train=sentences["train"].select(range(TRAIN_ROWS)),
+            validation=sentences["validation"].select(range(min(VALIDATION_ROWS, rows["validation"]))),
+        )
+        tokenizer = AutoTokenizer.from_pretrained(minilm_directory())
+        labels = Labels("single_label_classification", LABELS)
+        data = tokenize(sentences, tokenizer, ["text"], "label", labels, MAX_LENGTH)
+
+    def build_trainer(args: ReweightedTrainingArguments) -> LengthGroupedTrainer:
+        return LengthGroupedTrainer(
+            model=AutoModelForSequenceClassification.from_pretrained(minilm_directory(), **labels.config),
+            args=args,
+            train_dataset=data["train"],
+            eval_dataset=data["validation"],
+            processing_class=tokenizer,
+            data_collator=DataCollatorWithPadding(tokenizer),
+            compute_metrics=make_compute_metrics("accuracy"),
+        )
+
+    card = {"tasks": "text-classification", "dataset": "VADER's rated sentences", "language": "en"}
+    results = train_runs(plan, build_trainer, card)
+    print_results(f"Is the sentence positive? {TRAIN_ROWS:,} sentences to train on", results)
+    model = Path(str(plan.runs[-1].args.output_dir))
+    if run_args.save_models:
+        say("", f'pipeline("text-classification", model="{model}"):')
+        classify = pipeline("text-classification", model=str(model))
+        for sentence in EXAMPLES:
+            answer = classify(sentence)[0]
+            say(f"  {answer['label']} ({answer['score']:.2f})  {sentence}")
+    return results
 
 
 if __name__ == "__main__":

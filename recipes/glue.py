@@ -32,7 +32,7 @@ from rgd_hf.scripts.holdout import hold_out
 from rgd_hf.scripts.hub import load_hub_dataset, load_pretrained
 from rgd_hf.scripts.length_grouping import LengthGroupedTrainer
 from rgd_hf.scripts.metrics import make_compute_metrics
-from rgd_hf.scripts.results import print_table, settings_of, shown_metrics
+from rgd_hf.scripts.results import print_results, settings_of
 from rgd_hf.scripts.runs import RunArguments, prepare_runs, train_runs
 from rgd_hf.scripts.text_classification import Labels, encode_labels, find_labels, find_text_columns, tokenize
 
@@ -171,13 +171,14 @@ def cut(data: DatasetDict, args: DataArguments, labels: Labels) -> DatasetDict:
     return data
 
 
-def main(argv: list[str] | None = None) -> list[dict]:
-    """Run the recipe with the given command-line arguments and return one record a run."""
+ARGUMENTS = (DataArguments, ModelArguments, RunArguments, ReweightedTrainingArguments)
+
+
+def main(argv: list[str] | None = None) -> dict:
+    """Run the recipe with the given command-line arguments; what `all_results.json` holds."""
+    description = __doc__.split("\n\n")[0]
     data_args, model_args, run_args, training_args = parse_args(
-        [DataArguments, ModelArguments, RunArguments, ReweightedTrainingArguments],
-        argv,
-        description=__doc__.split("\n\n")[0],
-        defaults=DEFAULTS,
+        ARGUMENTS, argv, description=description, defaults=DEFAULTS
     )
     task = find_task(data_args)
     plan = prepare_runs(training_args, run_args, settings_of(data_args, model_args))
@@ -217,10 +218,10 @@ def main(argv: list[str] | None = None) -> list[dict]:
         text=lambda index: " | ".join(str(raw["train"][index][column]) for column in columns),
         classes=labels.names,
     )
-    records = train_runs(plan, build_trainer, card, samples)
+    results = train_runs(plan, build_trainer, card, samples)
     title = f"{data_args.task_name or 'Text classification'}: {len(data['train']):,} rows to train on"
-    print_table(title, records, shown_metrics(records[0]))
-    return records
+    print_results(title, results)
+    return results
 
 
 if __name__ == "__main__":

@@ -29,11 +29,10 @@ from rgd_hf.scripts.errors import UserError
 from rgd_hf.scripts.hard_examples import TrainingSamples
 from rgd_hf.scripts.results import (
     package_versions,
-    print_table,
+    print_results,
     read_results,
     say,
     settings_of,
-    shown_metrics,
     write_json,
 )
 from rgd_hf.scripts.runs import RunArguments, RunPlan, last_checkpoint, plan_runs, prepare_runs, train_runs
@@ -205,8 +204,8 @@ def scale_learning_rate(training_args: ReweightedTrainingArguments, batch: int |
     say(f"Learning rate for {images} images a step: {training_args.learning_rate:.3g}")
 
 
-def main(argv: list[str] | None = None) -> list[dict]:
-    """Run the recipe with the given command-line arguments and return one record a run (none for a dry run)."""
+def main(argv: list[str] | None = None) -> dict:
+    """Run the recipe with the given command-line arguments; what `all_results.json` holds (nothing for a dry run)."""
     data_args, model_args, augmentation, optimization, measure_args, run_args, training_args = parse_args(
         [
             ImageDataArguments,
@@ -265,15 +264,15 @@ def main(argv: list[str] | None = None) -> list[dict]:
         trainer = build_trainer(run.args)
         cost = measure(trainer, measure_args.dry_run_steps)
         report_cost(trainer, cost, measure_args.dry_run_devices, {**chosen, **settings_of(training_args)})
-        return []
+        return {}
     card = {"tasks": "image-classification"}
     if data_args.dataset_name and "/" in data_args.dataset_name:
         card |= {"dataset": data_args.dataset_name, "dataset_tags": data_args.dataset_name}
-    records = train_runs(plan, build_trainer, card, training_samples(images, bad))
+    results = train_runs(plan, build_trainer, card, training_samples(images, bad))
     if PartialState().is_main_process:
         draw(plan)
-    report(records, images, bad)
-    return records
+    report(results, images, bad)
+    return results
 
 
 def begun(plan: RunPlan) -> bool:
@@ -295,11 +294,11 @@ def draw(plan: RunPlan) -> None:
     say("", "Pictures: " + ", ".join(map(str, pictures)))
 
 
-def report(records: list[dict], images: Images, bad: BadImages) -> None:
+def report(results: dict, images: Images, bad: BadImages) -> None:
     """Print the table, and the unreadable images."""
     size = f"{len(images.train):,}" if isinstance(images.train, ImageSet) else "streamed"
     title = f"{len(images.classes):,} classes, {size} images to train on"
-    print_table(title, records, shown_metrics(records[0]))
+    print_results(title, results)
     names = bad.names()
     if names:
         say(f"{len(names)} unreadable image(s) were left out; {bad.record} names them.")

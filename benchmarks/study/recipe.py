@@ -47,7 +47,7 @@ class Recipe(ABC):
     """
 
     kind: str
-    main: Callable[[list[str]], list[dict[str, Any]]]
+    main: Callable[[list[str]], Any]
     arguments: Sequence[type]
 
     def check_score(self, name: str, where: str) -> None:

@@ -206,7 +206,8 @@ class Runner:
         reset_peak_memory()
         with tempfile.TemporaryDirectory(prefix="compare-") as directory, quiet_and_apart():
             arguments = as_arguments({**options, "output_dir": directory})
-            records = recipe.main(arguments)
+            record: Any = recipe.main(arguments)
+            records = record if isinstance(record, list) else [record]
             outcome = recipe.outcome(records, Path(directory), options, data.score, tuning)
             first = cell.method == BASELINE and cell.seed == data.seeds[0] and not tuning
             found = _contents(outcome, options, cell, with_labels=first)

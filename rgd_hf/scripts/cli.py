@@ -29,6 +29,7 @@ def parse_args(
     defaults: dict[str, Any] | None = None,
     usage: str = USAGE,
     epilog: str = EPILOG,
+    moved: Mapping[str, str] | None = None,
 ) -> tuple[Any, ...]:
     """Fill dataclasses from `[CONFIG] --option value ...`; options overrule the file.
 
@@ -39,6 +40,7 @@ def parse_args(
         defaults: defaults that differ from those of the dataclasses, by field name.
         usage: the first line of `--help`.
         epilog: its last one.
+        moved: options that there were once, without dashes, and a sentence on what to do instead.
 
     Returns:
         An instance of each dataclass, in order.
@@ -48,6 +50,7 @@ def parse_args(
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = _Parser(dataclass_types, description, usage, epilog)
+    parser.moved = moved or {}
     defaults = defaults or {}
     if not set(defaults) <= set(parser.option_names()):
         raise TypeError(f"defaults for unknown options: {sorted(set(defaults) - set(parser.option_names()))}")
@@ -112,6 +115,8 @@ def run_recipe(main: Callable[[], Any]) -> None:
 
 
 class _Parser(HfArgumentParser):
+    moved: Mapping[str, str] = {}
+
     def __init__(
         self, dataclass_types: Sequence[type], description: str, usage: str = USAGE, epilog: str = EPILOG
     ):
@@ -135,6 +140,8 @@ class _Parser(HfArgumentParser):
     def describe_unknown(self, name: str) -> str:
         """An error message for an unknown option, with the nearest known one."""
         plain = name.split("=")[0].lstrip("-").replace("-", "_")
+        if plain in self.moved:
+            return f"{name!r} is no option of this recipe any more: {self.moved[plain]}"
         near = difflib.get_close_matches(plain, self.option_names(), n=1)
         hint = f": did you mean {near[0]!r}?" if near else "."
         return f"unknown option {name!r}{hint}"

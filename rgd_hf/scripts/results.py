@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -11,6 +12,8 @@ from typing import Any
 from accelerate import PartialState
 from rich.console import Console
 from rich.table import Table
+
+from rgd_hf.comparison import Comparison, comparison_of, signed
 
 RESULTS_NAME = "all_results.json"
 PACKAGES = ("rgd-hf", "torch", "transformers", "accelerate", "datasets", "timm", "scikit-learn")
@@ -71,38 +74,80 @@ def read_results(directory: str | Path) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def metric_differences(records: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> dict[str, float]:
-    """Second record minus first, for every metric."""
-    first, second = records
-    return {name: second[name] - first[name] for name in metrics}
+def compared(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the runs of a comparison say about their main metric, as JSON.
+
+    Args:
+        records: results of runs, each with `method`, its `settings` and the metrics; the first is the baseline.
+
+    Returns:
+        `metric`, and by method the `mean` of the paired differences to the baseline with the ends of its 95 % interval
+        (`low` and `high`, None for one seed), their number `n`, and the `verdict` in words.
+    """
+    found = comparison_of_records(records, main_metric(records[0]))
+    methods = [method for method in found.scores if method != found.baseline]
+    differences = {
+        method: {**found.difference(method)._asdict(), "verdict": found.verdict(method)} for method in methods
+    }
+    return {"metric": found.metric, "baseline": found.baseline, "differences": differences}
 
 
-def print_table(title: str, records: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> None:
-    """Print one row a run; for two runs their difference too.
+def comparison_of_records(records: Sequence[Mapping[str, Any]], metric: str) -> Comparison:
+    """The runs of a recipe as a `Comparison` by one of their metrics."""
+    runs = [
+        {"method": record["method"], "seed": record["settings"]["seed"], "metrics": record}
+        for record in records
+    ]
+    return comparison_of(runs, metric)
+
+
+def print_results(title: str, results: Mapping[str, Any]) -> None:
+    """Print what `train_runs` returned: one row a method, and what a comparison says.
 
     Args:
         title: above the table.
-        records: results of runs, each with `method` (how to call it), `seconds` and all `metrics`.
-        metrics: which numbers to show, e.g. `["eval_accuracy", "eval_loss"]`.
+        results: of a run, or of a comparison. Several seeds are shown as mean ± standard deviation.
     """
     if not PartialState().is_main_process:
         return
+    records = list(results["runs"].values()) if "runs" in results else [results]
+    metrics = shown_metrics(records[0])
+    by_metric = {name: comparison_of_records(records, name) for name in metrics}
     table = Table(title=title, title_justify="left")
     table.add_column("method")
     for name in metrics:
         table.add_column(name.removeprefix("eval_"), justify="right")
     table.add_column("seconds", justify="right")
-    for record in records:
-        table.add_row(
-            record["method"],
-            *(f"{record[name]:.4f}" for name in metrics),
-            f"{record['seconds']:.0f}",
-            end_section=True,
-        )
-    if len(records) == 2:
-        differences = metric_differences(records, metrics)
-        table.add_row("difference", *(f"{differences[name]:+.4f}" for name in metrics), "")
+    methods = list(dict.fromkeys(record["method"] for record in records))
+    for method in methods:
+        cells = [_score([*by_metric[name].scores[method].values()]) for name in metrics]
+        seconds = [record["seconds"] for record in records if record["method"] == method]
+        table.add_row(method, *cells, f"{sum(seconds) / len(seconds):.0f}", end_section=True)
+    for method in methods[1:]:
+        found = {name: by_metric[name].difference(method) for name in metrics}
+        table.add_row("difference", *(signed(found[name].mean) for name in metrics), "")
+        ends = [(e.low, e.high) for e in found.values() if e.low is not None and e.high is not None]
+        if ends:  # all have one, or none
+            table.add_row("95 % interval", *(f"{signed(low)} to {signed(high)}" for low, high in ends), "")
     console.print(table)
+    if "comparison" in results:
+        say("", *(difference["verdict"] for difference in results["comparison"]["differences"].values()))
+        if len(records) == 2:
+            say("--seeds 0 1 2 3 4 trains five pairs, and says whether the difference is more than chance.")
+
+
+def _score(values: Sequence[float]) -> str:
+    if len(values) == 1:
+        return f"{values[0]:.4f}"
+    mean = math.fsum(values) / len(values)
+    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    return f"{mean:.4f} ± {deviation:.4f}"
+
+
+def main_metric(record: Mapping[str, Any]) -> str:
+    """The evaluation metric that a comparison goes by: the first that is no loss, else `eval_loss`."""
+    shown = shown_metrics(record)
+    return next((name for name in shown if not name.endswith("loss")), shown[0])
 
 
 def shown_metrics(record: Mapping[str, Any]) -> list[str]:

@@ -4,7 +4,7 @@ import copy
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from rgd_hf.scripts.hard_examples import HARD_EXAMPLES, InspectedTrainer, Traini
 from rgd_hf.scripts.predictions import PREDICTIONS, write_predictions
 from rgd_hf.scripts.results import (
     RESULTS_NAME,
+    compared,
     package_versions,
     read_results,
     say,
@@ -33,7 +34,7 @@ SETTINGS_NAME = "run_settings.json"
 # Settings that may change between an interruption and the next start: they decide what is reported, not what is trained.
 REPORTING_SETTINGS = (
     "hub_", "push_to_hub", "logging_", "log_", "disable_tqdm", "report_to", "run_name", "project", "trackio_",
-    "output_dir", "overwrite_output_dir", "compare", "dataloader_num_workers", "ddp_",
+    "output_dir", "overwrite_output_dir", "compare", "seeds", "dataloader_num_workers", "ddp_",
 )  # fmt: skip
 
 
@@ -46,6 +47,13 @@ class RunArguments:
         metadata={
             "help": "Train twice from the same seed, plainly (ERM, in OUTPUT_DIR/erm) and with the chosen --reweighting "
             "(in OUTPUT_DIR/<reweighting>), and print both results."
+        },
+    )
+    seeds: list[int] = field(
+        default_factory=list,
+        metadata={
+            "help": "With --compare: train both from each of these seeds (0 1 2 3 4, say), and print means, the paired "
+            "difference with its 95 % interval, and a verdict. Seeds that are added later are trained alone."
         },
     )
     overwrite_output_dir: bool = field(
@@ -77,6 +85,10 @@ class RunArguments:
     def __post_init__(self):
         if self.hard_examples < 0:
             raise UserError(f"--hard_examples must be at least 0, not {self.hard_examples}.")
+        if self.seeds and not self.compare:
+            raise UserError("--seeds goes with --compare: a single training takes --seed.")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise UserError(f"--seeds must differ, which {' '.join(map(str, self.seeds))} do not.")
 
 
 @dataclass(frozen=True)
@@ -94,8 +106,13 @@ class Run:
     args: ReweightedTrainingArguments
 
 
-def plan_runs(args: ReweightedTrainingArguments, compare: bool) -> list[Run]:
+def plan_runs(args: ReweightedTrainingArguments, compare: bool, seeds: Sequence[int] = ()) -> list[Run]:
     """The runs that `args` ask for: one in `output_dir`, or with `compare` ERM and the re-weighted one below it.
+
+    Args:
+        args: training arguments.
+        compare: whether to compare with ERM.
+        seeds: of a comparison; by default the one of `args`.
 
     Raises:
         UserError: `compare` without a re-weighting to compare ERM with.
@@ -106,21 +123,20 @@ def plan_runs(args: ReweightedTrainingArguments, compare: bool) -> list[Run]:
         raise UserError(
             "--compare trains ERM and a re-weighting: choose one with --reweighting kl (or chi2, reverse_kl)."
         )
-    # Only the re-weighted model goes to the Hub: both would land in the same repository.
-    plain = _in_subdirectory(args, "erm", reweighting="none", push_to_hub=False)
     repository = args.hub_model_id or Path(str(args.output_dir)).name
-    reweighted = _in_subdirectory(args, args.reweighting, hub_model_id=repository)
-    return [Run("erm", method_name(plain), plain), Run(args.reweighting, method_name(reweighted), reweighted)]
-
-
-def _in_subdirectory(
-    args: ReweightedTrainingArguments, name: str, **changes: Any
-) -> ReweightedTrainingArguments:
-    changed = copy.copy(args)
-    changed.output_dir = str(Path(str(args.output_dir)) / name)
-    for key, value in changes.items():
-        setattr(changed, key, value)
-    return changed
+    runs = []
+    for seed in seeds or [args.seed]:
+        ending = f"-seed{seed}" if seeds else ""
+        for name, reweighting in (("erm", "none"), (args.reweighting, args.reweighting)):
+            changed = copy.copy(args)
+            changed.output_dir = str(Path(str(args.output_dir)) / f"{name}{ending}")
+            changed.seed, changed.reweighting = seed, reweighting
+            # Only one model goes to the Hub, the last: all would land in the same repository.
+            changed.push_to_hub = False
+            runs.append(Run(f"{name}{ending}", method_name(changed), changed))
+    last = runs[-1].args
+    last.push_to_hub, last.hub_model_id = args.push_to_hub, repository
+    return runs
 
 
 @dataclass(frozen=True)
@@ -156,7 +172,7 @@ def prepare_runs(
     """
     if args.push_to_hub and not run_args.save_models:
         raise UserError("--push_to_hub needs the saved model: leave out --save_models false.")
-    runs = tuple(plan_runs(args, run_args.compare))
+    runs = tuple(plan_runs(args, run_args.compare, run_args.seeds))
     plan = RunPlan(Path(str(args.output_dir)), runs, settings, run_args)
     problem = None
     if PartialState().is_main_process:
@@ -174,7 +190,7 @@ def train_runs(
     build_trainer: Callable[[ReweightedTrainingArguments], InspectedTrainer],
     card: Mapping[str, Any],
     samples: TrainingSamples | None = None,
-) -> list[dict[str, Any]]:
+) -> dict[str, Any]:
     """Train, evaluate, save and document every run of a plan.
 
     Each run starts from the same seed. One that was interrupted goes on from its last checkpoint; one that is
@@ -188,7 +204,9 @@ def train_runs(
         samples: the training samples, for `--hard_examples`.
 
     Returns:
-        One record a run: `method`, `name`, `seconds`, the metrics, `settings`, `versions`.
+        What `all_results.json` in the output directory holds. Of a run: `name`, `method`, `seconds`, the metrics,
+        `settings`, `versions` and the `files` in its directory. Of a comparison: `runs`, one of these each by its name,
+        and `comparison` (see `results.compared`).
     """
     records = []
     for run in plan.runs:
@@ -199,9 +217,11 @@ def train_runs(
         else:
             say("", f"{run.method}: finished before, results read from {run.args.output_dir}")
         records.append(record)
-    if len(plan.runs) > 1:
-        write_results(plan.root, {"runs": {record["name"]: record for record in records}})
-    return records
+    if len(plan.runs) == 1:
+        return records[0]
+    results = {"runs": {record["name"]: record for record in records}, "comparison": compared(records)}
+    write_results(plan.root, results)
+    return results
 
 
 def _train_run(
@@ -242,6 +262,8 @@ def _train_run(
         trainer.push_to_hub(**card)
     else:
         trainer.create_model_card(**card)
+    PartialState().wait_for_everyone()
+    record["files"] = sorted(path.name for path in Path(directory).iterdir() if path.is_file())
     write_results(directory, record)
     PartialState().wait_for_everyone()
     return record
@@ -298,7 +320,7 @@ def _conflict(plan: RunPlan) -> str | None:
     ways_out = "Choose another --output_dir, or give --overwrite_output_dir to discard it and start anew."
     if plan.root.exists() and not plan.root.is_dir():
         return f"the output directory {plan.root} is a file. Choose another --output_dir."
-    if (plan.root / RESULTS_NAME).is_file():
+    if _is_finished(plan):
         return f"the output directory {plan.root} already holds a finished run ({RESULTS_NAME}). {ways_out}"
     for run in plan.runs:
         directory = Path(str(run.args.output_dir))
@@ -311,10 +333,16 @@ def _conflict(plan: RunPlan) -> str | None:
         if changed:
             details = "; ".join(f"{name}: {before.get(name)!r}, now {now.get(name)!r}" for name in changed)
             return (
-                f"{directory} holds an unfinished run with other settings ({details}). Give the same settings to go "
+                f"{directory} holds a run with other settings ({details}). Give the same settings to go "
                 f"on with it. {ways_out}"
             )
     return None
+
+
+def _is_finished(plan: RunPlan) -> bool:
+    """Whether the output directory holds results that this plan does not add to; seeds are added to a comparison."""
+    results = read_results(plan.root)
+    return results is not None and not (len(plan.runs) > 1 and "runs" in results)
 
 
 def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ FILES = {
 }
 DOMAINS = tuple(FILES)
 LABELS = ("negative", "positive")
-CACHE_DIR = Path(__file__).resolve().parents[2] / ".cache" / "vader"
+CACHE_DIR = Path.cwd() / ".cache" / "vader"
 
 
 def load_vader(

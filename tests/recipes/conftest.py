@@ -1,10 +1,6 @@
 """A tiny BERT with a tiny tokenizer on disk, and small files of sentences that it can learn."""
 
 import gc
-import os
-import random
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,8 +10,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-ROOT = Path(__file__).resolve().parents[2]
-WORDS = ["good", "bad", *(f"word{i}" for i in range(40))]
+from helpers.recipes import WORDS, sentences
+
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 
 
@@ -62,18 +58,6 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-def sentences(count: int, seed: int = 0) -> list[dict]:
-    """Rows of `text` and `label`: 1 where the sentence says good, 0 where it says bad."""
-    draw = random.Random(seed)
-    rows = []
-    for number in range(count):
-        label = number % 2
-        words = draw.choices(WORDS[2:], k=draw.randint(1, 12))
-        words.insert(draw.randint(0, len(words)), "good" if label else "bad")
-        rows.append({"text": " ".join(words), "label": label})
-    return rows
-
-
 @pytest.fixture
 def write_rows(tmp_path: Path) -> Callable[[str, list[dict]], str]:
     """Write rows into a file of the temporary folder; the suffix decides the format."""
@@ -103,20 +87,3 @@ def tiny_run(tiny_model_dir: str, write_rows, tmp_path: Path) -> list[str]:
         *("--learning_rate", "1e-3", "--per_device_train_batch_size", "8", "--num_train_epochs", "2"),
         *("--disable_tqdm", "true", "--use_cpu", "--logging_steps", "2", "--seed", "3"),
     ]
-
-
-def launch(
-    arguments: list[str], *launcher_options: str, script: str = "glue.py"
-) -> subprocess.CompletedProcess:
-    """`accelerate launch recipes/<script> ...` as a user types it; several processes are `--multi_gpu` on a CPU too."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", *launcher_options]
-    if "--multi_gpu" in launcher_options:
-        command += ["--main_process_port", "0"]  # any free one: tests run side by side
-    return subprocess.run(
-        [*command, str(ROOT / "recipes" / script), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
-    )

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 import domainbed
+from helpers.recipes import launch
 from rgd_hf.scripts.domains.environments import split
 from rgd_hf.scripts.domains.experiment import Experiment
 from rgd_hf.scripts.domains.predictions import CheckpointPredictions, predictions_file
 from rgd_hf.scripts.domains.sweep import Job
 from rgd_hf.scripts.domains.training import DomainTrainer
 from rgd_hf.scripts.run_file import RunFile
-from tests.recipes.conftest import launch
 from tests.recipes.test_domainbed_algorithms import experiment
 from tests.recipes.test_domainbed_sweep import OPTIONS, RECIPE, results
 

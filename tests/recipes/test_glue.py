@@ -9,28 +9,14 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, pipeline
 
 import glue
+from helpers.recipes import changed, output_of, sentences
+from rgd_hf.comparison import signed
 from rgd_hf.scripts.errors import UserError
-from tests.recipes.conftest import sentences
-
-
-def changed(arguments: list[str], **options) -> list[str]:
-    """`arguments` with options replaced, or left out where None."""
-    pairs = list(arguments)
-    for name, value in options.items():
-        if f"--{name}" in pairs:
-            position = pairs.index(f"--{name}")
-            del pairs[position : position + 2]
-        if value is not None:
-            pairs += [f"--{name}", *(value if isinstance(value, list) else [str(value)])]
-    return pairs
-
-
-def output_of(arguments: list[str]) -> Path:
-    return Path(arguments[arguments.index("--output_dir") + 1])
+from rgd_hf.statistics import mean_interval
 
 
 def test_a_run_leaves_a_model_results_and_a_card(tiny_run, capsys):
-    (record,) = glue.main([*tiny_run, "--reweighting", "chi2", "--tau", "2"])
+    record = glue.main([*tiny_run, "--reweighting", "chi2", "--tau", "2"])
     out = output_of(tiny_run)
     assert record["method"] == "RGD (chi2, tau=2)"
     assert json.loads((out / "all_results.json").read_text()) == record
@@ -45,29 +31,50 @@ def test_a_run_leaves_a_model_results_and_a_card(tiny_run, capsys):
 
 
 def test_the_reported_accuracy_is_that_of_the_saved_model(tiny_run, write_rows):
-    (record,) = glue.main(tiny_run)
+    record = glue.main(tiny_run)
     classify = pipeline("text-classification", model=str(output_of(tiny_run)))
     right = [classify(row["text"])[0]["label"] == str(row["label"]) for row in sentences(24, seed=1)]
     assert record["eval_accuracy"] == pytest.approx(sum(right) / len(right))
 
 
 def test_compare_trains_both_from_the_same_seed(tiny_run, capsys):
-    plain, reweighted = glue.main([*tiny_run, "--compare"])
+    plain, reweighted = glue.main([*tiny_run, "--compare"])["runs"].values()
     out = output_of(tiny_run)
     assert [plain["method"], reweighted["method"]] == ["ERM", "RGD (kl, tau=1)"]
     assert json.loads((out / "all_results.json").read_text())["runs"] == {"erm": plain, "kl": reweighted}
     shown = capsys.readouterr().out
     difference = reweighted["eval_loss"] - plain["eval_loss"]
-    assert "difference" in shown and f"{difference:+.4f}" in shown
+    assert "difference" in shown and signed(difference) in shown
     assert plain["eval_loss"] != reweighted["eval_loss"]
 
-    (alone,) = glue.main(changed([*tiny_run, "--reweighting", "none"], output_dir=out.parent / "alone"))
+    alone = glue.main(changed([*tiny_run, "--reweighting", "none"], output_dir=out.parent / "alone"))
     assert alone["eval_loss"] == plain["eval_loss"]
     states = [
         AutoModelForSequenceClassification.from_pretrained(d).state_dict()
         for d in (out / "erm", out.parent / "alone")
     ]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_several_seeds_have_an_interval_and_more_of_them_train_alone(tiny_run, capsys):
+    short = changed([*tiny_run, "--compare"], num_train_epochs=None, max_steps=2)
+    first = glue.main([*short, "--seeds", "0", "1"])
+    assert list(first["runs"]) == ["erm-seed0", "kl-seed0", "erm-seed1", "kl-seed1"]
+    assert [run["settings"]["seed"] for run in first["runs"].values()] == [0, 0, 1, 1]
+    written = {path: path.stat().st_mtime_ns for path in output_of(short).glob("*/all_results.json")}
+    capsys.readouterr()
+    second = glue.main([*short, "--seeds", "0", "1", "2"])
+    assert list(second["runs"]) == [*first["runs"], "erm-seed2", "kl-seed2"]
+    assert all(path.stat().st_mtime_ns == time for path, time in written.items()), "finished runs are kept"
+    assert json.loads((output_of(short) / "all_results.json").read_text()) == second
+    losses = [run["eval_loss"] for run in second["runs"].values()]
+    expected = mean_interval([losses[2 * n + 1] - losses[2 * n] for n in range(3)])
+    shown = capsys.readouterr().out
+    assert f"{signed(expected.low)} to {signed(expected.high)}" in shown
+    found = second["comparison"]["differences"]["RGD (kl, tau=1)"]
+    assert found["n"] == 3 and found["verdict"] in " ".join(shown.split())
+    with pytest.raises(UserError, match="holds a run with other settings"):
+        glue.main([*short, "--seeds", "0", "1", "2", "--tau", "2"])
 
 
 @pytest.mark.parametrize("task", sorted(glue.GLUE_TASKS))
@@ -86,7 +93,7 @@ def test_every_task_of_glue_trains_from_local_files(task, tiny_run, write_rows, 
     for split in ("train", *facts.validation):
         write_rows(f"data/{split}.parquet", rows)
     arguments = changed(tiny_run, train_file=None, validation_file=None, dataset_dir=folder, task_name=task)
-    (record,) = glue.main(changed(arguments, num_train_epochs=None, max_steps=2))
+    record = glue.main(changed(arguments, num_train_epochs=None, max_steps=2))
     metrics = set(re.findall(r"eval_(?:matched_|mismatched_)?(\w+)", " ".join(record)))
     official = {
         "cola": {"matthews_correlation"},
@@ -112,7 +119,7 @@ def test_every_task_of_glue_trains_from_local_files(task, tiny_run, write_rows, 
 def test_own_files_of_every_kind_of_label(label, problem_type, metric, tiny_run, write_rows):
     rows = [{"text": row["text"], "label": label(n)} for n, row in enumerate(sentences(18))]
     files = {"train_file": write_rows("t.jsonl", rows), "validation_file": write_rows("v.jsonl", rows)}
-    (record,) = glue.main(changed(tiny_run, **files, num_train_epochs=None, max_steps=2))
+    record = glue.main(changed(tiny_run, **files, num_train_epochs=None, max_steps=2))
     assert metric in record
     assert AutoConfig.from_pretrained(output_of(tiny_run)).problem_type == problem_type
 
@@ -121,7 +128,7 @@ def test_settings_from_a_file(tiny_run, tmp_path):
     path = tmp_path / "settings.yaml"
     settings = {"tau": 3.0, "reweighting": "reverse_kl", "max_train_samples": 8, "max_steps": 1}
     path.write_text(json.dumps(settings))
-    (record,) = glue.main([str(path), *tiny_run, "--tau", "4"])
+    record = glue.main([str(path), *tiny_run, "--tau", "4"])
     assert record["method"] == "RGD (reverse_kl, tau=4)" and record["settings"]["max_train_samples"] == 8
 
 
@@ -134,7 +141,7 @@ def test_a_finished_run_is_left_alone_unless_told_otherwise(tiny_run):
     with pytest.raises(UserError, match="finished run"):
         glue.main([*short, "--compare"])
     assert (output_of(short) / "all_results.json").read_text() == before
-    (record,) = glue.main([*short, "--overwrite_output_dir", "--tau", "5"])
+    record = glue.main([*short, "--overwrite_output_dir", "--tau", "5"])
     assert (
         json.loads((output_of(short) / "all_results.json").read_text())["settings"]["tau"]
         == 5
@@ -145,9 +152,7 @@ def test_a_finished_run_is_left_alone_unless_told_otherwise(tiny_run):
 def test_an_unfinished_run_does_not_go_on_with_other_settings(tiny_run):
     glue.main(tiny_run)
     (output_of(tiny_run) / "all_results.json").unlink()  # as if killed before the last line
-    with pytest.raises(
-        UserError, match=r"unfinished run with other settings \(tau: 1.0, now 2.0\).*Give the same"
-    ):
+    with pytest.raises(UserError, match=r"run with other settings \(tau: 1.0, now 2.0\).*Give the same"):
         glue.main([*tiny_run, "--tau", "2"])
     glue.main([*tiny_run, "--logging_steps", "1"])
 
@@ -183,6 +188,8 @@ BAD_INPUT = [
         "rte.*Without a network.*--dataset_dir DIR",
     ),
     ({"reweighting": "none", "compare": "true"}, "choose one with --reweighting"),
+    ({"seeds": ["0", "1"]}, "--seeds goes with --compare"),
+    ({"seeds": ["1", "1"], "compare": "true"}, "--seeds must differ"),
     ({"max_eval_samples": "0"}, "--max_eval_samples must be at least 1"),
 ]
 

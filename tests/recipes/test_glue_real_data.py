@@ -43,7 +43,7 @@ def test_a_few_steps_on_every_task_at_hand(task, tmp_path):
         "--max_seq_length",
         "32",
     )
-    (record,) = glue.main(arguments(task, tmp_path, *few, "--per_device_train_batch_size", "8"))
+    record = glue.main(arguments(task, tmp_path, *few, "--per_device_train_batch_size", "8"))
     assert np.isfinite(record["eval_loss"]) and np.isfinite(record["train_loss"])
 
 
@@ -100,7 +100,7 @@ def test_erm_agrees_with_a_plain_pytorch_loop_within_seed_noise(task, metric, tm
     for seed in seeds:
         settings = ("--reweighting", "none", "--seed", str(seed), "--max_train_samples", str(rows))
         settings += ("--num_train_epochs", str(epochs), "--learning_rate", str(rate), "--save_strategy", "no")
-        (record,) = glue.main(
+        record = glue.main(
             arguments(task, tmp_path / str(seed), *settings, "--per_device_train_batch_size", str(batch))
         )
         ours.append(record[metric])

@@ -12,11 +12,9 @@ from transformers import pipeline
 
 import glue
 import imagenet
+from helpers.recipes import TINY, changed, launch, output_of, sentences, tiny
 from rgd_hf.scripts.errors import UserError
 from rgd_hf.scripts.vision.data import ImageDataArguments, load_image_sets
-from tests.recipes.conftest import launch, sentences
-from tests.recipes.test_glue import changed, output_of
-from tests.recipes.test_imagenet import TINY, tiny
 
 
 class Page(HTMLParser):

@@ -20,35 +20,13 @@ from transformers import (
 )
 
 import imagenet
+from helpers.recipes import TINY, launch, tiny
 from rgd_hf.scripts.errors import UserError
 from rgd_hf.scripts.vision.models import ImageModelArguments, build_image_classifier
 from rgd_hf.scripts.vision.trainer import ImageTrainer, parameter_groups
-from tests.recipes.conftest import launch
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = ROOT.parent / "shared" / "data" / "imagenet_samples"
-TINY = {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
-
-
-def tiny(output_dir: Path, *options: str) -> list[str]:
-    """Arguments for a training of a second: 12 steps of a ViT of 8,000 parameters on 96 digits."""
-    return [
-        *("--dataset_name", "digits", "--max_train_samples", "96", "--max_eval_samples", "40"),
-        *("--timm_model", "vit_tiny_patch16_224", "--from_scratch", "--image_size", "8", "--crop_pct", "1.0"),
-        *("--model_args", json.dumps(TINY), "--num_train_epochs", "2", "--per_device_train_batch_size", "16"),
-        *(
-            "--logging_steps",
-            "3",
-            "--disable_tqdm",
-            "true",
-            "--use_cpu",
-            "--output_dir",
-            str(output_dir),
-            *options,
-        ),
-    ]
-
-
 AUGMENTED = (
     *(
         "--auto_augment",
@@ -75,9 +53,8 @@ def same(left: Path, right: Path) -> bool:
 
 
 def test_compare_leaves_models_results_and_pictures(tmp_path, capsys):
-    plain, reweighted = imagenet.main(
-        tiny(tmp_path, "--compare", "--imbalance_factor", "8", "--label_noise", "0.2")
-    )
+    results = imagenet.main(tiny(tmp_path, "--compare", "--imbalance_factor", "8", "--label_noise", "0.2"))
+    plain, reweighted = results["runs"].values()
     assert [plain["method"], reweighted["method"]] == ["ERM", "RGD (kl, tau=3)"]
     shown = capsys.readouterr().out
     for record in (plain, reweighted):
@@ -119,7 +96,7 @@ def test_every_method_has_its_histogram_of_weights(method, bounds, tmp_path):
 
 
 def test_the_reported_accuracy_is_that_of_the_saved_model(tmp_path):
-    (record,) = imagenet.main(tiny(tmp_path, "--ema_decay", "0.8"))
+    record = imagenet.main(tiny(tmp_path, "--ema_decay", "0.8"))
     classify = pipeline("image-classification", model=str(tmp_path))
     args = imagenet.ImageDataArguments(dataset_name="digits", max_train_samples=96, max_eval_samples=40)
     _, validation = imagenet.load_image_sets(args)
@@ -182,7 +159,7 @@ def test_killed_and_resumed_is_as_never_killed(step, uninterrupted, tmp_path, mo
         imagenet.main(tiny(tmp_path, *AUGMENTED))
     monkeypatch.undo()
     assert list(tmp_path.glob("checkpoint-*")) and not (tmp_path / "model.safetensors").exists()
-    (record,) = imagenet.main(tiny(tmp_path, *AUGMENTED, "--dataloader_num_workers", "1"))
+    record = imagenet.main(tiny(tmp_path, *AUGMENTED, "--dataloader_num_workers", "1"))
     assert same(uninterrupted, tmp_path)
     before = json.loads((uninterrupted / "all_results.json").read_text())
     for name in ("eval_loss", "eval_last_loss", "eval_accuracy"):
@@ -256,7 +233,7 @@ def test_two_processes_train_as_one(tmp_path):
 
 
 def test_a_dry_run_trains_nothing_and_tells_the_cost(tmp_path, capsys):
-    assert imagenet.main(tiny(tmp_path, "--dry_run", "--dry_run_steps", "2", "--dry_run_devices", "8")) == []
+    assert imagenet.main(tiny(tmp_path, "--dry_run", "--dry_run_steps", "2", "--dry_run_devices", "8")) == {}
     shown = capsys.readouterr().out
     cost = json.loads((tmp_path / "dry_run.json").read_text())
     # A ViT by hand: embedding, 2 blocks of 5 tokens, head; two operations a multiply-add.
@@ -334,7 +311,7 @@ def test_a_transformers_model_trains_and_is_saved_with_its_processor(tiny_vit, t
     options = tiny(tmp_path / "out", "--layer_decay", "0.5")
     start = options.index("--timm_model")
     del options[start : options.index("--num_train_epochs")]
-    (record,) = imagenet.main([*options, "--model_name_or_path", tiny_vit])
+    record = imagenet.main([*options, "--model_name_or_path", tiny_vit])
     classify = pipeline("image-classification", model=str(tmp_path / "out"))
     assert classify(Image.new("RGB", (9, 9)))[0]["label"] in set("0123456789")
     assert record["eval_top5_accuracy"] >= record["eval_accuracy"]
@@ -392,7 +369,7 @@ def test_streamed_parquet(tmp_path):
         parquet(tmp_path / f"{split}.parquet", [i % 3 for i in range(count)])
     options = tiny(tmp_path / "out", "--streaming", "--class_names", "a", "b", "c", "--max_steps", "4")
     options[options.index("--dataset_name") : options.index("--timm_model")] = ["--data_dir", str(tmp_path)]
-    (record,) = imagenet.main([*options, "--mixup", "0.8", "--eval_strategy", "no", "--save_strategy", "no"])
+    record = imagenet.main([*options, "--mixup", "0.8", "--eval_strategy", "no", "--save_strategy", "no"])
     assert record["eval_accuracy"] >= 0 and record["epoch"] > 0
     with pytest.raises(UserError, match="give --max_steps"):
         imagenet.main([*options, "--max_steps", "-1", "--overwrite_output_dir"])
@@ -436,7 +413,7 @@ def test_configurations_hold_known_settings(name, tmp_path):
 @pytest.mark.slow
 def test_two_steps_of_the_deit_configuration_on_real_images(tmp_path):
     sources = ("--train_path", str(SAMPLES), "--validation_path", str(SAMPLES))
-    (record,) = imagenet.main(
+    record = imagenet.main(
         [
             *(
                 str(ROOT / "recipes/configs/deit_small_imagenet.yaml"),

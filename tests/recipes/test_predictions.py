@@ -14,13 +14,11 @@ from transformers import (
 
 import glue
 import imagenet
+from helpers.recipes import changed, launch, output_of, sentences, tiny
 from rgd_hf.scripts.errors import UserError
 from rgd_hf.scripts.holdout import hold_out
 from rgd_hf.scripts.predictions import predictions_table
 from rgd_hf.scripts.vision.data import ImageDataArguments, load_image_sets
-from tests.recipes.conftest import launch, sentences
-from tests.recipes.test_glue import changed, output_of
-from tests.recipes.test_imagenet import tiny
 
 
 @torch.no_grad()
@@ -34,7 +32,7 @@ def losses_of(model_dir, rows: list[dict]) -> torch.Tensor:
 
 
 def test_text_predictions_are_those_of_the_saved_model(tiny_run):
-    (record,) = glue.main([*tiny_run, "--save_predictions", "--per_device_eval_batch_size", "5"])
+    record = glue.main([*tiny_run, "--save_predictions", "--per_device_eval_batch_size", "5"])
     out = output_of(tiny_run)
     table = pd.read_parquet(out / "predictions.parquet")
     rows = sentences(24, seed=1)
@@ -61,7 +59,7 @@ def test_two_processes_write_every_sample_once(tiny_run, tmp_path):
 
 
 def test_image_predictions_are_those_of_the_averaged_model_that_is_saved(tmp_path):
-    (record,) = imagenet.main(tiny(tmp_path, "--ema_decay", "0.8", "--save_predictions"))
+    record = imagenet.main(tiny(tmp_path, "--ema_decay", "0.8", "--save_predictions"))
     assert [path.name for path in tmp_path.glob("*.parquet")] == ["predictions.parquet"]
     table = pd.read_parquet(tmp_path / "predictions.parquet")
     args = ImageDataArguments(dataset_name="digits", max_train_samples=96, max_eval_samples=40)
@@ -162,11 +160,11 @@ def test_streams_cannot_hold_out():
 
 
 def test_without_the_model_results_and_card_stay(tiny_run):
-    (with_model,) = glue.main(tiny_run)
+    with_model = glue.main(tiny_run)
     lean = changed(
         tiny_run, output_dir=output_of(tiny_run).parent / "lean", save_models="false", save_strategy="no"
     )
-    (without,) = glue.main(lean)
+    without = glue.main(lean)
     names = {path.name for path in output_of(lean).iterdir()}
     assert {"all_results.json", "README.md", "trainer_state.json"} <= names
     assert not any(name.endswith((".safetensors", ".bin")) or "checkpoint" in name for name in names)

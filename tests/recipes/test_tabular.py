@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModel, TrainerControl, TrainerState
 
 import tabular
+from helpers.recipes import launch
 from rgd_hf import ReweightedTrainingArguments
 from rgd_hf.scripts.cli import run_recipe
 from rgd_hf.scripts.errors import UserError
@@ -24,7 +25,6 @@ from rgd_hf.scripts.tabular.pretraining import pretrain
 from rgd_hf.scripts.tabular.splits import PreparedTable, Splits
 from rgd_hf.scripts.tabular.trainer import KeepBest
 from rgd_hf.scripts.tabular.training import make_config, train_network
-from tests.recipes.conftest import launch
 
 
 def learnable(rows: int = 240, regression: bool = False) -> pd.DataFrame:

@@ -10,13 +10,13 @@ import torch
 from transformers import AutoModel
 
 import tabular
+from helpers.recipes import launch
 from rgd_hf.scripts.errors import UserError
 from rgd_hf.scripts.tabular import training
 from rgd_hf.scripts.tabular.hard_examples import as_json, readable
 from rgd_hf.scripts.tabular.objectives import Objective
 from rgd_hf.scripts.tabular.sources import load_table
 from rgd_hf.scripts.tabular.trainer import TabularTrainer
-from tests.recipes.conftest import launch
 from tests.recipes.test_hard_example_lists import Page
 from tests.recipes.test_tabular import SIZES, arguments, learnable, splits_of
 
