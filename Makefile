@@ -15,21 +15,45 @@ help:  ## Show what can be made
 
 # --- environment ------------------------------------------------------------------------------------------------------
 
-$(BIN)/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
-		{ echo "Python 3.10 or later is needed, $$($(PYTHON) --version) was found: make PYTHON=/path/to/python ..."; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+# What the tests were run with; empty for the newest releases that the ranges of pyproject.toml allow.
+CONSTRAINTS ?= -c constraints.txt
+INSTALL = rm -f $(VENV)/.recipes $(VENV)/.dev && $(PYTHON) tools/environment.py $(VENV) $(CONSTRAINTS)
 
-$(VENV)/.recipes: pyproject.toml | $(BIN)/python
-	$(PIP) install -e '.[recipes,demo]'
+# An environment whose Python does not start any more (it was upgraded, or moved) is made anew.
+ifneq ($(wildcard $(VENV)/.recipes $(VENV)/.dev),)
+ifneq ($(shell $(BIN)/python -c 'import pip' 2>&1),)
+$(shell rm -f $(VENV)/.recipes $(VENV)/.dev)
+endif
+endif
+
+$(VENV)/.recipes: pyproject.toml constraints.txt
+	@$(INSTALL) -e '.[recipes,demo]'
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml | $(BIN)/python
-	$(PIP) install -e '.[recipes,demo,dev]'
+$(VENV)/.dev: pyproject.toml constraints.txt
+	@$(INSTALL) -e '.[recipes,demo,dev]'
 	@touch $@ $(VENV)/.recipes
 
 .PHONY: venv
-venv: $(VENV)/.dev  ## Make .venv with everything that recipes, tests and lint need
+venv: $(VENV)/.dev  ## Make .venv with everything that recipes, tests and lint need, in the versions of constraints.txt
+
+# What comes with torch differs by accelerator: it keeps its range, and pip takes what fits the machine.
+OF_TORCH := torch|torchvision|triton|setuptools|sympy|mpmath|networkx|cuda-[a-z]+|nvidia-[a-z0-9-]+
+UV := .venv-lock/bin/uv
+
+$(UV):
+	ROOM_GB=1 $(PYTHON) tools/environment.py .venv-lock uv
+
+.PHONY: lock
+lock: $(UV)  ## Add to constraints.txt what pyproject.toml asks for since; what is there keeps its version if it can
+	@cp constraints.txt .venv-lock/constraints.txt
+	$(UV) pip compile --quiet --universal --all-extras --python-version 3.10 --no-annotate \
+		--custom-compile-command 'make lock' $(LOCK_FLAGS) pyproject.toml --output-file .venv-lock/constraints.txt
+	grep -vE '^($(OF_TORCH))==' .venv-lock/constraints.txt > constraints.txt
+
+.PHONY: lock-newest
+lock-newest:  ## Raise constraints.txt to the newest releases; then: make test
+	$(MAKE) lock LOCK_FLAGS=--upgrade
 
 # --- recipes ----------------------------------------------------------------------------------------------------------
 
