@@ -1,5 +1,7 @@
 """The plain loss of a whole evaluation set, the same however it is cut into batches and processes."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +22,8 @@ class PlainEvaluationMixin(TrainerBase):
 
     The stock Trainer averages the means of the batches, so that its `eval_loss` depends on the batch size where
     batches hold different numbers of tokens, and on the repeats that fill up the last batch of several processes.
+    Where an override of `compute_loss` or `prediction_step` returns another loss than the plain one, `eval_loss` is
+    what the stock Trainer makes of that.
 
     Attributes:
         eval_losses: after an evaluation, on every process: the plain loss of each sample of the evaluation set, the
@@ -28,8 +32,12 @@ class PlainEvaluationMixin(TrainerBase):
     """
 
     eval_losses: Tensor | None = None
-    _eval_items: Tensor | None = None
-    _eval_batches: list[Tensor]
+    # Sums and counts of the samples of the innermost evaluation under way.
+    _eval_batches: Any = ()
+    _collects = False
+    # The plain loss that was computed last, with the sums and counts of its samples.
+    _plain: tuple[Tensor, Tensor] | None = None
+    _evaluates = False
 
     def plain_loss(self, losses: Tensor, valid: Tensor, auxiliary: Tensor | None = None) -> Tensor:
         """Mean of the valid `losses` of one evaluation batch (plus the model's auxiliary loss).
@@ -47,8 +55,18 @@ class PlainEvaluationMixin(TrainerBase):
         counts = valid.reshape(rows, -1).sum(dim=1).to(sums.dtype)
         if auxiliary is not None:
             sums = sums + auxiliary * counts
-        self._eval_items = torch.stack([sums, counts], dim=1)
-        return sums.sum() / counts.sum().clamp(min=1)
+        loss = sums.sum() / counts.sum().clamp(min=1)
+        if self._collects:
+            self._plain = loss.detach(), torch.stack([sums, counts], dim=1).detach()
+        return loss
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        outer, self._evaluates = self._evaluates, True
+        try:
+            yield
+        finally:
+            self._evaluates = outer
 
     def prediction_step(
         self,
@@ -60,20 +78,10 @@ class PlainEvaluationMixin(TrainerBase):
     ):
         """As the Trainer's; evaluation counts every sample once, so a `sample_weight` column is left out."""
         inputs = {k: v for k, v in inputs.items() if k != SAMPLE_WEIGHT}
-        self._eval_items = None
-        result = super().prediction_step(
-            model, inputs, prediction_loss_only, ignore_keys=ignore_keys, **kwargs
-        )
-        if self._eval_items is not None:
-            self._add_eval_items(self._eval_items)
-        return result
-
-    def _add_eval_items(self, items: Tensor) -> None:
-        accelerator = self.accelerator
-        if not accelerator.even_batches:
-            items = accelerator.pad_across_processes(items, dim=0, pad_index=-1)
-        # Drops the repeats at the end of the last batch, which plain gather (Seq2SeqTrainer's choice) keeps.
-        self._eval_batches.append(accelerator.gather_for_metrics(items))
+        with self._evaluating():
+            return super().prediction_step(
+                model, inputs, prediction_loss_only, ignore_keys=ignore_keys, **kwargs
+            )
 
     def evaluation_loop(
         self,
@@ -84,16 +92,54 @@ class PlainEvaluationMixin(TrainerBase):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """As the Trainer's, with the exact loss of the whole set."""
-        self._eval_batches, self.eval_losses = [], None
-        output = super().evaluation_loop(
-            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
-        )
-        if self._eval_batches:
-            items = torch.cat(self._eval_batches).cpu()
-            self._eval_batches = []
+        # An evaluation may run inside another, in its compute_metrics.
+        outer_batches, nested = self._eval_batches, self._collects
+        of_instance = self.__dict__.get("prediction_step")
+        batches: list[Tensor] = []
+        self._eval_batches, self._collects = batches, True
+        if not nested:
+            self.__dict__["prediction_step"] = self._collecting(self.prediction_step)
+        try:
+            output = super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
+        finally:
+            self._eval_batches, self._collects = outer_batches, nested
+            if of_instance is not None:
+                self.__dict__["prediction_step"] = of_instance
+            else:
+                del self.__dict__["prediction_step"]
+        self.eval_losses = None
+        if batches:
+            items = torch.cat(batches).cpu()
             items = items[items[:, 1] >= 0]
             self.eval_losses = items[:, 0] / items[:, 1]  # 0 / 0 is NaN
-            total, count = items.double().sum(dim=0).tolist()
-            if count > 0 and total == total and output.metrics is not None:
+            total, count, changed = items.double().sum(dim=0).tolist()
+            if count > 0 and total == total and not changed and output.metrics is not None:
                 output.metrics[f"{metric_key_prefix}_loss"] = total / count
         return output
+
+    def _collecting(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        """The `prediction_step` of the class, overrides included, that also keeps the losses of the samples."""
+
+        def prediction_step(*args: Any, **kwargs: Any) -> Any:
+            self._plain = None
+            with self._evaluating():
+                result = step(*args, **kwargs)
+            plain, self._plain = self._plain, None
+            if plain is not None and result[0] is not None:
+                loss, items = plain
+                returned = torch.as_tensor(result[0], device=loss.device).detach()
+                changed = ((returned != loss) & ~(returned.isnan() & loss.isnan())).any()
+                self._eval_batches.append(self._gathered(items, changed))
+            return result
+
+        return prediction_step
+
+    def _gathered(self, items: Tensor, changed: Tensor) -> Tensor:
+        accelerator = self.accelerator
+        items = torch.cat([items, changed.to(items.dtype).expand(len(items), 1)], dim=1)
+        if not accelerator.even_batches:
+            items = accelerator.pad_across_processes(items, dim=0, pad_index=-1)
+        # Drops the repeats at the end of the last batch, which plain gather (Seq2SeqTrainer's choice) keeps.
+        return accelerator.gather_for_metrics(items)

@@ -28,23 +28,38 @@ def rescale_gradients(parameters: Iterable[nn.Parameter], factor: Tensor) -> Non
         torch._foreach_mul_(gradients, factor.to(device))
 
 
+def steps_in_backward(args: Any) -> bool:
+    """Whether the optimizer takes its step inside the backward pass, so that every micro-batch is a step."""
+    optimizer = _optimizer_name(args)
+    return optimizer in _STEP_IN_BACKWARD or optimizer.endswith("layerwise")
+
+
+def gradients_can_be_rescaled(args: Any, deepspeed: bool) -> bool:
+    """Whether the gradients of a step can be reached between backward and clipping; arguments as below."""
+    return not deepspeed and not steps_in_backward(args)
+
+
 def check_gradients_can_be_rescaled(args: Any, deepspeed: bool, asked_by: str) -> None:
     """Raise `ValueError` where the gradients of a step cannot be reached between backward and clipping.
 
     Args:
         args: `TrainingArguments`.
         deepspeed: whether DeepSpeed owns the gradients.
-        asked_by: the setting that needs the rescaling, for the message.
+        asked_by: what needs the rescaling, for the message.
     """
     if deepspeed:
         raise ValueError(
-            f"{asked_by} rescales the gradients once an optimizer step, but DeepSpeed partitions and reduces them "
-            "inside its engine, so this cannot hold exactly. Leave it off (un-normalized re-weighting works with "
-            "DeepSpeed), or use DDP or FSDP."
+            f"{asked_by} rescales the gradients once an accumulated optimizer step, but DeepSpeed partitions and "
+            "reduces them inside its engine, so this cannot hold exactly. Leave it off (un-normalized re-weighting "
+            "works with DeepSpeed), set gradient_accumulation_steps=1, or use DDP or FSDP."
         )
-    optimizer = str(getattr(args.optim, "value", args.optim))
-    if optimizer in _STEP_IN_BACKWARD or optimizer.endswith("layerwise"):
+    if steps_in_backward(args):
         raise ValueError(
-            f"{asked_by} rescales the gradients once an optimizer step, but optim={optimizer!r} takes its step inside "
-            "the backward pass. Leave it off, or choose another optimizer."
+            f"{asked_by} rescales the gradients once an accumulated optimizer step, but optim="
+            f"{_optimizer_name(args)!r} takes its step inside the backward pass. Set gradient_accumulation_steps=1, or "
+            "choose another optimizer."
         )
+
+
+def _optimizer_name(args: Any) -> str:
+    return str(getattr(args.optim, "value", args.optim))

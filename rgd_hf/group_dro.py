@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rgd_hf.data import SAMPLE_WEIGHT
+from rgd_hf.overrides import check_order
 from rgd_hf.trainer import ReweightedTrainer
 from rgd_hf.weighting import Items
 
@@ -56,6 +57,10 @@ class GroupDROMixin(_Base):
         the groups that are present; otherwise only by that of all, which is one.
     """
 
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        check_order(cls, GroupDROMixin)
+
     def __init__(
         self,
         *args: Any,
@@ -91,6 +96,14 @@ class GroupDROMixin(_Base):
         columns: Any = self._signature_columns
         if self.group_column not in columns:
             columns.append(self.group_column)
+
+    def _check_set_up(self) -> None:
+        super()._check_set_up()
+        if self._loss_source() is None:
+            raise NotImplementedError(
+                "GroupDRO weights the losses of samples, but the loss of this Trainer and model is one that rgd_hf "
+                "cannot un-reduce: override compute_per_sample_losses, or pass per_sample_loss_fn."
+            )
 
     def _groups_of(self, batch: Any) -> Tensor:
         groups = batch.get(self.group_column)
@@ -128,11 +141,8 @@ class GroupDROMixin(_Base):
 
     # --- group weights ----------------------------------------------------------------------------------------------
 
-    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
-        # Called once a step with all its micro-batches, before their forward passes.
-        num_items = super()._get_num_items_in_batch(batch_samples, device)
-        if num_items is None:
-            return None
+    def _begin_step(self, batch_samples: list) -> None:
+        super()._begin_step(batch_samples)
         self._update_group_weights()
         groups = [self._groups_of(batch) for batch in batch_samples]
         if not self._groups_checked:
@@ -150,7 +160,9 @@ class GroupDROMixin(_Base):
         share = torch.where(counts > 0, self.group_weights / counts, 0.0)
         for batch, group, weight in zip(batch_samples, groups, weights, strict=True):
             batch[SAMPLE_WEIGHT] = weight * share.to(group.device)[group]
-        return torch.ones((), device=device)
+
+    def _mass_of_step(self, mass: Tensor) -> Tensor:
+        return torch.ones_like(mass)
 
     def weigh(self, items: Items, inputs: Any) -> Tensor:
         """The weights of the divergence; the items' losses are added up by group."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from rgd_hf.data import SAMPLE_INDEX, ColumnCollator
+from rgd_hf.overrides import check_order
 from rgd_hf.weighting import Items
 
 if TYPE_CHECKING:
@@ -66,6 +67,10 @@ class HardExamplesMixin(TrainerBase):
         ValueError: the training set has no numbers to call its samples by (an `IterableDataset`), the losses are
             not this library's (see `ReweightingMixin`), or a batch does not hold one loss (or row of them) a sample.
     """
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        check_order(cls, HardExamplesMixin)
 
     def __init__(self, *args: Any, record_examples: bool = True, **kwargs: Any):
         self.record_examples = record_examples

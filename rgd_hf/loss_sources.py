@@ -1,5 +1,6 @@
 """Where un-reduced losses come from: the head that the model is known to have, or a function of the user's."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +13,23 @@ from rgd_hf.heads import Head, bare_model, find_head
 from rgd_hf.weighting import token_reference
 
 PerSampleLossFn = Callable[[Any, Any], Tensor | tuple[Tensor, Tensor]]
+
+
+class PerSampleLosses(NamedTuple):
+    """What `compute_per_sample_losses` returns for one batch.
+
+    Attributes:
+        losses: before any reduction, one element an item: `[batch]`, or `[batch, tokens]` of a loss per token.
+        outputs: of the model, for the metrics.
+        valid: bool of the shape of `losses`, the items that count; None for all.
+        auxiliary: 0-dimensional loss of the batch as a whole, which is added to the (weighted) mean of the losses and
+            is never weighted itself, e.g. a penalty on the parameters or on the batch's features; None for none.
+    """
+
+    losses: Tensor
+    outputs: Any
+    valid: Tensor | None = None
+    auxiliary: Tensor | None = None
 
 
 class BatchLosses(NamedTuple):
@@ -69,6 +87,20 @@ class HeadLosses:
         """Weight of each item before any re-weighting: its class weight, 0 where it has no loss; float32."""
         return self._reference(self.valid(inputs), inputs)
 
+    def reference_of(self, valid: Tensor, inputs: Mapping[str, Any], by: str) -> Tensor:
+        """As `reference`, of items that a user's method computed; `valid` are those that count.
+
+        Raises:
+            ValueError: they are other items than the head's, whose classes are not known.
+        """
+        known = self.valid(inputs)
+        if known.shape != valid.shape:
+            raise ValueError(
+                f"class_weights know the classes of {list(known.shape)} items ({self.name}), but {by} returned losses "
+                f"of shape {list(valid.shape)}: leave class_weights out and multiply the losses instead."
+            )
+        return self._reference(valid, inputs)
+
     def _reference(self, valid: Tensor, inputs: Mapping[str, Any]) -> Tensor:
         if self.class_weights is None or self.head.classes is None:
             return token_reference(valid)
@@ -93,42 +125,128 @@ class CustomLosses:
 
     Args:
         function: `(outputs, labels) -> losses`, or `-> (losses, valid)`.
-        label_names: columns of the batch that go to `function` and not to the model.
+        label_names: columns of the batch that go to `function` and not to the model, unless it cannot do without.
+        model: the bare model, without wrappers.
     """
 
     counted_ahead = False
     name = "per_sample_loss_fn"
     token_level = True
 
-    def __init__(self, function: PerSampleLossFn, label_names: Sequence[str]):
+    def __init__(self, function: PerSampleLossFn, label_names: Sequence[str], model: Any):
         self.function, self.label_names = function, label_names
+        self.withheld = set(label_names) - _needed(model)
 
     def run(self, model: nn.Module, inputs: Mapping[str, Any], label_smoothing: float) -> BatchLosses:
         """One forward pass of `model` without labels.
 
         Raises:
-            ValueError: `function` returned no un-reduced losses, or a mask that does not fit them.
+            ValueError: `function` returned no un-reduced losses, or a mask that does not fit them; or it failed on
+                a batch without label columns.
         """
         labels = {name: inputs[name] for name in self.label_names if name in inputs}
-        outputs = model(**{k: v for k, v in inputs.items() if k not in labels and k != SAMPLE_WEIGHT})
-        returned = self.function(outputs, labels if len(labels) > 1 else next(iter(labels.values()), None))
+        withheld = {*self.withheld, SAMPLE_WEIGHT}
+        outputs = model(**{k: v for k, v in inputs.items() if k not in withheld})
+        try:
+            returned = self.function(
+                outputs, labels if len(labels) > 1 else next(iter(labels.values()), None)
+            )
+        except Exception as error:
+            if labels:
+                raise
+            raise ValueError(
+                f"per_sample_loss_fn failed with labels=None ({type(error).__name__}: {error}): of the label columns "
+                f"{list(self.label_names)} the batch has none, only {', '.join(sorted(inputs))}. Name the columns "
+                "that hold the labels: TrainingArguments(label_names=[...])."
+            ) from error
         losses, valid = returned if isinstance(returned, tuple) else (returned, None)
-        if not isinstance(losses, Tensor) or losses.dim() == 0:
-            found = repr(losses)
-            if isinstance(losses, Tensor):
-                found = "a 0-dimensional loss, one already reduced over the batch"
+        return checked_losses(PerSampleLosses(losses, outputs, valid), self.name)
+
+
+class OverriddenLosses:
+    """The losses of a subclass's `compute_per_sample_losses`; their number is known only after the forward pass.
+
+    Args:
+        method: `(model, inputs) -> PerSampleLosses` or a tuple of its first elements; bound.
+        name: of the method, with its class.
+        default: what the method of `ReweightingMixin` un-reduces losses with, or None; knows the items' classes.
+    """
+
+    counted_ahead = False
+    token_level = True
+
+    def __init__(self, method: Callable[..., Any], name: str, default: HeadLosses | CustomLosses | None):
+        self.method, self.name, self.default = method, name, default
+        self.default_used = False
+
+    def run(self, model: nn.Module, inputs: Mapping[str, Any], label_smoothing: float) -> BatchLosses:
+        """One call of the method.
+
+        Raises:
+            ValueError: it returned no un-reduced losses, or leaves out a setting that reaches the default alone.
+        """
+        self.default_used = False
+        returned = self.method(model, {k: v for k, v in inputs.items() if k != SAMPLE_WEIGHT})
+        if isinstance(returned, Tensor) or not isinstance(returned, tuple) or not 2 <= len(returned) <= 4:
+            found = f"a tuple of {len(returned)}" if isinstance(returned, tuple) else type(returned).__name__
             raise ValueError(
-                f"per_sample_loss_fn returned {found}. Weighting it would only rescale the step: return the "
-                "un-reduced losses, one element a sample or token (`reduction='none'` in torch)."
+                f"{self.name} returned {found}: return (losses, outputs), or (losses, outputs, valid), or a "
+                "rgd_hf.PerSampleLosses."
             )
-        if valid is None:
-            valid = torch.ones_like(losses, dtype=torch.bool)
-        if valid.dtype != torch.bool or valid.shape != losses.shape:
-            raise ValueError(
-                f"per_sample_loss_fn returned losses of shape {list(losses.shape)} with a mask of shape "
-                f"{list(valid.shape)} and {valid.dtype}: the mask must be bool and of the same shape."
-            )
-        return BatchLosses(outputs, losses, valid, token_reference(valid))
+        if not self.default_used:
+            for setting, in_use in (
+                ("label_smoothing_factor", label_smoothing),
+                ("per_sample_loss_fn", isinstance(self.default, CustomLosses)),
+            ):
+                if in_use:
+                    raise ValueError(
+                        f"{setting} does not reach {self.name}, which does not call super(): apply it there and "
+                        "leave the setting out, or call super().compute_per_sample_losses(model, inputs)."
+                    )
+        batch = checked_losses(PerSampleLosses(*returned), self.name)
+        if not isinstance(self.default, HeadLosses) or self.default.class_weights is None:
+            return batch
+        return batch._replace(reference=self.default.reference_of(batch.valid, inputs, self.name))
+
+
+def checked_losses(returned: PerSampleLosses, by: str) -> BatchLosses:
+    """Raise `ValueError` unless `returned` are un-reduced losses, with a mask that fits them if any.
+
+    Args:
+        returned: losses of a user's function.
+        by: its name, for the messages.
+    """
+    losses, outputs, valid, auxiliary = returned
+    if not isinstance(losses, Tensor) or losses.dim() == 0:
+        found = repr(losses)
+        if isinstance(losses, Tensor):
+            found = "a 0-dimensional loss, one already reduced over the batch"
+        raise ValueError(
+            f"{by} returned {found}. Weighting it would only rescale the step: return the "
+            "un-reduced losses, one element a sample or token (`reduction='none'` in torch)."
+        )
+    if valid is None:
+        valid = torch.ones_like(losses, dtype=torch.bool)
+    if valid.dtype != torch.bool or valid.shape != losses.shape:
+        raise ValueError(
+            f"{by} returned losses of shape {list(losses.shape)} with a mask of shape "
+            f"{list(valid.shape)} and {valid.dtype}: the mask must be bool and of the same shape."
+        )
+    if auxiliary is not None and (not isinstance(auxiliary, Tensor) or auxiliary.dim() != 0):
+        raise ValueError(
+            f"{by} returned an auxiliary loss that is no 0-dimensional tensor: it belongs to the batch as a whole. "
+            "Add what belongs to a sample to its loss."
+        )
+    return BatchLosses(outputs, losses, valid, token_reference(valid), auxiliary)
+
+
+def _needed(model: Any) -> set[str]:
+    """Columns that the model's forward cannot do without, labels or not."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    required = {p.name for p in parameters if p.kind in kinds and p.default is p.empty}
+    main = getattr(model, "main_input_name", None)
+    return required | ({main} if isinstance(main, str) else set())
 
 
 def find_loss_source(
@@ -160,7 +278,7 @@ def find_loss_source(
             "per_sample_loss_fn."
         )
     if per_sample_loss_fn is not None:
-        return CustomLosses(per_sample_loss_fn, label_names)
+        return CustomLosses(per_sample_loss_fn, label_names, bare_model(model))
     if head is None:
         return None
     bare = bare_model(model)

@@ -6,20 +6,31 @@ of the WHOLE optimizer step: all its micro-batches, all processes.
 """
 
 import math
-from typing import Any, cast
+import warnings
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import Seq2SeqTrainer, Trainer
 
 from rgd_hf.class_weights import as_setting
-from rgd_hf.data import SAMPLE_WEIGHT, SampleWeightCollator, drop_repeats
+from rgd_hf.data import SAMPLE_WEIGHT, SampleWeightCollator
 from rgd_hf.diagnostics import NonFiniteLossError, WeightStatistics, stop_if_not_finite, warn_of_saturation
 from rgd_hf.evaluation import PlainEvaluationMixin
-from rgd_hf.gradients import check_gradients_can_be_rescaled, rescale_gradients
+from rgd_hf.gradients import check_gradients_can_be_rescaled, steps_in_backward
 from rgd_hf.heads import bare_model
 from rgd_hf.hub import ModelCardMixin
-from rgd_hf.loss_sources import BatchLosses, CustomLosses, HeadLosses, PerSampleLossFn, find_loss_source
+from rgd_hf.loss_sources import (
+    BatchLosses,
+    CustomLosses,
+    HeadLosses,
+    OverriddenLosses,
+    PerSampleLosses,
+    PerSampleLossFn,
+    find_loss_source,
+)
+from rgd_hf.optimizer_step import OptimizerStepMixin, at_least_one_item
+from rgd_hf.overrides import check_order, foreign_to_the_left, foreign_to_the_right, parameters_to_the_right
 from rgd_hf.training_args import ReweightingArguments, check_reweighting, with_settings
 from rgd_hf.weighting import (
     Items,
@@ -33,7 +44,7 @@ from rgd_hf.weighting import (
 __all__ = ["NonFiniteLossError", "ReweightedSeq2SeqTrainer", "ReweightedTrainer", "ReweightingMixin"]
 
 
-class ReweightingMixin(ModelCardMixin, PlainEvaluationMixin):
+class ReweightingMixin(ModelCardMixin, PlainEvaluationMixin, OptimizerStepMixin):
     """Re-weighted gradient descent for any class that derives from `transformers.Trainer`.
 
     Put it first: `class MyTrainer(ReweightingMixin, Seq2SeqTrainer)`. All arguments of the Trainer are kept.
@@ -64,33 +75,48 @@ class ReweightingMixin(ModelCardMixin, PlainEvaluationMixin):
         Optimization. TMLR 2024, arXiv 2306.09222.
     """
 
-    def __init__(
-        self,
-        model: Any = None,
-        args: Any = None,
-        *rest: Any,
-        per_sample_loss_fn: PerSampleLossFn | None = None,
-        **settings: Any,
-    ):
-        names = ReweightingArguments.__dataclass_fields__
-        given = {name: value for name, value in settings.items() if name in names and value is not None}
-        if "class_weights" in given:
-            given["class_weights"] = as_setting(given["class_weights"])
-        of_the_trainer = {name: value for name, value in settings.items() if name not in names}
+    def __init__(self, *args: Any, per_sample_loss_fn: PerSampleLossFn | None = None, **keywords: Any):
+        given, of_the_trainer = self._split_settings(keywords)
         self.args: Any
         self.data_collator: Any
+        self.label_names: Any
         self.per_sample_loss_fn = per_sample_loss_fn
         self.stop_on_non_finite_loss: bool | None = None
-        # Whether the loss of the micro-batch is the objective of this class, not of a subclass that leaves it out.
-        self._weighed = True
-        self._source_found_for: tuple[Any, str | None] = (None, None)
-        self._source: HeadLosses | CustomLosses | None = None
-        super().__init__(model, args, *rest, **of_the_trainer)
+        self._source_found_for: tuple[Any, ...] | None = None
+        self._source: HeadLosses | CustomLosses | OverriddenLosses | None = None
+        super().__init__(*args, **of_the_trainer)
         self.args = with_settings(self.args, given)
-        self._step_mass: Tensor
-        self._step_loss: Tensor
+        if not self.label_names and not self.can_return_loss and self._has_own_losses:
+            # The forward knows no labels, but the function or method that computes the losses does.
+            self.label_names = ["labels"]
+            self._signature_columns = None
         self._reset_step_state()
         self._check_set_up()
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        check_order(cls, ReweightingMixin)
+
+    @classmethod
+    def _split_settings(cls, keywords: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The keywords that are settings of re-weighting, and those that are the Trainer's."""
+        names = ReweightingArguments.__dataclass_fields__
+        elsewhere = parameters_to_the_right(cls, ReweightingMixin, names)
+        for name in sorted(elsewhere.keys() & keywords.keys()):
+            warnings.warn(
+                f"{name} goes to {elsewhere[name].__name__}, which takes an argument of that name. The setting of "
+                f"re-weighting is set in args: ReweightedTrainingArguments({name}=...).",
+                stacklevel=3,
+            )
+        given = {
+            name: value
+            for name, value in keywords.items()
+            if name in names and name not in elsewhere and value is not None
+        }
+        if "class_weights" in given:
+            given["class_weights"] = as_setting(given["class_weights"])
+        rest = {name: value for name, value in keywords.items() if name not in names or name in elsewhere}
+        return given, rest
 
     # --- settings and where the losses come from --------------------------------------------------------------------
 
@@ -104,9 +130,10 @@ class ReweightingMixin(ModelCardMixin, PlainEvaluationMixin):
             )
         source = self._loss_source()
         if source is None:
-            if args.reweighting != "none" or args.class_weights is not None:
+            if self._needs_weights:
                 raise self._cannot_unreduce()
             return
+        self._check_scale()
         level = self._level()
         if compares_items(args) and level == "sample" and args.train_batch_size == 1:
             raise ValueError(
@@ -118,14 +145,29 @@ class ReweightingMixin(ModelCardMixin, PlainEvaluationMixin):
                 "loss_type='dft' of TRL's SFTTrainer weights tokens in a way of its own, which re-weighted training "
                 "would silently leave out: set loss_type='nll'."
             )
-        if self.per_sample_loss_fn is not None and args.label_smoothing_factor:
+        if isinstance(source, CustomLosses) and args.label_smoothing_factor:
             raise ValueError(
                 "label_smoothing_factor does not reach a per_sample_loss_fn: smooth the labels inside that function "
                 "and leave label_smoothing_factor at 0."
             )
+        if self._accumulates and steps_in_backward(args):
+            raise ValueError(
+                f"optim={args.optim!r} takes a step inside every backward pass, so that the micro-batches of an "
+                "accumulated step would be steps of their own: set gradient_accumulation_steps=1."
+            )
         if self._rescales:
-            asked_by = "normalize_weights" if args.normalize_weights else "per_sample_loss_fn"
+            asked_by = self._uncounted() or "a training set of unknown length"
             check_gradients_can_be_rescaled(args, self.is_deepspeed_enabled, asked_by)
+
+    def _check_scale(self) -> None:
+        for cls in type(self).__mro__:
+            if cls is OptimizerStepMixin:
+                return
+            if "loss_is_scaled_for_ga" in cls.__dict__:
+                raise ValueError(
+                    f"{cls.__name__}.loss_is_scaled_for_ga says how a compute_loss of its own is scaled, but here the "
+                    "loss is that of ReweightingMixin, which knows its scale: remove it from the class."
+                )
 
     def _cannot_unreduce(self) -> Exception:
         if self.compute_loss_func is not None:
@@ -133,41 +175,70 @@ class ReweightingMixin(ModelCardMixin, PlainEvaluationMixin):
                 "compute_loss_func returns a loss that is already reduced, so it cannot be re-weighted. Pass "
                 "per_sample_loss_fn=(outputs, labels) -> un-reduced losses instead, or set reweighting='none'."
             )
+        name = type(self).__name__
+        if bypassed := foreign_to_the_right(type(self), ReweightingMixin, "compute_loss"):
+            return NotImplementedError(
+                f"{bypassed.__name__}.compute_loss computes a loss of its own, which {name} would never call: reduced "
+                f"to one number, it cannot be re-weighted. Give {name} a method compute_per_sample_losses(self, model, "
+                "inputs) that returns (losses, outputs), with one loss a sample or token before any reduction "
+                "(docs/subclasses.md shows how); or set reweighting='none' to train on that loss as it is."
+            )
         return NotImplementedError(
             f"rgd_hf cannot un-reduce the loss of {type(self._bare_model()).__name__}: it is no task head of "
             "transformers that rgd_hf knows. Pass per_sample_loss_fn=(outputs, labels) -> un-reduced losses, one "
-            "element a sample or token; or set reweighting='none' to train on the model's own loss."
+            f"element a sample or token; or, where that needs the inputs or another model, give {name} a method "
+            "compute_per_sample_losses(self, model, inputs) that returns (losses, outputs); or set "
+            "reweighting='none' to train on the model's own loss."
         )
 
     def _bare_model(self) -> nn.Module:
         return bare_model(self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
 
-    def _loss_source(self) -> HeadLosses | CustomLosses | None:
+    @property
+    def _has_own_losses(self) -> bool:
+        return self.per_sample_loss_fn is not None or self._overridden_losses() is not None
+
+    def _overridden_losses(self) -> type | None:
+        """The class whose `compute_per_sample_losses` is used in place of this one's."""
+        cls = type(self)
+        left = foreign_to_the_left(cls, ReweightingMixin, "compute_per_sample_losses")
+        return left[0] if left else foreign_to_the_right(cls, ReweightingMixin, "compute_per_sample_losses")
+
+    def _loss_source(self) -> HeadLosses | CustomLosses | OverriddenLosses | None:
         """What un-reduces the losses; None where everything is the stock Trainer's."""
-        found_for = (self.model, self.args.class_weights)
+        found_for = (self.model, self.args.class_weights, self.args.reweighting)
         if self._source_found_for != found_for:
+            self._source_found_for = None
+            self._source = self._find_loss_source()
             self._source_found_for = found_for
-            self._source = find_loss_source(
-                self.accelerator.unwrap_model(self.model, keep_torch_compile=False),
-                self.per_sample_loss_fn,
-                self.label_names,
-                self.args.class_weights,
-                self.train_dataset,
-                self.args.device,
+        return self._source
+
+    def _find_loss_source(self) -> HeadLosses | CustomLosses | OverriddenLosses | None:
+        overridden = self._overridden_losses()
+        if not self._has_own_losses and (
+            # A loss of the user's that is not un-reduced is the stock Trainer's affair.
+            self.compute_loss_func is not None
+            or foreign_to_the_right(type(self), ReweightingMixin, "compute_loss")
+            or (not self._needs_weights and self._never_weighed())
+        ):
+            return None
+        source = find_loss_source(
+            self.accelerator.unwrap_model(self.model, keep_torch_compile=False),
+            self.per_sample_loss_fn,
+            self.label_names,
+            self.args.class_weights,
+            self.train_dataset,
+            self.args.device,
+        )
+        if overridden is None:
+            return source
+        name = f"{overridden.__name__}.compute_per_sample_losses"
+        if source is None and self.args.class_weights is not None:
+            raise ValueError(
+                f"class_weights need to know the class of each item, which {name} does not tell: leave them out and "
+                "multiply the losses there."
             )
-        # A loss function of the user's without un-reduced losses is the stock Trainer's affair.
-        return self._source if self.compute_loss_func is None or self.per_sample_loss_fn is not None else None
-
-    @property
-    def _rescales(self) -> bool:
-        """Whether the step's scale is known only after its forward passes, so that gradients are rescaled."""
-        source = self._loss_source()
-        return source is not None and (self.args.normalize_weights or not source.counted_ahead)
-
-    @property
-    def loss_is_scaled_for_ga(self) -> bool | None:  # type: ignore[override]
-        """Tells the Trainer that the loss is already divided by the items of the whole optimizer step."""
-        return True if self._weighed and self._loss_source() is not None else None
+        return OverriddenLosses(self.compute_per_sample_losses, name, source)
 
     def _level(self) -> str:
         level, source = self.args.reweighting_level, self._loss_source()
@@ -202,27 +273,34 @@ class ReweightingMixin(ModelCardMixin, PlainEvaluationMixin):
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The re-weighted objective in training, the plain loss in evaluation (no gradient and `model.eval()`).
+        """The re-weighted mean over a batch in training, the plain mean in evaluation and where there is no gradient.
+
+        An override may add to what this returns, multiply it, or call it several times: `training_step` multiplies what
+        the outermost override returns by the batch's share of the optimizer step. It therefore hands overrides
+        `num_items_in_batch=None`, for a mean over the batch.
 
         Args:
             model: the model, wrapped or not.
             inputs: a batch with its labels, and optionally `sample_weight` `[batch]`.
             return_outputs: whether to return the model's outputs too.
-            num_items_in_batch: items of the whole optimizer step, all processes, as the Trainer counts them; None to
-                average over this batch alone.
+            num_items_in_batch: items of a whole optimizer step, all processes, to divide by in place of the batch's
+                own. Has no say inside `training_step`.
 
         Returns:
             0-dimensional float32 loss, or `(loss, outputs)`.
+
+        Raises:
+            NotImplementedError: a `training_step` asks for the loss without a gradient.
         """
         source = self._loss_source()
         if source is None:
-            if self.args.reweighting != "none":
+            if self._needs_weights:
                 raise self._cannot_unreduce()
             inputs = {k: v for k, v in inputs.items() if k != SAMPLE_WEIGHT}
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        evaluating = not model.training and not torch.is_grad_enabled()
-        batch = source.run(model, inputs, 0.0 if evaluating else self.args.label_smoothing_factor)
-        if evaluating:
+        plain = self._is_plain()
+        batch = source.run(model, inputs, 0.0 if plain else self.args.label_smoothing_factor)
+        if plain:
             loss = self.plain_loss(
                 torch.where(batch.valid, batch.losses.float(), 0.0), batch.valid, batch.auxiliary
             )
@@ -233,6 +311,52 @@ class ReweightingMixin(ModelCardMixin, PlainEvaluationMixin):
             # The Trainer takes the first element of a tuple to be the loss.
             outputs = (loss, *outputs)
         return (loss, outputs) if return_outputs else loss
+
+    def compute_per_sample_losses(self, model: nn.Module, inputs: Any) -> PerSampleLosses:
+        """The losses of a batch before any reduction; the re-weighted counterpart of overriding `compute_loss`.
+
+        Override it for losses that need the inputs, a second model, or several heads. Everything else goes on from
+        what it returns: weights, class and sample weights, accumulation, several processes, the plain `eval_loss`.
+        `super().compute_per_sample_losses(model, inputs)` gives the losses of the model's own head, or of
+        `per_sample_loss_fn`.
+
+        Args:
+            model: the model, wrapped or not, in training or evaluation mode; it is called once.
+            inputs: a batch with its labels, without `sample_weight`.
+
+        Returns:
+            `PerSampleLosses`, or a plain tuple `(losses, outputs)` or `(losses, outputs, valid)`. Label smoothing,
+            which only training has, is in the losses of this method.
+        """
+        source = self._loss_source()
+        if isinstance(source, OverriddenLosses):
+            source.default_used = True
+            source = source.default
+        behind = getattr(super(), "compute_per_sample_losses", None)
+        if behind is not None:
+            return behind(model, inputs)
+        if source is None:
+            raise self._cannot_unreduce()
+        smoothing = 0.0 if self._is_plain() else self.args.label_smoothing_factor
+        batch = source.run(model, inputs, smoothing)
+        return PerSampleLosses(batch.losses, batch.outputs, batch.valid, batch.auxiliary)
+
+    def _is_plain(self) -> bool:
+        """Whether the loss is asked for to evaluate, not to train.
+
+        Raises:
+            NotImplementedError: it is asked for to train, but without a gradient.
+        """
+        if self._evaluates or torch.is_grad_enabled():
+            return self._evaluates
+        trains = self._loss_calls is not None or (self.is_in_train and bool(self._foreign_training_steps()))
+        if trains and self._needs_weights:
+            raise self._refusal(
+                "training_step",
+                "asks for the loss without a gradient, but the weights of re-weighting are constants of a gradient",
+                "ask for the loss with gradients on, or set reweighting='none'",
+            )
+        return not trains
 
     def weigh(self, items: Items, inputs: Any) -> Tensor:
         """Weights of the items of a training micro-batch; override it to weight them in another way.
@@ -264,70 +388,13 @@ class ReweightingMixin(ModelCardMixin, PlainEvaluationMixin):
         if self.is_in_train and torch.is_grad_enabled():
             limit = self.args.tau if clips_at_tau(self.args) else math.inf
             self._statistics.add(items, weights, limit, self.state.global_step + 1)
-        if num_items is None:
-            return total / _at_least_one_item(mass)
-        if self._rescales:
-            self._step_mass = self._step_mass + mass.detach() / num_items
-        # Wrappers average the gradients over the processes; num_items counts the items of all of them.
-        return total * self.accelerator.num_processes / num_items
+        return self._weighted_loss(total / at_least_one_item(mass), mass.detach(), num_items)
 
-    # --- the optimizer step -----------------------------------------------------------------------------------------
-
-    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
-        source = self._loss_source()
-        if source is None:
-            return super()._get_num_items_in_batch(batch_samples, device)
-        if not batch_samples or not torch.is_grad_enabled():
-            return None
-        drop_repeats(
-            batch_samples[-1],
-            self.accelerator.gradient_state,
-            self.accelerator.process_index,
-            self.accelerator.num_processes,
-        )
-        if self._rescales:
-            # Any constant that is the same on every process will do: the gradients are rescaled afterwards.
-            args = self.args
-            samples = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-            # Not torch.tensor, which waits for the device to copy.
-            return torch.full((), float(samples), device=device)
-        head, level = cast(HeadLosses, source), self._level()
-        counts = [
-            reference_at_level(head.reference(batch), level, batch.get(SAMPLE_WEIGHT)).sum().to(device)
-            for batch in batch_samples
-        ]
-        return _at_least_one_item(self.accelerator.reduce(torch.stack(counts).sum(), reduction="sum"))
-
-    def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """One micro-batch forward and backward; after a step's last one, its gradients get their exact scale."""
-        self._weighed = False
-        loss = super().training_step(model, inputs, *args, **kwargs)
-        if not self._weighed and self.args.reweighting != "none":
-            raise NotImplementedError(
-                f"The compute_loss of {type(self).__name__} never calls that of ReweightingMixin, so nothing is "
-                "re-weighted. Call super().compute_loss in it, pass per_sample_loss_fn=(outputs, labels) -> un-reduced "
-                "losses in its stead, or set reweighting='none'."
-            )
-        if not (self._weighed and self._rescales):
-            return loss
-        so_far = self._step_loss
-        self._step_loss = so_far + loss
-        if not self.accelerator.sync_gradients:
-            return loss
-        mass = self.accelerator.reduce(self._step_mass, reduction="sum")
-        factor = torch.where(mass > 0, 1 / mass, 0.0)
-        rescale_gradients(model.parameters(), factor)
-        # The Trainer sums what this method returns over the step: make that sum the rescaled objective.
-        corrected = self._step_loss * factor - so_far
-        self._reset_step()
-        return corrected
-
-    def _reset_step(self) -> None:
-        self._step_mass = torch.zeros((), device=self.args.device)
-        self._step_loss = torch.zeros((), device=self.args.device)
+    # --- state of a training ----------------------------------------------------------------------------------------
 
     def _reset_step_state(self) -> None:
         self._reset_step()
+        self._steps_begun = self._step_finished = 0
         self._statistics = WeightStatistics(self.args.device)
         self._warned_of_saturation = False
 
@@ -340,6 +407,7 @@ class ReweightingMixin(ModelCardMixin, PlainEvaluationMixin):
             NonFiniteLossError: a loss was NaN or infinite; checkpoints written before are kept.
         """
         result = super().train(*args, **kwargs)
+        self._stop_if_not_weighed()
         self._stop_if_not_finite()
         return result
 
@@ -353,6 +421,7 @@ class ReweightingMixin(ModelCardMixin, PlainEvaluationMixin):
         """As the Trainer's; training logs also carry what the weights did since the last one."""
         # Every process comes here with a training log, which the Trainer itself gathers the loss for.
         if "loss" in logs and self._loss_source() is not None:
+            self._stop_if_not_weighed()
             self._stop_if_not_finite()
             if self.args.reweighting != "none":
                 statistics = self._statistics.collect(self.accelerator.gather)
@@ -367,6 +436,7 @@ class ReweightingMixin(ModelCardMixin, PlainEvaluationMixin):
         super().log(logs, *args, **kwargs)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        self._stop_if_not_weighed()
         self._stop_if_not_finite()
         super()._save_checkpoint(*args, **kwargs)
 
@@ -375,11 +445,6 @@ class ReweightingMixin(ModelCardMixin, PlainEvaluationMixin):
         if stops or (stops is None and self.args.reweighting != "none"):
             first_bad_step = self._statistics.first_bad_step(self.accelerator.gather)
             stop_if_not_finite(first_bad_step, self.args.output_dir)
-
-
-def _at_least_one_item(mass: Tensor) -> Tensor:
-    """`mass`, but 1 where it is 0, so that a step without items has loss 0 and not 0 / 0."""
-    return torch.where(mass > 0, mass, 1.0)
 
 
 class ReweightedTrainer(ReweightingMixin, Trainer):

@@ -20,7 +20,6 @@ from rgd_hf.scripts.domains.miro import Variances, miro_penalty
 from rgd_hf.scripts.domains.swad import LossValley, WeightAverage
 from rgd_hf.scripts.domains.sweep import Job
 from rgd_hf.scripts.domains.views import ImageView
-from rgd_hf.scripts.errors import UserError
 from tiny import parameters_of
 
 torch.manual_seed(0)
@@ -174,11 +173,6 @@ def test_balanced_class_weights_count_the_training_domains(tmp_path):
     expected = compute_class_weight("balanced", classes=np.arange(2), y=labels)
     assert trainer._loss_source().class_weights.tolist() == pytest.approx(expected.tolist())
     assert trainer.train().global_step == 4
-
-
-def test_penalties_do_not_mix_with_rescaled_gradients(tmp_path):
-    with pytest.raises(UserError, match="normalize_weights"):
-        trainer_of(tmp_path, "coral", normalize_weights=True)
 
 
 def test_penalty_is_added_to_the_plain_objective(tmp_path):

@@ -82,16 +82,8 @@ class PenaltyTrainer(DomainTrainer):
     """Adds a penalty on a batch's features to the (re-weighted) mean of its losses.
 
     The penalty belongs to the batch, not to a sample, so it is never re-weighted. A step of several micro-batches has
-    the mean of their penalties; each holds all domains.
+    the mean of their penalties, by their share of the step; each holds all domains.
     """
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        if self.args.normalize_weights:
-            raise UserError(
-                "--normalize_weights rescales the gradients of a whole step, and with them the penalty of coral and "
-                "miro: leave it off with these algorithms."
-            )
 
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -99,13 +91,12 @@ class PenaltyTrainer(DomainTrainer):
         """The objective of the Trainer plus the penalty; in evaluation the plain loss."""
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        micro_batches = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
 
         def forward() -> tuple[Tensor, Any]:
             return super(PenaltyTrainer, self).compute_loss(model, inputs, True, num_items_in_batch)
 
         (loss, outputs), penalty = self.with_penalty(forward, inputs)
-        loss = loss + penalty / micro_batches
+        loss = loss + penalty
         return (loss, outputs) if return_outputs else loss
 
     def with_penalty(self, forward: Any, inputs: Mapping[str, Any]) -> tuple[tuple[Tensor, Any], Tensor]:

@@ -1,0 +1,269 @@
+"""A user's overrides against every way to scale a step: the right step, the same however it is cut, or a refusal."""
+
+import pytest
+import torch
+from override_cases import BY_ITSELF, CASES, CountsOtherwise, OwnLoss, StepsTwice
+from torch.nn import functional as F
+from transformers import Trainer
+
+from rgd_hf import GroupDROTrainer, HardExamplesMixin, ReweightedTrainer, ReweightingMixin, rgd_weights
+from tiny import classification_data, gradients_of, parameters_of, relative_error, stack, tiny_bert
+
+SAMPLES = 12
+CLASS_WEIGHTS = [1.0, 3.0, 0.5]
+CUTS = [(12, 1), (5, 3)]
+
+
+def data(sample_weight=False):
+    rows = classification_data(SAMPLES)
+    for i, row in enumerate(rows):
+        if sample_weight:
+            row["sample_weight"] = torch.tensor(float(i % 3))
+    return rows
+
+
+def unreduced(outputs, labels):
+    return F.cross_entropy(outputs.logits, labels, reduction="none")
+
+
+SETTINGS = {
+    "kl": {},
+    "none": {"reweighting": "none"},
+    "normalized": {"normalize_weights": True},
+    "class weights": {"class_weights": CLASS_WEIGHTS},
+    "sample weights, normalized": {"normalize_weights": True},
+    "own losses": {"per_sample_loss_fn": unreduced},
+}
+EVERY_SETTING = pytest.mark.parametrize("setting", SETTINGS)
+
+
+def objective_of(model, setting):
+    """The weighted mean over all samples of the step, as the README states it."""
+    batch = stack(data("sample weights" in setting))
+    losses = F.cross_entropy(model(input_ids=batch["input_ids"]).logits, batch["labels"], reduction="none")
+    weights = torch.ones(SAMPLES) if setting == "none" else rgd_weights(losses)
+    reference = batch.get("sample_weight", torch.ones(SAMPLES))
+    if setting == "class weights":
+        reference = torch.tensor(CLASS_WEIGHTS)[batch["labels"]]
+    items = (reference * weights).sum() if "normalized" in setting else reference.sum()
+    return (reference * weights * losses).sum() / items
+
+
+def gradient_taken(cls, make_args, setting, cut, **arguments):
+    """What one step of plain SGD moved the parameters by, over the learning rate."""
+    size, accumulation = cut
+    args = make_args(
+        max_steps=1,
+        learning_rate=1e-2,
+        per_device_train_batch_size=size,
+        gradient_accumulation_steps=accumulation,
+        train_sampling_strategy="sequential",
+        **arguments,
+    )
+    model = tiny_bert()
+    start = parameters_of(model)
+    trainer = cls(model, args, train_dataset=data("sample weights" in setting), **SETTINGS[setting])
+    trainer.train()
+    return (start - parameters_of(model)) / 1e-2
+
+
+def expected_gradient(case, setting):
+    model = tiny_bert()
+    case.expected(lambda: objective_of(model, setting), model).backward()
+    return gradients_of(model)
+
+
+def assert_same_gradient(found, expected):
+    # The parameters are float32 numbers of size 1, of which the step of 1e-2 keeps some five digits.
+    assert relative_error(found, expected) < 1e-4
+
+
+def left_of_ours(cls):
+    return type(cls.__name__, (cls, ReweightedTrainer), {})
+
+
+@EVERY_SETTING
+@pytest.mark.parametrize("cut", CUTS, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.cls.__name__)
+def test_an_override_in_front_takes_the_right_step_or_is_refused(case, cut, setting, make_args):
+    refusal = case.refused if setting != "none" else None
+    if cut[1] > 1:
+        refusal = refusal or case.refused_cut
+        if "normalized" in setting:
+            refusal = refusal or case.refused_cut_normalized
+    if case.refused and setting == "none":
+        pytest.skip("as the stock Trainer, below")
+    if refusal:
+        with pytest.raises(NotImplementedError, match=refusal):
+            gradient_taken(left_of_ours(case.cls), make_args, setting, cut)
+        return
+    found = gradient_taken(left_of_ours(case.cls), make_args, setting, cut)
+    assert_same_gradient(found, expected_gradient(case, setting))
+
+
+@pytest.mark.parametrize("cut", CUTS, ids=str)
+@pytest.mark.parametrize("case", [case for case in CASES if case.refused], ids=lambda case: case.cls.__name__)
+def test_none_leaves_what_it_cannot_scale_to_the_stock_trainer(case, cut, make_args):
+    if case.cls.__name__ == "LeavesTheLossOut":
+        # Not the stock Trainer's step, which is too long by the number of micro-batches: the mean that was asked for.
+        expected = expected_gradient(CASES[0], "none")
+    else:
+        stock = type(case.cls.__name__, (case.cls, Trainer), {})
+        model = tiny_bert()
+        start = parameters_of(model)
+        args = make_args(
+            max_steps=1,
+            learning_rate=1e-2,
+            per_device_train_batch_size=cut[0],
+            gradient_accumulation_steps=cut[1],
+            train_sampling_strategy="sequential",
+        )
+        stock(model, args, train_dataset=data()).train()
+        expected = (start - parameters_of(model)) / 1e-2
+    found = gradient_taken(left_of_ours(case.cls), make_args, "none", cut)
+    assert torch.equal(found, expected) or relative_error(found, expected) < 1e-4
+
+
+TRAINING_STEPS = [case for case in CASES if hasattr(case.cls, "training_step") and not case.refused]
+
+
+@EVERY_SETTING
+@pytest.mark.parametrize("cut", CUTS, ids=str)
+@pytest.mark.parametrize("case", TRAINING_STEPS, ids=lambda case: case.cls.__name__)
+def test_a_training_step_behind_takes_the_right_step_or_is_refused(case, cut, setting, make_args):
+    theirs = type(case.cls.__name__, (case.cls, Trainer), {})
+    ours = type("Ours", (ReweightingMixin, theirs), {})
+    if cut[1] > 1 and case.refused_cut:
+        with pytest.raises(NotImplementedError, match=BY_ITSELF.format(case.cls.__name__)):
+            gradient_taken(ours, make_args, setting, cut)
+        return
+    assert_same_gradient(gradient_taken(ours, make_args, setting, cut), expected_gradient(case, setting))
+
+
+@EVERY_SETTING
+def test_another_count_of_items_is_refused_where_it_would_be_used(setting, make_args):
+    cls = left_of_ours(CountsOtherwise)
+    if setting in ("own losses", "normalized", "sample weights, normalized"):
+        found = gradient_taken(cls, make_args, setting, (4, 3))
+        assert_same_gradient(found, expected_gradient(CASES[0], setting))
+        return
+    with pytest.raises(
+        NotImplementedError, match=r"CountsOtherwise\.get_batch_samples returns another number"
+    ):
+        gradient_taken(cls, make_args, setting, (4, 3))
+
+
+class TestLossBehind:
+    """The class's own `compute_loss` stands to the right of the mixin, where it would never be called."""
+
+    class Theirs(OwnLoss, Trainer):
+        pass
+
+    class Ours(ReweightingMixin, Theirs):
+        pass
+
+    @pytest.mark.parametrize("settings", [{}, {"reweighting": "none", "class_weights": "balanced"}])
+    def test_is_refused_when_it_is_made(self, settings, make_args):
+        with pytest.raises(
+            NotImplementedError, match=r"OwnLoss\.compute_loss .* Give Ours a method compute_per"
+        ):
+            self.Ours(tiny_bert(), make_args(), train_dataset=data(), **settings)
+
+    @pytest.mark.parametrize("cut", CUTS, ids=str)
+    def test_is_what_none_trains_on(self, cut, make_args):
+        found = []
+        for cls, settings in ((self.Theirs, {}), (self.Ours, {"reweighting": "none"})):
+            args = make_args(per_device_train_batch_size=cut[0], gradient_accumulation_steps=cut[1])
+            trainer = cls(tiny_bert(), args, train_dataset=data(), eval_dataset=data(), **settings)
+            trainer.train()
+            found.append((parameters_of(trainer.model), trainer.evaluate()["eval_loss"]))
+        assert torch.equal(found[0][0], found[1][0]) and found[0][1] == found[1][1]
+
+    def test_gives_way_to_losses_that_are_not_reduced(self, make_args):
+        class Ported(self.Ours):
+            def compute_per_sample_losses(self, model, inputs):
+                outputs = model(input_ids=inputs["input_ids"])
+                return unreduced(outputs, inputs["labels"]), outputs
+
+        for cls, settings in ((Ported, {}), (self.Ours, {"per_sample_loss_fn": unreduced})):
+            args = make_args(max_steps=1, learning_rate=1e-2, per_device_train_batch_size=SAMPLES)
+            model = tiny_bert()
+            start = parameters_of(model)
+            cls(model, args, train_dataset=data(), **settings).train()
+            assert_same_gradient((start - parameters_of(model)) / 1e-2, expected_gradient(CASES[0], "kl"))
+
+    def test_scale_is_the_class_s_own(self, make_args):
+        class Scaled(self.Theirs):
+            loss_is_scaled_for_ga = False
+
+        trainer = type("Ours", (ReweightingMixin, Scaled), {})(tiny_bert(), make_args(), reweighting="none")
+        assert trainer.loss_is_scaled_for_ga is False
+
+
+def test_a_loss_scale_that_is_not_the_class_s_own_is_refused(make_args):
+    class Mine(ReweightedTrainer):
+        loss_is_scaled_for_ga = False
+
+    with pytest.raises(ValueError, match=r"Mine\.loss_is_scaled_for_ga .* remove it"):
+        Mine(tiny_bert(), make_args())
+
+
+def test_a_sample_weight_that_nothing_reads_is_refused(make_args):
+    cls = TestLossBehind.Ours
+    trainer = cls(tiny_bert(), make_args(), train_dataset=data(sample_weight=True), reweighting="none")
+    with pytest.raises(NotImplementedError, match=r"'sample_weight'.*remove or rename"):
+        trainer.train()
+
+
+def test_groups_that_nothing_reads_are_refused(make_args):
+    cls = type("Groups", (GroupDROTrainer, TestLossBehind.Theirs), {})
+    with pytest.raises(NotImplementedError, match="GroupDRO"):
+        cls(tiny_bert(), make_args(), num_groups=2, reweighting="none")
+
+
+class TestOrder:
+    def test_the_trainer_to_the_left_is_refused(self):
+        with pytest.raises(TypeError, match=r"Write class Wrong\(ReweightingMixin, Trainer\)"):
+
+            class Wrong(Trainer, ReweightingMixin):
+                pass
+
+    def test_so_is_a_class_of_the_users(self):
+        class Mine(Trainer):
+            pass
+
+        with pytest.raises(TypeError, match=r"Write class Wrong\(ReweightingMixin, Mine\)"):
+
+            class Wrong(Mine, ReweightingMixin):
+                pass
+
+    def test_and_the_other_mixins(self):
+        with pytest.raises(TypeError, match=r"HardExamplesMixin has to stand to the left"):
+
+            class Wrong(ReweightedTrainer, HardExamplesMixin):
+                pass
+
+    def test_a_class_of_the_users_may_stand_to_the_left_of_ours(self, make_args):
+        class Mine(Trainer):
+            def compute_loss(self, *args, **kwargs):
+                return super().compute_loss(*args, **kwargs)
+
+        class Right(Mine, ReweightedTrainer):
+            pass
+
+        assert_same_gradient(
+            gradient_taken(Right, make_args, "kl", (4, 3)), expected_gradient(CASES[0], "kl")
+        )
+
+
+def test_an_optimizer_that_steps_in_backward_does_not_accumulate(make_args):
+    with pytest.raises(ValueError, match=r"optim=.*adalomo.*gradient_accumulation_steps=1"):
+        ReweightedTrainer(tiny_bert(), make_args(optim="adalomo", gradient_accumulation_steps=2))
+    ReweightedTrainer(tiny_bert(), make_args(optim="adalomo"), normalize_weights=True)
+
+
+def test_two_steps_of_a_training_step_that_repeats_are_two_steps(make_args):
+    """What counts the calls of one step is not left over for the next."""
+    args = make_args(max_steps=3)
+    trainer = left_of_ours(StepsTwice)(tiny_bert(), args, train_dataset=data(), normalize_weights=True)
+    assert trainer.train().global_step == 3
