@@ -126,7 +126,7 @@ def load_data(args: DataArguments, task: GlueTask | None) -> DatasetDict:
     held_out = args.holdout_fraction is not None
     validation = () if held_out else task.validation if task else ("validation",)
     if held_out and args.train_file:
-        return read_splits({"train": args.train_file})
+        return read_splits({"train": args.train_file}, args.label_column)
     if (args.train_file is None) != (args.validation_file is None):
         raise UserError(
             "give both --train_file and --validation_file, or neither; or --train_file and --holdout_fraction."
@@ -134,9 +134,9 @@ def load_data(args: DataArguments, task: GlueTask | None) -> DatasetDict:
     if args.train_file and args.dataset_dir:
         raise UserError("give either --dataset_dir or --train_file and --validation_file, not both.")
     if args.train_file and args.validation_file:
-        return read_splits({"train": args.train_file, validation[0]: args.validation_file})
+        return read_splits({"train": args.train_file, validation[0]: args.validation_file}, args.label_column)
     if args.dataset_dir:
-        return read_directory(args.dataset_dir, ["train", *validation])
+        return read_directory(args.dataset_dir, ["train", *validation], args.label_column)
     if args.task_name is None:
         raise UserError(
             f"no data: give --task_name ({', '.join(GLUE_TASKS)}), or your own files: {LOCAL_HINT}."

@@ -1,57 +1,175 @@
-"""Data sets from the user's own files: csv, tsv, json, jsonl, parquet."""
+"""Data sets and tables from the user's own files: delimited text, json, jsonl, parquet."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
+from rgd_hf.scripts.column_types import column_names, typed_tables
+from rgd_hf.scripts.delimited import read_delimited
 from rgd_hf.scripts.errors import UserError, listed
+from rgd_hf.scripts.json_rows import read_json
+from rgd_hf.scripts.results import say
 
-READERS: dict[str, tuple[str, dict]] = {
-    ".csv": ("csv", {}),
-    ".tsv": ("csv", {"sep": "\t"}),
-    ".json": ("json", {}),
-    ".jsonl": ("json", {}),
-    ".parquet": ("parquet", {}),
-}
+TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".data", ".csv.gz", ".tsv.gz")
+SUFFIXES = (*TEXT_SUFFIXES, ".json", ".jsonl", ".parquet")
 
 
-def read_file(filename: str | Path) -> Dataset:
-    """Read one file into a data set with at least one row.
+def say_warning(message: str) -> None:
+    """Print a warning on the main process."""
+    say(f"warning: {message}")
+
+
+def suffix_of(path: str | Path) -> str:
+    """The suffix in lower case, with the one before `.gz`."""
+    suffixes = Path(path).suffixes
+    return "".join(suffixes[-2:] if suffixes[-1:] == [".gz"] else suffixes[-1:]).lower()
+
+
+def read_arrow(
+    files: Mapping[str, str | Path], target: str | None = None, warn: Callable[[str], Any] = say_warning
+) -> dict[str, pa.Table]:
+    """Read files into Arrow tables with at least one row each, their text columns typed alike.
 
     Args:
-        filename: a file whose suffix is one of `READERS`.
+        files: by split; the suffix of each is one of `SUFFIXES`.
+        target: the column of classes or of numbers to predict, see `typed_tables`.
+        warn: called with a sentence for everything that is left out, renamed or could have been read differently.
 
     Raises:
         UserError: no such file, another suffix, a content that is not what the suffix says, or no rows.
     """
-    path = Path(filename)
+    tables = {split: _read_one(Path(filename), warn) for split, filename in files.items()}
+    texts = [split for split, filename in files.items() if suffix_of(filename) in TEXT_SUFFIXES]
+    if texts:
+        where = " and ".join(str(files[split]) for split in texts)
+        typed = typed_tables([tables[split] for split in texts], where, target, warn)
+        tables |= dict(zip(texts, typed))
+    return tables
+
+
+def _read_one(path: Path, warn: Callable[[str], Any]) -> pa.Table:
+    suffix = _checked_suffix(path)
+    if suffix in TEXT_SUFFIXES:
+        table = read_delimited(path, warn)
+    elif suffix == ".parquet":
+        table = _read_parquet(path)
+    else:
+        table = read_json(path, suffix == ".jsonl", warn)
+    if not table.num_rows:
+        raise UserError(f"{path} has no rows; columns: {listed(table.column_names)}.")
+    nameless = [
+        position
+        for position, name in enumerate(table.column_names)
+        if not name.strip() and _is_empty(table.column(position))
+    ]
+    if nameless:
+        warn(f"{path}: {len(nameless)} column(s) without a name and without values are left out.")
+        table = table.select([i for i in range(table.num_columns) if i not in nameless])
+    return table.rename_columns(column_names(table.column_names, str(path), warn))
+
+
+def _is_empty(column: pa.ChunkedArray) -> bool:
+    if pa.types.is_string(column.type):
+        return bool(pc.all(pc.equal(pc.utf8_trim_whitespace(column), ""), min_count=0).as_py())
+    return column.null_count == len(column)
+
+
+def _checked_suffix(path: Path) -> str:
     if not path.is_file():
-        raise UserError(f"there is no file {str(filename)!r} (looked in {Path.cwd()}).")
-    if path.suffix.lower() not in READERS:
-        raise UserError(f"{path}: the suffix must be one of {listed(READERS)}, not {path.suffix!r}.")
+        raise UserError(f"there is no file {str(path)!r} (looked in {Path.cwd()}).")
+    suffix = suffix_of(path)
+    if suffix not in SUFFIXES:
+        raise UserError(f"{path}: the suffix must be one of {listed(SUFFIXES)}, not {suffix!r}.")
     if path.stat().st_size == 0:
         raise UserError(f"{path} is empty: at least one row is needed.")
-    reader, options = READERS[path.suffix.lower()]
+    return suffix
+
+
+def _read_parquet(path: Path) -> pa.Table:
     try:
-        dataset = load_dataset(reader, data_files={"train": str(path)}, split="train", **options)
+        return _plain_values(pq.ParquetFile(path).read())
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise UserError(
+            f"{path} could not be read as parquet: {' '.join(str(error).split())[:300]}"
+        ) from error
+
+
+def _plain_values(table: pa.Table) -> pa.Table:
+    """Categories (dictionary columns) as the values that they stand for, decimal numbers as float64."""
+    for position, column_field in enumerate(table.schema):
+        kind = column_field.type
+        if pa.types.is_dictionary(kind):
+            kind = kind.value_type
+        if pa.types.is_decimal(kind):
+            kind = pa.float64()
+        if kind != column_field.type:
+            table = table.set_column(
+                position, column_field.with_type(kind), table.column(position).cast(kind)
+            )
+    return table
+
+
+def read_file(filename: str | Path, warn: Callable[[str], Any] = say_warning) -> Dataset:
+    """Read one file into a data set with at least one row.
+
+    Args:
+        filename: a file whose suffix is one of `SUFFIXES`.
+        warn: called with a sentence for everything that is left out, renamed or could have been read differently.
+
+    Raises:
+        UserError: no such file, another suffix, a content that is not what the suffix says, or no rows.
+    """
+    return read_splits({"train": filename}, warn=warn)["train"]
+
+
+def read_splits(
+    files: Mapping[str, str | Path], target: str | None = None, warn: Callable[[str], Any] = say_warning
+) -> DatasetDict:
+    """Read one file a split, e.g. `{"train": "a.csv", "validation": "b.csv"}`; for the rest see `read_arrow`.
+
+    Raises:
+        UserError: a file cannot be read, or has no rows.
+    """
+    mapped = {split: name for split, name in files.items() if _is_mappable(Path(name))}
+    tables = read_arrow({split: name for split, name in files.items() if split not in mapped}, target, warn)
+    return DatasetDict(
+        {split: _mapped(Path(files[split])) if split in mapped else Dataset(tables[split]) for split in files}
+    )
+
+
+def _is_mappable(path: Path) -> bool:
+    """Whether `datasets` reads the file as it is: parquet without categories, which may be larger than the memory."""
+    if _checked_suffix(path) != ".parquet":
+        return False
+    try:
+        schema = pq.read_schema(path)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(
+            f"{path} could not be read as parquet: {' '.join(str(error).split())[:300]}"
+        ) from error
+    names = [name.strip() for name in schema.names]
+    plain = not any(pa.types.is_dictionary(kind) or pa.types.is_decimal(kind) for kind in schema.types)
+    return plain and names == schema.names and len(set(names)) == len(names) and "" not in names
+
+
+def _mapped(path: Path) -> Dataset:
+    try:
+        dataset = load_dataset("parquet", data_files={"train": str(path)}, split="train")
     except (DatasetGenerationError, ValueError, OSError) as error:
-        if "corresponds to no data" in str(error):  # what a header alone gives
-            raise UserError(f"{path} has no rows.") from error
         reason = " ".join(str(error.__cause__ or error).split())
-        raise UserError(f"{path} could not be read as {reader}: {reason[:300]}") from error
-    if len(dataset) == 0:
-        raise UserError(f"{path} has no rows.")
+        raise UserError(f"{path} could not be read as parquet: {reason[:300]}") from error
+    if not len(dataset):
+        raise UserError(f"{path} has no rows; columns: {listed(dataset.column_names)}.")
     return dataset
 
 
-def read_splits(files: dict[str, str | Path]) -> DatasetDict:
-    """Read one file a split, e.g. `{"train": "a.csv", "validation": "b.csv"}`."""
-    return DatasetDict({split: read_file(filename) for split, filename in files.items()})
-
-
-def read_directory(directory: str | Path, splits: Iterable[str]) -> DatasetDict:
+def read_directory(directory: str | Path, splits: Iterable[str], target: str | None = None) -> DatasetDict:
     """Read `<split>.<suffix>` of a directory for every one of `splits`.
 
     Raises:
@@ -60,20 +178,20 @@ def read_directory(directory: str | Path, splits: Iterable[str]) -> DatasetDict:
     folder = Path(directory)
     if not folder.is_dir():
         raise UserError(f"there is no directory {str(directory)!r} (looked in {Path.cwd()}).")
-    present = sorted(path for path in folder.iterdir() if path.suffix.lower() in READERS)
+    present = sorted(path for path in folder.iterdir() if suffix_of(path) in SUFFIXES)
     files: dict[str, str | Path] = {}
     for split in splits:
-        candidates = [path for path in present if path.stem == split]
+        candidates = [path for path in present if path.name[: -len(suffix_of(path))] == split]
         if len(candidates) != 1:
             problem = (
                 f"several files for the split {split!r}" if candidates else f"no file for the split {split!r}"
             )
             raise UserError(
-                f"{folder} has {problem}: one {split}.parquet (or {', '.join(list(READERS)[:-1])}) is needed; "
+                f"{folder} has {problem}: one {split}.parquet (or {', '.join(SUFFIXES[:-1])}) is needed; "
                 f"data files found: {listed(path.name for path in present)}."
             )
         files[split] = candidates[0]
-    return read_splits(files)
+    return read_splits(files, target)
 
 
 def require_columns(dataset: Dataset, columns: Iterable[str], where: str) -> None:

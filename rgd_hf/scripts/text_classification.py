@@ -3,16 +3,20 @@
 Works on a `DatasetDict` with a `train` split and any number of validation splits.
 """
 
-from collections.abc import Sequence
+import math
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict
 from transformers import PreTrainedTokenizerBase
 
-from rgd_hf.scripts.data_files import require_columns
+from rgd_hf.scripts.column_types import MISSING_NUMBERS
+from rgd_hf.scripts.data_files import require_columns, say_warning
 from rgd_hf.scripts.errors import UserError, listed
 
+MANY_CLASSES = 20
 PAIRS = (
     ("sentence1", "sentence2"),
     ("question1", "question2"),
@@ -31,10 +35,12 @@ class Labels:
         kind: `"single_label_classification"`, `"multi_label_classification"` or `"regression"`, the values of
             `PretrainedConfig.problem_type`.
         names: the classes, in the order of their numbers; empty for regression.
+        numbered: whether the data itself gave the classes these numbers, so that a column of numbers may stand for them.
     """
 
     kind: str
     names: tuple[str, ...]
+    numbered: bool = True
 
     @property
     def config(self) -> dict[str, Any]:
@@ -86,7 +92,9 @@ def find_text_columns(
     )
 
 
-def find_labels(dataset: Dataset, column: str, where: str) -> Labels:
+def find_labels(
+    dataset: Dataset, column: str, where: str, warn: Callable[[str], Any] = say_warning
+) -> Labels:
     """What the training split's label column holds.
 
     Class numbers, strings and booleans are classes, floats are a regression's target, lists are sets of labels.
@@ -98,20 +106,31 @@ def find_labels(dataset: Dataset, column: str, where: str) -> Labels:
     feature = dataset.features[column]
     if isinstance(feature, ClassLabel):
         return Labels("single_label_classification", tuple(feature.names))
-    values = _label_values(dataset, column, where)
+    values = _label_values(dataset, column, where, warn)
     if isinstance(values[0], float):
+        if len(set(values)) <= MANY_CLASSES and all(value.is_integer() for value in values):
+            warn(
+                f"the label column {column!r} of {where} holds the fractional type of numbers, but {len(set(values))} "
+                "whole ones alone: they are predicted as amounts. For classes, write whole numbers (1, not 1.0)."
+            )
         return Labels("regression", ())
     is_set = isinstance(values[0], list)
     inner = getattr(feature, "feature", None)
     if is_set and isinstance(inner, ClassLabel):
         return Labels("multi_label_classification", tuple(inner.names))
     classes = sorted({value for row in values for value in row} if is_set else set(values))
+    words = [value for value in classes if re.match(MISSING_NUMBERS, str(value))]
+    if words:
+        warn(
+            f"the label column {column!r} of {where} has the class(es) {listed(words)}; leave out those rows if their "
+            "labels are missing."
+        )
     if len(classes) < 2:
         raise UserError(
             f"the label column {column!r} of {where} has {len(classes)} class(es), {listed(classes)}: two are needed."
         )
     kind = "multi_label_classification" if is_set else "single_label_classification"
-    return Labels(kind, tuple(map(str, classes)))
+    return Labels(kind, tuple(map(str, classes)), numbered=not isinstance(classes[0], str))
 
 
 def encode_labels(dataset: Dataset, column: str, labels: Labels, where: str) -> list[Any]:
@@ -124,10 +143,16 @@ def encode_labels(dataset: Dataset, column: str, labels: Labels, where: str) -> 
     values = _label_values(dataset, column, where)
     if labels.kind == "regression":
         try:
-            return [float(value) for value in values]
+            targets = [float(value) for value in values]
         except (TypeError, ValueError) as error:
             raise UserError(f"the label column {column!r} of {where} must hold numbers: {error}.") from error
-    numbers = _class_numbers(dataset.features[column], labels.names)
+        infinite = sum(not math.isfinite(target) for target in targets)
+        if infinite:
+            raise UserError(
+                f"the label column {column!r} of {where} has {infinite:,} number(s) that are not finite."
+            )
+        return targets
+    numbers = _class_numbers(dataset.features[column], labels)
     rows = values if labels.kind == "multi_label_classification" else [[value] for value in values]
     strange = sorted({str(value) for row in rows for value in row if value not in numbers})
     if strange:
@@ -142,26 +167,59 @@ def encode_labels(dataset: Dataset, column: str, labels: Labels, where: str) -> 
     return [[float(number in row) for number in range(len(labels.names))] for row in chosen]
 
 
-def _class_numbers(feature: Any, names: Sequence[str]) -> dict[Any, int]:
+def _class_numbers(feature: Any, labels: Labels) -> dict[Any, int]:
     """From what the column holds to a class number: names, or numbers that are either names or positions."""
+    names = labels.names
     inner = getattr(feature, "feature", feature)
-    if getattr(inner, "dtype", "") in ("string", "large_string"):
-        return {name: number for number, name in enumerate(names)}
-    if getattr(inner, "dtype", "") == "bool":
-        return {False: 0, True: 1}
+    kind = getattr(inner, "dtype", "")
+    by_name = {name: number for number, name in enumerate(names)}
+    if kind in ("string", "large_string"):
+        return by_name
+    if kind == "bool" and set(names) == {"False", "True"}:
+        return {value: by_name[str(value)] for value in (False, True)}
     # Numbers of a plain column are its classes' names; those of a ClassLabel, or of GLUE, are positions.
-    by_name = not isinstance(inner, ClassLabel) and all(name.lstrip("-").isdigit() for name in names)
-    return {int(name) if by_name else number: number for number, name in enumerate(names)}
+    if not isinstance(inner, ClassLabel) and all(name.lstrip("-").isdigit() for name in names):
+        return {int(name): number for number, name in enumerate(names)}
+    return {number: number for number in range(len(names))} if labels.numbered else {}
 
 
-def _label_values(dataset: Dataset, column: str, where: str) -> list[Any]:
+def _label_values(
+    dataset: Dataset, column: str, where: str, warn: Callable[[str], Any] | None = None
+) -> list[Any]:
+    """The values of a label column, strings without spaces around them; values that this makes equal are warned of."""
     values = dataset[column][:]
     missing = sum(value is None or value != value for value in values)
     if missing:
         raise UserError(
             f"the label column {column!r} of {where} is empty in {missing} of {len(values)} rows."
         )
-    return values
+    plain = [_without_spaces(value) for value in values]
+    if warn is not None and isinstance(plain[0], str):
+        names = set(values)
+        twins = sorted(name for name in names if name != name.strip() and len(names & {name.strip()}))
+        if twins:
+            count = sum(value in twins for value in values)
+            warn(
+                f"the label column {column!r} of {where} has {count:,} label(s) that differ from others in spaces around "
+                f"them alone, taken as the same: {listed(twins[:10])}."
+            )
+    return plain
+
+
+def _without_spaces(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_spaces(item) for item in value]
+    return value.strip() if isinstance(value, str) else value
+
+
+def _check_texts(dataset: Dataset, columns: Sequence[str], where: str) -> None:
+    """Count empty texts, which are encoded as such; refuse a column that holds none."""
+    for column in columns:
+        if getattr(dataset.features[column], "dtype", None) not in ("string", "large_string"):
+            raise UserError(f"the column {column!r} of {where} holds {dataset.features[column]}, not texts.")
+        empty = sum(not text or text.isspace() for text in dataset[column])
+        if empty:
+            say_warning(f"{empty:,} of {len(dataset):,} texts in the column {column!r} of {where} are empty.")
 
 
 def tokenize(
@@ -193,6 +251,7 @@ def tokenize(
         where = (names or {}).get(split, f"the {split} split")
         require_columns(dataset, text_columns, where)
         encoded_labels = encode_labels(dataset, label_column, labels, where)
+        _check_texts(dataset, text_columns, where)
 
         def encode(batch: dict[str, list[Any]]) -> dict[str, Any]:
             texts = [[text or "" for text in batch[column]] for column in text_columns]

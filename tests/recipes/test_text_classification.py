@@ -56,7 +56,7 @@ def test_text_columns_that_cannot_be_told_must_be_named():
 def test_labels_of_plain_columns(values, kind, names, encoded):
     dataset = columns(label=values)
     labels = find_labels(dataset, "label", "the data")
-    assert labels == Labels(kind, names)
+    assert (labels.kind, labels.names) == (kind, names)
     assert encode_labels(dataset, "label", labels, "the data") == encoded
 
 

@@ -1,6 +1,7 @@
 """What each column of a table is, what is wrong with it, and what the target means."""
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,14 +9,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from rgd_hf.scripts.column_types import MISSING_NUMBERS
 from rgd_hf.scripts.errors import UserError, listed
-from rgd_hf.scripts.tabular.preprocessing import as_dates, as_numbers
+from rgd_hf.scripts.tabular.preprocessing import as_dates, as_numbers, is_day_first
 
 KINDS = ("numeric", "categorical", "date")
 TASKS = ("classification", "regression")
 MAX_INTEGER_CLASSES = 20
 # A column is what at least this share of its values is; the rest are taken as missing, with a warning.
 _SHARE = 0.95
+_LEADING_ZERO = r"^\s*[+-]?0\d"
 _LOOKS_LIKE_DATE = re.compile(r"^\s*\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T]\d{1,2}:\d{2}.*)?\s*$")
 
 
@@ -75,6 +78,7 @@ def choose_columns(
             unusable.setdefault(problem, []).append(name)
             continue
         kind = kinds.get(name) or infer_kind(frame[name], warn)
+        _warn_of_lost_values(frame[name], kind, warn)
         if kind != "date":
             _warn_of_identifier(frame[name], kind, warn)
         columns.append({"name": name, "kind": kind})
@@ -117,36 +121,65 @@ def _unusable(values: pd.Series) -> str | None:
 
 
 def infer_kind(values: pd.Series, warn: Callable[[str], Any]) -> str:
-    """`"numeric"`, `"categorical"` or `"date"`; infinite values and mixed types are warned of."""
+    """`"numeric"`, `"categorical"` or `"date"`; mixed types are warned of."""
     name = values.name
     if pd.api.types.is_bool_dtype(values):
         return "categorical"
-    if pd.api.types.is_numeric_dtype(values):
-        infinite = int(np.isinf(values.dropna().to_numpy(dtype="float64")).sum())
-        if infinite:
-            warn(f"column {name!r} has {infinite} infinite value(s), taken as missing.")
+    if pd.api.types.is_numeric_dtype(values) or pd.api.types.is_timedelta64_dtype(values):
         return "numeric"
     if pd.api.types.is_datetime64_any_dtype(values):
         return "date"
     present = values.dropna()
-    if pd.api.types.is_timedelta64_dtype(values):
-        return "numeric"
     if isinstance(values.dtype, pd.CategoricalDtype) or all(isinstance(value, bool) for value in present):
         return "categorical"
     texts = present.astype(str)
     mixed = len({type(value) for value in present}) > 1
-    numbers = as_numbers(present)
-    share = 1 - np.isnan(numbers).mean()
+    share = 1 - np.isnan(as_numbers(present)).mean()
     if share >= _SHARE:
-        if share < 1:
-            odd = sorted(set(texts[np.isnan(numbers)]))[:5]
-            warn(f"column {name!r} is numeric but for {listed(odd)}, taken as missing.")
-        return "numeric"
+        codes = int(texts.str.match(_LEADING_ZERO).sum())
+        if not codes:
+            return "numeric"
+        warn(
+            f"column {name!r} has {codes:,} number(s) with leading zeros, as codes have; its values are taken as "
+            f"categories. --numeric_columns {name!r} takes them as numbers."
+        )
+        return "categorical"
     if texts.str.match(_LOOKS_LIKE_DATE).mean() >= _SHARE and as_dates(present).notna().mean() >= _SHARE:
         return "date"
     if mixed or share >= 0.05:
         warn(f"column {name!r} mixes numbers and text; its values are taken as categories.")
     return "categorical"
+
+
+def _warn_of_lost_values(values: pd.Series, kind: str, warn: Callable[[str], Any]) -> None:
+    """Warn of values that are no numbers or no dates in a column of them, and of those that float64 takes for one."""
+    present = values.dropna()
+    if kind == "categorical" or pd.api.types.is_datetime64_any_dtype(values):
+        return
+    if kind == "date":
+        day_first = is_day_first(values)
+        lost = as_dates(present, day_first).isna().to_numpy()
+    else:
+        numbers = as_numbers(present)
+        lost = np.isnan(numbers)
+    if lost.any():
+        counts = present[lost].astype(str).value_counts()
+        named = ", ".join(f"{value!r} ({count:,})" for value, count in list(counts.items())[:5])
+        more = f" and {len(counts) - 5:,} more" if len(counts) > 5 else ""
+        infinite = bool(set(counts.index.str.lower().str.lstrip("+-")) <= {"inf", "infinity"})
+        problem = (
+            "infinite value(s)"
+            if infinite
+            else f"value(s) that are no {'dates' if kind == 'date' else 'numbers'}"
+        )
+        warn(f"column {values.name!r} has {int(lost.sum()):,} {problem}, taken as missing: {named}{more}.")
+    if kind == "numeric" and not pd.api.types.is_float_dtype(present):
+        same = present.nunique() - len(np.unique(numbers[~lost])) - int(present[lost].nunique())
+        if same > 0 and np.nanmax(np.abs(numbers)) >= 2**53:
+            warn(
+                f"column {values.name!r} has numbers beyond 2**53, of which {same:,} cannot be told from another in "
+                f"float64. If they are names, not amounts: --categorical_columns {values.name!r}."
+            )
 
 
 def _warn_of_identifier(values: pd.Series, kind: str, warn: Callable[[str], Any]) -> None:
@@ -201,12 +234,16 @@ def find_target(
         UserError: no target value, one class only, classes too rare to split into training, validation and test,
             or a regression on values that are no numbers.
     """
-    values = frame[name].map(lambda v: np.nan if isinstance(v, float) and np.isinf(v) else v)
-    missing = int(values.isna().sum())
-    if missing:
-        warn(f"{missing} row(s) without a target are left out.")
-        frame = frame[values.notna().to_numpy()]
-        values = frame[name]
+    infinite = (
+        frame[name].map(lambda value: isinstance(value, float) and np.isinf(value)).to_numpy(dtype=bool)
+    )
+    missing = frame[name].isna().to_numpy(dtype=bool)
+    if infinite.any():
+        warn(f"{int(infinite.sum()):,} row(s) with an infinite target are left out.")
+    if missing.any():
+        warn(f"{int(missing.sum()):,} row(s) without a target are left out.")
+    frame = frame[~(missing | infinite)]
+    values = frame[name]
     if not len(values):
         raise UserError(f"the target column {name!r} has no values.")
     if _is_regression(values, args.task):
@@ -217,7 +254,17 @@ def find_target(
         if numbers.min() == numbers.max():
             raise UserError(f"the target column {name!r} has one value only: {numbers[0]:g}.")
         return frame, Target(name)
-    plain = values.map(_plain)
+    plain = values.map(_plain).astype(object)
+    kinds = Counter("number" if type(value) in (int, float) else type(value).__name__ for value in plain)
+    if len(kinds) > 1:
+        found = " and ".join(f"{count:,} {kind}" for kind, count in kinds.items())
+        warn(f"the target column {name!r} mixes types ({found}); the values are compared as texts.")
+        plain = plain.map(str)
+    words = [word for word, count in plain.value_counts().items() if re.match(MISSING_NUMBERS, str(word))]
+    if words:
+        warn(
+            f"the target column {name!r} has the class(es) {listed(words)}; leave the cells empty if they are missing."
+        )
     counts = plain.value_counts()
     rare = counts[counts < 3]
     if len(rare) and len(counts) > 1:

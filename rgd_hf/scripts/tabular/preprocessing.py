@@ -169,7 +169,7 @@ def as_numbers(values: pd.Series) -> np.ndarray:
 
 
 def as_categories(values: pd.Series) -> np.ndarray:
-    """A column as strings, `MISSING` where it is missing; 1 and 1.0 are the same category."""
+    """A column as strings without spaces around them, `MISSING` where it is missing; 1 and 1.0 are the same category."""
     return np.array([_as_category(value) for value in values.astype(object)], dtype=object)
 
 
@@ -178,7 +178,7 @@ def _as_category(value: Any) -> str:
         return MISSING
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
-    return str(value)
+    return str(value).strip() or MISSING
 
 
 def date_parts(values: pd.Series, day_first: bool = False) -> np.ndarray:

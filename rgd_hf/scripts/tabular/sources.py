@@ -1,7 +1,5 @@
 """Tables from files, from the Hub, and from scikit-learn's embedded data sets."""
 
-import csv
-import gzip
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,18 +8,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image
 from sklearn import datasets as embedded
 
+from rgd_hf.scripts.column_types import column_names
+from rgd_hf.scripts.data_files import SUFFIXES, read_arrow, say_warning, suffix_of
 from rgd_hf.scripts.errors import UserError, listed
 from rgd_hf.scripts.hub import load_hub_dataset
 
-CSV_SUFFIXES = (".csv", ".tsv", ".txt", ".data", ".csv.gz", ".tsv.gz")
-READERS: dict[str, Callable[..., pd.DataFrame]] = {
-    ".parquet": pd.read_parquet,
-    ".json": pd.read_json,
-    ".jsonl": lambda path: pd.read_json(path, lines=True),
-}
 EMBEDDED: dict[str, Callable[..., Any]] = {
     "breast_cancer": embedded.load_breast_cancer,
     "wine": embedded.load_wine,
@@ -31,7 +27,6 @@ EMBEDDED: dict[str, Callable[..., Any]] = {
     "covtype": lambda **options: embedded.fetch_covtype(download_if_missing=False, **options),
 }
 MAX_PIXELS = 64 * 64
-_DECIMAL_COMMA = r"[-+]?(\d+|\d{1,3}(\.\d{3})+)(,\d+)?([eE][-+]?\d+)?"
 
 
 @dataclass(frozen=True)
@@ -51,20 +46,21 @@ class Table:
     max_rows: int | None = None
 
 
-def load_table(name: str, target: str | None) -> Table:
+def load_table(name: str, target: str | None, warn: Callable[[str], Any] = say_warning) -> Table:
     """Load a table by what `name` is: a file, one of `EMBEDDED`, or a data set of the Hub.
 
     Args:
         name: as the user gave it.
         target: the target column; may be left out for an embedded data set.
+        warn: called with a sentence for everything that is left out, renamed or could have been read differently.
 
     Raises:
         UserError: there is no such data, it cannot be read, it has no rows, or the target is missing.
     """
     if name in EMBEDDED and not Path(name).exists():
         return _load_embedded(name)
-    if _suffix(name) in (*CSV_SUFFIXES, *READERS) or Path(name).exists():
-        frame, short = read_table(name), _short_name(Path(name))
+    if suffix_of(name) in SUFFIXES or Path(name).exists():
+        frame, short = to_frame(read_arrow({name: name}, target, warn)[name]), _short_name(Path(name))
     elif name.count("/") == 1:
         data = load_hub_dataset(name, local_hint="--data FILE.csv or FILE.parquet, and --target COLUMN")
         split = "train" if "train" in data else next(iter(data))
@@ -75,16 +71,19 @@ def load_table(name: str, target: str | None) -> Table:
             f"({', '.join(EMBEDDED)}), and no owner/name of the Hub."
         )
     frame.index = pd.RangeIndex(len(frame))
-    frame.columns = [str(column).strip() for column in frame.columns]
-    duplicates = sorted(set(frame.columns[frame.columns.duplicated()]))
-    if duplicates:
-        raise UserError(f"{name}: several columns are called {listed(duplicates)}; names must be unique.")
+    frame.columns = column_names(list(frame.columns), name, warn)
+    for column in frame.columns:
+        frame[column] = stripped(frame[column], f"{name}: column {column!r}", warn)
     if target is None:
         raise UserError(
             f"which column of {name} is to be predicted? Give --target COLUMN; columns: {listed(frame)}."
         )
     if target not in frame.columns:
         raise UserError(f"{name} has no column {target!r} (--target); columns: {listed(frame)}.")
+    if f"{target}.1" in frame.columns:
+        warn(
+            f"{name}: the column {target + '.1'!r} would help to predict {target!r}; --drop_columns leaves it out."
+        )
     if not len(frame):
         raise UserError(f"{name} has columns {listed(frame)} but no rows.")
     return Table(short, flatten_images(frame, name), target)
@@ -111,65 +110,49 @@ def _short_name(path: Path) -> str:
     return path.resolve().parent.name if stem.lower() in ("train", "data", "test", "validation") else stem
 
 
-def _suffix(name: str) -> str:
-    suffixes = Path(name).suffixes
-    return "".join(suffixes[-2:] if suffixes[-1:] == [".gz"] else suffixes[-1:]).lower()
-
-
-def read_table(filename: str) -> pd.DataFrame:
-    """Read a csv, tsv, parquet, json or jsonl file.
-
-    The separator of text files is found by itself (comma, semicolon, tab or bar), and decimal commas where it is no
-    comma; `?` counts as missing too, as in the tables of the UCI repository.
-
-    Raises:
-        UserError: no such file, another suffix, or a content that is not what the suffix says.
-    """
-    path, suffix = Path(filename), _suffix(filename)
-    if not path.is_file():
-        raise UserError(f"there is no file {filename!r} (looked in {Path.cwd()}).")
-    if suffix not in (*CSV_SUFFIXES, *READERS):
-        raise UserError(
-            f"{path}: the suffix must be one of {listed([*CSV_SUFFIXES, *READERS])}, not {suffix!r}."
-        )
-    if path.stat().st_size == 0:
-        raise UserError(f"{path} is empty: a header and at least one row are needed.")
-    try:
-        return READERS[suffix](path) if suffix in READERS else _read_text(path)
-    except (ValueError, OSError, UnicodeError, csv.Error) as error:  # parser and arrow errors are ValueErrors
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{path} could not be read as {suffix}: {reason}") from error
-
-
-def _read_text(path: Path) -> pd.DataFrame:
-    raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = raw.decode("latin-1")
-    header = text.split("\n", 1)[0]
-    separator = max(",;\t|", key=header.count)
-    frame = pd.read_csv(
-        io.StringIO(text), sep=separator, na_values=["?"], skipinitialspace=True, low_memory=False
-    )
-    names = next(csv.reader(io.StringIO(text), delimiter=separator, skipinitialspace=True))
-    named = [name.strip() for name in names if name.strip()]
-    if len(set(named)) < len(named) and len(names) == frame.shape[1]:
-        frame.columns = names  # pandas has renamed all but the first of equal ones
-    if separator != ",":
-        for position, dtype in enumerate(frame.dtypes):
-            if not pd.api.types.is_numeric_dtype(dtype):
-                frame.isetitem(position, _with_decimal_points(frame.iloc[:, position]))
+def to_frame(table: pa.Table) -> pd.DataFrame:
+    """A table for pandas; whole numbers with missing ones among them stay exact beyond 2**53 as `Int64`."""
+    frame = table.to_pandas(split_blocks=True, ignore_metadata=True)
+    for position, column in enumerate(table.columns):
+        if pa.types.is_integer(column.type) and column.null_count:
+            smallest, largest = pc.min_max(column).as_py().values()
+            if smallest is not None and max(-smallest, largest) > 2**53:
+                kind = "UInt64" if pa.types.is_unsigned_integer(column.type) else "Int64"
+                frame.isetitem(position, pd.Series(column.to_pylist(), dtype=kind))
     return frame
 
 
-def _with_decimal_points(values: pd.Series) -> pd.Series:
-    """A column of texts; one of numbers with decimal commas (1,5 or 1.234,5) as float64."""
-    texts = values.dropna().astype(str).str.strip()
-    if not texts.str.fullmatch(_DECIMAL_COMMA).all() or not texts.str.contains(",").any():
+def stripped(values: pd.Series, where: str, warn: Callable[[str], Any]) -> pd.Series:
+    """A column whose strings have no spaces around them; a string of nothing else is missing.
+
+    Args:
+        values: of any type.
+        where: the column, for messages.
+        warn: called where different values become one, or missing.
+    """
+    if pd.api.types.is_numeric_dtype(values):
         return values
-    plain = texts.str.replace(".", "", regex=False).str.replace(",", ".", regex=False)
-    return pd.to_numeric(plain).astype("float64").reindex(values.index)
+    is_text = np.array([isinstance(value, str) for value in values], dtype=bool)
+    texts = values[is_text].astype(object)
+    plain = texts.map(str.strip)
+    if (plain == texts).all() and (plain != "").all():
+        return values
+    counts, sizes = texts.value_counts(), plain[plain != ""].value_counts()
+    twins = [
+        text for text in counts.index if text != text.strip() and sizes.get(text.strip(), 0) > counts[text]
+    ]
+    if twins:
+        named = ", ".join(f"{text!r} ({counts[text]:,} row{'s' * (counts[text] > 1)})" for text in twins[:5])
+        more = f" and {len(twins) - 5:,} more" if len(twins) > 5 else ""
+        warn(
+            f"{where} has values that differ from others in spaces around them alone, taken as the same: {named}{more}."
+        )
+    empty = int((plain == "").sum())
+    if empty:
+        warn(f"{where} has {empty:,} empty text(s), taken as missing.")
+    result = values.astype(object)
+    result[is_text] = plain.where(plain != "", None)
+    return result
 
 
 def flatten_images(frame: pd.DataFrame, name: str) -> pd.DataFrame:

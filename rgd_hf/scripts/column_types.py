@@ -1,0 +1,246 @@
+"""Names and types of the columns of a text file: numbers where every cell is one, else the strings that are there."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rgd_hf.scripts.errors import listed
+
+# What tables write for a missing number. In a column of texts these are texts: a class can be called "None".
+MISSING_NUMBERS = r"(?i)^(\?|-+|\.|na|n/a|#n/a|nan|null|none|missing)$"
+_INFINITE = r"(?i)^[+-]?inf(inity)?$"
+_LEADING_ZERO = r"^[+-]?0\d"
+_MANY_CLASSES = 20
+_EXACT_IN_FLOAT64 = 2**53
+
+
+@dataclass(frozen=True)
+class NumberFormat:
+    """How the numbers of a column are written.
+
+    Attributes:
+        decimal: the decimal mark.
+        thousands: marks between groups of three digits, as a regular expression; none where empty.
+    """
+
+    decimal: str
+    thousands: str = ""
+
+    @property
+    def pattern(self) -> str:
+        mark = re.escape(self.decimal)
+        if not self.thousands:
+            return rf"(?i)^[+-]?(\d+{mark}?\d*|{mark}\d+)(e[+-]?\d+)?$"
+        return rf"^[+-]?([1-9]\d{{0,2}}({self.thousands}\d{{3}})+|\d{{1,3}})({mark}\d+)?$"
+
+    def marks_in(self, cells: pa.ChunkedArray) -> bool:
+        """Whether any cell has what tells this format from whole numbers."""
+        return _some(cells, self.thousands or re.escape(self.decimal))
+
+    def plain(self, cells: pa.ChunkedArray) -> pa.ChunkedArray:
+        """The same numbers as Arrow casts them: no thousands marks, a decimal point, no plus sign."""
+        if self.thousands:
+            cells = pc.replace_substring_regex(cells, self.thousands, "")
+        return pc.replace_substring(pc.utf8_ltrim(cells, "+"), self.decimal, ".")
+
+    def type_of(self, cells: pa.ChunkedArray) -> pa.DataType:
+        """int64 if all numbers are whole, else float64."""
+        return pa.int64() if _every(self.plain(cells), r"^-?\d+$") else pa.float64()
+
+
+WHOLE = NumberFormat(".")
+_FORMATS = (
+    WHOLE,
+    NumberFormat(","),
+    NumberFormat(".", ","),
+    NumberFormat(",", r"\."),
+    NumberFormat(".", "[ \u00a0\u202f'’]"),
+    NumberFormat(",", "[ \u00a0\u202f'’]"),
+)
+
+
+def column_names(names: Sequence[Any], where: str, warn: Callable[[str], Any]) -> list[str]:
+    """Stripped names, each once: nameless columns are called by their position, equal names numbered, as pandas does.
+
+    Args:
+        names: as the file has them.
+        where: the file, for messages.
+        warn: called with a sentence where a name is made up.
+    """
+    stripped = [str(name).strip() for name in names]
+    filled = [name or f"Unnamed: {position}" for position, name in enumerate(stripped)]
+    if "" in stripped:
+        made_up = [name for name, before in zip(filled, stripped) if not before]
+        warn(f"{where}: {len(made_up)} column(s) without a name are called {listed(made_up)}.")
+    taken, unique, numbers = set(filled), [], dict.fromkeys(filled, 0)
+    for name in filled:
+        new = name
+        while numbers[name] and new in taken:
+            new = f"{name}.{numbers[name]}"
+            numbers[name] += 1
+        numbers[name] = max(numbers[name], 1)
+        taken.add(new)
+        unique.append(new)
+    renamed = [f"{new!r} (another {old!r})" for new, old in zip(unique, filled) if new != old]
+    if renamed:
+        warn(f"{where}: several columns have the same name; they are numbered: {', '.join(renamed)}.")
+    return unique
+
+
+def typed_tables(
+    tables: Sequence[pa.Table], where: str, target: str | None, warn: Callable[[str], Any]
+) -> list[pa.Table]:
+    """Tables of strings with their numbers as int64 or float64 and their empty cells missing.
+
+    A column that several tables have gets one type, so that a split's column of digits stays text where it is text in
+    another. Numbers with leading zeros are codes, thus text. A column of numbers may have some of `MISSING_NUMBERS`,
+    which are counted in a message.
+
+    Args:
+        tables: columns of strings; those of other types are left as they are.
+        where: the files, for messages.
+        target: in this column those words are classes of their own if the numbers look like classes.
+        warn: called with a sentence for everything that is more than a plain conversion.
+    """
+    columns: dict[str, _Column] = {}
+    for name in dict.fromkeys(name for table in tables for name in table.column_names):
+        parts = [table[name] for table in tables if name in table.column_names]
+        if all(pa.types.is_string(part.type) for part in parts):
+            columns[name] = _Column([chunk for part in parts for chunk in part.chunks])
+    decimals = {formats[0].decimal for column in columns.values() if len(formats := column.formats) == 1}
+    chosen: dict[str, tuple[NumberFormat, pa.DataType]] = {}
+    for name, column in columns.items():
+        known = column.choose(decimals, f"{where}: column {name!r}", warn)
+        if known is None:
+            continue
+        if column.words and name == target and column.looks_like_classes(known):
+            warn(
+                f"{where}: the target {name!r} has {column.listed_words()} beside numbers, taken as classes of their "
+                "own. Leave those cells empty if they are missing."
+            )
+            continue
+        if column.words:
+            warn(f"{where}: column {name!r} is numeric but for {column.listed_words()}, taken as missing.")
+        chosen[name] = known, pa.float64() if column.infinite else known.type_of(column.numbers)
+    commas = [
+        name
+        for name, (known, _) in chosen.items()
+        if known.decimal == "," and known.marks_in(columns[name].numbers)
+    ]
+    if commas:
+        warn(f"{where}: {len(commas)} column(s) are read with decimal commas: {listed(commas)}.")
+    return [_converted(table, chosen) for table in tables]
+
+
+def _converted(table: pa.Table, chosen: dict[str, tuple[NumberFormat, pa.DataType]]) -> pa.Table:
+    for position, name in enumerate(table.column_names):
+        column = table.column(position)
+        if not pa.types.is_string(column.type):
+            continue
+        stripped = pc.utf8_trim_whitespace(column)
+        missing = pc.equal(stripped, "")
+        if name in chosen:
+            missing = pc.or_(missing, pc.match_substring_regex(stripped, MISSING_NUMBERS))
+            column = stripped
+        column = pc.if_else(missing, pa.scalar(None, pa.string()), column)
+        if name in chosen:
+            known, kind = chosen[name]
+            column = known.plain(column).cast(kind)
+        table = table.set_column(position, name, column)
+    return table
+
+
+class _Column:
+    """What the cells of a column of strings can be read as.
+
+    Attributes:
+        numbers: the stripped cells that are neither empty, nor one of `MISSING_NUMBERS`, nor infinite.
+        words: those of `MISSING_NUMBERS` in it, with their numbers.
+        infinite: whether there are infinite cells.
+        formats: how the numbers may be written; none where the column is text, several where it is in doubt.
+    """
+
+    def __init__(self, chunks: list[pa.Array]):
+        cells = pc.utf8_trim_whitespace(pa.chunked_array(chunks, pa.string()).drop_null())
+        cells = cells.filter(pc.not_equal(cells, ""))
+        is_word = pc.match_substring_regex(cells, MISSING_NUMBERS)
+        counts = cells.filter(is_word).value_counts().to_pylist()
+        self.words = {item["values"]: item["counts"] for item in counts}
+        cells = cells.filter(pc.invert(is_word))
+        self.numbers = cells.filter(pc.invert(pc.match_substring_regex(cells, _INFINITE)))
+        self.infinite = len(self.numbers) < len(cells)
+        self.formats: list[NumberFormat] = []
+        if not len(self.numbers) or _some(self.numbers, _LEADING_ZERO):
+            return
+        fitting = [known for known in _FORMATS if _every(self.numbers, known.pattern)]
+        if fitting:
+            self.formats = [known for known in fitting if known.marks_in(self.numbers)] or [WHOLE]
+
+    def listed_words(self) -> str:
+        """For messages: `'-' (7 rows), 'NA' (1 row)`."""
+        return ", ".join(f"{word!r} ({count:,} row{'s' * (count > 1)})" for word, count in self.words.items())
+
+    def looks_like_classes(self, known: NumberFormat) -> bool:
+        """Whether the numbers are whole and few."""
+        kind = known.type_of(self.numbers)
+        return pa.types.is_integer(kind) and len(known.plain(self.numbers).unique()) <= _MANY_CLASSES
+
+    def choose(self, decimals: set[str], where: str, warn: Callable[[str], Any]) -> NumberFormat | None:
+        """How the numbers are written; None where the column stays text.
+
+        Args:
+            decimals: the decimal marks of all columns of the file that leave no doubt.
+            where: the column, for messages.
+            warn: called where it is in doubt, or cannot be read exactly.
+        """
+        if not self.formats:
+            return None
+        known = self.formats[0]
+        example = (
+            pc.filter(self.numbers, pc.match_substring_regex(self.numbers, r"[^\d+-]"))[0].as_py()
+            if (known is not WHOLE or len(self.formats) > 1)
+            else ""
+        )
+        if len(self.formats) > 1:
+            fitting = [one for one in self.formats if {one.decimal} == decimals]
+            if fitting:
+                known = fitting[0]
+            elif known is not WHOLE:
+                warn(
+                    f"{where} has numbers with a comma that may stand for thousands or for decimals ({example!r}), and "
+                    "stays text. Write them without thousands separators and with decimal points."
+                )
+                return None
+        if known.thousands:
+            number = known.plain(pa.chunked_array([[example]]))[0].as_py()
+            warn(f"{where} is read with thousands separators: {example!r} is {number}.")
+        try:
+            values = known.plain(self.numbers).cast(known.type_of(self.numbers))
+        except pa.ArrowInvalid:
+            warn(f"{where} has whole numbers beyond 64 bits and stays text.")
+            return None
+        return known if self._exact(values, where, warn) else None
+
+    def _exact(self, values: pa.ChunkedArray, where: str, warn: Callable[[str], Any]) -> bool:
+        if pa.types.is_integer(values.type):
+            return True
+        if pc.any(pc.is_inf(values)).as_py():
+            warn(f"{where} has numbers beyond those of float64 and stays text.")
+            return False
+        whole = pc.match_substring_regex(self.numbers, r"^[+-]?\d+$")
+        large = pc.sum(pc.and_(whole, pc.greater(pc.abs(values), _EXACT_IN_FLOAT64))).as_py()
+        if large:
+            warn(f"{where} has fractions, and {large:,} whole number(s) beyond 2**53, which float64 rounds.")
+        return True
+
+
+def _every(cells: pa.ChunkedArray, pattern: str) -> bool:
+    return bool(pc.all(pc.match_substring_regex(cells, pattern), min_count=0).as_py())
+
+
+def _some(cells: pa.ChunkedArray, pattern: str) -> bool:
+    return bool(pc.any(pc.match_substring_regex(cells, pattern), min_count=0).as_py())
