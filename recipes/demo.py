@@ -17,7 +17,7 @@ from rgd_hf.scripts.embedded import minilm_directory
 from rgd_hf.scripts.length_grouping import LengthGroupedTrainer
 from rgd_hf.scripts.metrics import make_compute_metrics
 from rgd_hf.scripts.results import print_results, say
-from rgd_hf.scripts.runs import RunArguments, prepare_runs, train_runs
+from rgd_hf.scripts.runs import RunArguments, prepare_runs, push_runs, train_runs
 from rgd_hf.scripts.text_classification import Labels, tokenize
 from rgd_hf.scripts.vader import LABELS, load_vader
 
@@ -50,6 +50,8 @@ def main(argv: list[str] | None = None) -> dict:
     description = (__doc__ or "").split("\n\n")[0]
     run_args, training_args = parse_args(ARGUMENTS, argv, description=description, defaults=DEFAULTS)
     plan = prepare_runs(training_args, run_args, {})
+    if plan.finished:
+        return push_runs(plan)
     with training_args.main_process_first(desc="data preparation"):
         sentences = load_vader()
         rows = {split: data.num_rows for split, data in sentences.items()}
@@ -86,6 +88,7 @@ def main(argv: list[str] | None = None) -> dict:
         for sentence in EXAMPLES:
             answer = classify(sentence)[0]
             say(f"  {answer['label']} ({answer['score']:.2f})  {sentence}")
+    push_runs(plan)
     return results
 
 

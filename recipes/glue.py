@@ -33,7 +33,7 @@ from rgd_hf.scripts.hub import load_hub_dataset, load_pretrained
 from rgd_hf.scripts.length_grouping import LengthGroupedTrainer
 from rgd_hf.scripts.metrics import make_compute_metrics
 from rgd_hf.scripts.results import print_results, settings_of
-from rgd_hf.scripts.runs import RunArguments, prepare_runs, train_runs
+from rgd_hf.scripts.runs import RunArguments, prepare_runs, push_runs, train_runs
 from rgd_hf.scripts.text_classification import Labels, encode_labels, find_labels, find_text_columns, tokenize
 
 LOCAL_HINT = (
@@ -141,7 +141,8 @@ def load_data(args: DataArguments, task: GlueTask | None) -> DatasetDict:
         raise UserError(
             f"no data: give --task_name ({', '.join(GLUE_TASKS)}), or your own files: {LOCAL_HINT}."
         )
-    data = load_hub_dataset(HUB_NAME, args.task_name, local_hint=LOCAL_HINT)
+    used = [[split] for split in ("train", *validation)]
+    data = load_hub_dataset(HUB_NAME, args.task_name, local_hint=LOCAL_HINT, splits=used)
     return DatasetDict({split: data[split] for split in ("train", *validation)})
 
 
@@ -182,6 +183,8 @@ def main(argv: list[str] | None = None) -> dict:
     )
     task = find_task(data_args)
     plan = prepare_runs(training_args, run_args, settings_of(data_args, model_args))
+    if plan.finished:
+        return push_runs(plan)
     model_name = model_args.model_name_or_path
     with training_args.main_process_first(desc="data preparation"):
         data = load_data(data_args, task)
@@ -221,6 +224,7 @@ def main(argv: list[str] | None = None) -> dict:
     results = train_runs(plan, build_trainer, card, samples)
     title = f"{data_args.task_name or 'Text classification'}: {len(data['train']):,} rows to train on"
     print_results(title, results)
+    push_runs(plan)
     return results
 
 

@@ -35,7 +35,15 @@ from rgd_hf.scripts.results import (
     settings_of,
     write_json,
 )
-from rgd_hf.scripts.runs import RunArguments, RunPlan, last_checkpoint, plan_runs, prepare_runs, train_runs
+from rgd_hf.scripts.runs import (
+    RunArguments,
+    RunPlan,
+    last_checkpoint,
+    plan_runs,
+    prepare_runs,
+    push_runs,
+    train_runs,
+)
 from rgd_hf.scripts.vision.augmentation import (
     AugmentationArguments,
     eval_transform,
@@ -227,6 +235,8 @@ def main(argv: list[str] | None = None) -> dict:
     scale_learning_rate(training_args, optimization.learning_rate_batch)
     chosen = settings_of(data_args, model_args, augmentation, optimization)
     plan = None if measure_args.dry_run else prepare_runs(training_args, run_args, chosen)
+    if plan is not None and plan.finished:
+        return push_runs(plan)
     bad = BadImages(data_args.bad_images, Path(str(training_args.output_dir)) / "bad_images.txt")
     with training_args.main_process_first(desc="data preparation"):
         if PartialState().is_main_process and plan is not None and not begun(plan):
@@ -272,6 +282,7 @@ def main(argv: list[str] | None = None) -> dict:
     if PartialState().is_main_process:
         draw(plan)
     report(results, images, bad)
+    push_runs(plan)
     return results
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import EvalResult, ModelCard
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from torch import nn
+from transformers import PreTrainedTokenizerBase, TimmWrapperConfig
 from transformers.modelcard import TASK_TAG_TO_NAME_MAPPING
 
 from rgd_hf.description import describe_weights, settings_in_use
@@ -62,6 +63,8 @@ _NO_METRICS = ("runtime", "samples_per_second", "steps_per_second", "time")
 _HEADING = re.compile(r"(?m)^(?=## )")
 _ORIGIN = re.compile(r"This model (?:was trained from scratch|is a fine-tuned version of \[.*?\]\(.*?\))")
 _STOCK_RESULTS = re.compile(r"(?m)^It achieves the following results on the evaluation set:\n(?:- .*\n)*")
+_TITLE = re.compile(r"(?m)^# .*$")
+_FOLDER = "`{}` is the folder of this file; give its path."
 _EMPTY_RESULTS = re.compile(r"(?m)^### Training results\n\s*(?=^###)")
 
 
@@ -118,7 +121,7 @@ class ModelCardMixin(TrainerBase):
             language: of the data, e.g. `"en"`.
             license: of the model; by default that of the base model, if it comes from the Hub.
             tags: added to `rgd-hf`, `distributionally-robust-optimization` and those of the Trainer.
-            model_name: by default the output directory's.
+            model_name: by default the repository's, where it is known, else the output directory's.
             finetuned_from: by default the repository on the Hub that the model was loaded from, if it was.
             tasks: by default the task of the model's head.
             dataset_tags: identifiers of data sets on the Hub; the metrics go into the card's metadata only with these.
@@ -132,8 +135,12 @@ class ModelCardMixin(TrainerBase):
         task = find_task(model)
         origin = finetuned_from or _origin(model)
         base_model = origin if _is_on_hub(origin) else None
+        config: Any = getattr(model, "config", None)
+        if isinstance(config, TimmWrapperConfig) and base_model is not None:
+            license = license or (config.pretrained_cfg or {}).get("license")
         tags = [tags] if isinstance(tags, str) else list(tags or [])
         tags = [*tags, *(tag for tag in TAGS if tag not in tags)]
+        model_name = model_name or self._card_title()
         given = {
             "language": language,
             "license": license,
@@ -163,13 +170,17 @@ class ModelCardMixin(TrainerBase):
             data.pipeline_tag = task.pipeline
         scores = _last_scores(self)
         data.eval_results = self._eval_results(scores, tasks, dataset_tags, dataset, dataset_args) or None
-        data.model_name = model_name or self._folder() if data.eval_results else None
+        data.model_name = model_name if data.eval_results else None
         data.metrics = sorted({score.identifier for score in scores if score.key != "loss"}) or None
         card.text = self._card_text(card.text, origin, scores, is_adapter)
         card.save(path)
 
     def _folder(self) -> str:
         return Path(str(self.args.output_dir)).resolve().name
+
+    def _card_title(self) -> str:
+        repository = self.hub_model_id or self.args.hub_model_id
+        return repository.split("/")[-1] if repository else self._folder()
 
     def _adapter(self) -> Any:
         return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
@@ -225,9 +236,28 @@ class ModelCardMixin(TrainerBase):
         has_processor = (
             self.processing_class is not None or getattr(self.data_collator, "tokenizer", None) is not None
         )
-        code = loading_snippet(self._bare_model(), name, has_processor, origin if is_adapter else None)
-        where = "" if repository else f"`{name}` is the folder of this file; give its path.\n\n"
+        model, base = self._bare_model(), origin if is_adapter else None
+        code = loading_snippet(model, name, has_processor, base, self._reads_pairs())
+        where = "" if repository else f"{_FOLDER.format(name)}\n\n"
         return f"## How to use\n\n{where}```python\n{code}\n```"
+
+    def _reads_pairs(self) -> bool:
+        """Whether rows of the data are two texts each: the tokenizer then puts more special tokens into them."""
+        tokenizer: Any = self.processing_class or getattr(self.data_collator, "tokenizer", None)
+        data: Any = self.train_dataset if self.train_dataset is not None else self.eval_dataset
+        if not isinstance(tokenizer, PreTrainedTokenizerBase) or not hasattr(data, "__getitem__"):
+            return False
+        one, two = (tokenizer.num_special_tokens_to_add(pair=pair) for pair in (False, True))
+        if isinstance(data, Mapping) or two <= one or not len(data) or "input_ids" not in data[0]:
+            return False
+        around = {
+            tokenizer.cls_token_id,
+            tokenizer.sep_token_id,
+            tokenizer.bos_token_id,
+            tokenizer.eos_token_id,
+        }
+        rows = [data[i]["input_ids"] for i in range(min(8, len(data)))]
+        return all(sum(int(token) in around for token in row) >= two for row in rows)
 
     def _reweighting(self) -> str:
         args: Any = self.args
@@ -249,6 +279,27 @@ class ModelCardMixin(TrainerBase):
             shown["losses"] = f"of the function `{getattr(function, '__name__', type(function).__name__)}`"
         section = f"## Re-weighting\n\n{prose}\n\n{_table('Setting', 'Value', shown)}"
         return "\n\n".join(filter(None, [section, _end_of_training(self.state.log_history)]))
+
+
+def name_repository(path: Path, repository: str) -> None:
+    """Let a card that `create_model_card` wrote, for a folder or a repository, be that of a repository on the Hub.
+
+    Args:
+        path: the card; it is written anew.
+        repository: `owner/name`; becomes the title, the name of the results, and what the code loads.
+    """
+    card = ModelCard.load(path)
+    title = repository.split("/")[-1]
+    text = _TITLE.sub(lambda _: f"# {title}", card.text, count=1)
+    found = re.search(re.escape(_FOLDER).replace(r"\{\}", "(.+?)") + r"\n+", text)
+    if found:
+        text = text.replace(found.group(0), "", 1)
+        # The folder's name stands in the code alone, or before a file's.
+        text = re.sub(rf'"{re.escape(found.group(1))}(?=["/])', lambda _: f'"{repository}', text)
+    card.text = text
+    if card.data.eval_results:
+        card.data.model_name = title
+    card.save(path)
 
 
 def _end_of_training(log_history: list[dict[str, Any]]) -> str:

@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TimmWrapperConfig
 from transformers.models.auto import modeling_auto as auto
 
 
@@ -16,6 +16,7 @@ class Task(NamedTuple):
         pipeline: its name as `pipeline(...)` and `pipeline_tag` know it; None where transformers has none.
         imports: lines that the call needs.
         argument: Python expression for the call's argument, in which `model` is the pipeline.
+        pair_argument: the same for a model that reads two texts.
     """
 
     auto_class: str
@@ -23,6 +24,7 @@ class Task(NamedTuple):
     pipeline: str | None = None
     imports: tuple[str, ...] = ()
     argument: str = ""
+    pair_argument: str = ""
 
 
 _SENTENCE = '"A sentence of your own."'
@@ -34,6 +36,7 @@ TASKS = [
         auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
         "text-classification",
         argument=_SENTENCE,
+        pair_argument='{"text": "A sentence of your own.", "text_pair": "Another sentence."}',
     ),
     Task(
         "AutoModelForImageClassification",
@@ -94,7 +97,9 @@ def find_task(model: nn.Module) -> Task | None:
     return None
 
 
-def loading_snippet(model: nn.Module, name: str, has_processor: bool, adapter_of: str | None = None) -> str:
+def loading_snippet(
+    model: nn.Module, name: str, has_processor: bool, adapter_of: str | None = None, pairs: bool = False
+) -> str:
     """Python code that loads the model called `name` and, where its task has a pipeline, calls it.
 
     Args:
@@ -102,21 +107,24 @@ def loading_snippet(model: nn.Module, name: str, has_processor: bool, adapter_of
         name: repository on the Hub, or folder.
         has_processor: whether its tokenizer, image processor or feature extractor is saved beside it.
         adapter_of: name of the base model where `name` holds a PEFT adapter.
+        pairs: whether it was trained on pairs of texts.
 
     Returns:
         Lines of code, without a fence.
     """
     task = find_task(model)
+    # The configuration of a timm model says how images are prepared.
+    has_pipeline = has_processor or isinstance(getattr(model, "config", None), TimmWrapperConfig)
     if adapter_of is not None:
         lines = _load_adapter(model, task, name, adapter_of)
-    elif task is not None and task.pipeline is not None and has_processor:
+    elif task is not None and task.pipeline is not None and has_pipeline:
         return "\n".join(
             [
                 *task.imports,
                 "from transformers import pipeline",
                 "",
                 f'model = pipeline("{task.pipeline}", model="{name}"{_all_labels(model)})',
-                f"print(model({task.argument}))",
+                f"print(model({task.pair_argument or task.argument if pairs else task.argument}))",
             ]
         )
     else:

@@ -31,6 +31,7 @@ from rgd_hf.loss_sources import (
 )
 from rgd_hf.optimizer_step import OptimizerStepMixin, at_least_one_item
 from rgd_hf.overrides import check_order, foreign_to_the_left, foreign_to_the_right, parameters_to_the_right
+from rgd_hf.push import PushMixin
 from rgd_hf.training_args import ReweightingArguments, check_reweighting, with_settings
 from rgd_hf.weighting import (
     Items,
@@ -44,7 +45,7 @@ from rgd_hf.weighting import (
 __all__ = ["NonFiniteLossError", "ReweightedSeq2SeqTrainer", "ReweightedTrainer", "ReweightingMixin"]
 
 
-class ReweightingMixin(ModelCardMixin, PlainEvaluationMixin, OptimizerStepMixin):
+class ReweightingMixin(PushMixin, ModelCardMixin, PlainEvaluationMixin, OptimizerStepMixin):
     """Re-weighted gradient descent for any class that derives from `transformers.Trainer`.
 
     Put it first: `class MyTrainer(ReweightingMixin, Seq2SeqTrainer)`. All arguments of the Trainer are kept.

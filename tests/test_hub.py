@@ -10,7 +10,6 @@ import pytest
 import torch
 from datasets import Dataset
 from huggingface_hub import ModelCard
-from huggingface_hub.errors import OfflineModeIsEnabled
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     BertForMaskedLM,
@@ -33,6 +32,7 @@ from rgd_hf import ReweightedTrainer, ReweightedTrainingArguments, rgd_weights
 from rgd_hf.description import DIVERGENCE_NAMES
 from rgd_hf.divergences import DIVERGENCES
 from rgd_hf.hub import TAGS
+from rgd_hf.hub_errors import HubError
 from rgd_hf.loading_snippet import loading_snippet
 from tiny import classification_data, tiny_bert, tiny_config
 
@@ -356,7 +356,7 @@ def test_base_class_with_a_card_of_its_own(make_args):
 def test_push_to_hub_writes_the_card_before_the_upload(make_args):
     trainer = trained(make_args, hub_model_id="user/sentences", push_to_hub=False)
     trainer.hub_model_id = "user/sentences"  # as after the repository was made, which needs the network
-    with pytest.raises(OfflineModeIsEnabled):
+    with pytest.raises(HubError, match=r"HF_HUB_OFFLINE.*It is kept in"):
         trainer.push_to_hub(tags="mine", dataset="my sentences")
     card = ModelCard.load(Path(trainer.args.output_dir) / "README.md")
     assert card.text.lstrip().split("\n# ")[1].startswith("sentences\n")

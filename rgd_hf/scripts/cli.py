@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
+from rgd_hf.hub_errors import HubError, find_failure
 from rgd_hf.scripts.errors import UserError
 
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
@@ -98,12 +99,12 @@ def as_arguments(settings: Mapping[str, Any]) -> list[str]:
 
 
 def run_recipe(main: Callable[[], Any]) -> None:
-    """Call `main` and end the process: user errors as one line on stderr, anything else with its traceback."""
+    """Call `main` and end the process: user and Hub errors as one line on stderr, anything else with its traceback."""
     script = Path(sys.argv[0])
     name = script.parent.name if script.stem == "__main__" else script.name
     try:
         main()
-    except UserError as error:
+    except (UserError, HubError) as error:
         _say(f"{name}: error: {error}")
         sys.exit(EXIT_USER_ERROR)
     except FloatingPointError as error:  # in the middle of a progress bar's line, as the next
@@ -112,6 +113,12 @@ def run_recipe(main: Callable[[], Any]) -> None:
     except KeyboardInterrupt:
         _say("\nInterrupted. The same command goes on from the last checkpoint.")
         sys.exit(EXIT_INTERRUPTED)
+    except Exception as error:
+        failure = find_failure(error)  # of a stream that is read while training
+        if failure is None:
+            raise
+        _say(f"\n{name}: error: {failure} The same command goes on from the last checkpoint.")
+        sys.exit(EXIT_USER_ERROR)
 
 
 class _Parser(HfArgumentParser):

@@ -5,7 +5,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,11 @@ from transformers import set_seed
 
 from rgd_hf import ReweightedTrainingArguments
 from rgd_hf.description import method_name
+from rgd_hf.hub_errors import HubError
 from rgd_hf.scripts.errors import UserError
 from rgd_hf.scripts.hard_examples import HARD_EXAMPLES, InspectedTrainer, TrainingSamples, list_hard_examples
 from rgd_hf.scripts.predictions import PREDICTIONS, write_predictions
+from rgd_hf.scripts.pushing import Push, check_repository, push
 from rgd_hf.scripts.results import (
     RESULTS_NAME,
     compared,
@@ -75,6 +77,13 @@ class RunArguments:
         metadata={
             "help": "After training, list so many training samples that carried the most weight (hard, or mislabelled?) "
             "in hard_examples.html and hard_examples.json of the run's directory."
+        },
+    )
+    push_data_reports: bool = field(
+        default=False,
+        metadata={
+            "help": "With --push_to_hub, push what --hard_examples and --save_predictions wrote too: texts, images and "
+            "labels of your own data. Without it they stay here."
         },
     )
     save_models: bool = field(
@@ -148,12 +157,14 @@ class RunPlan:
         runs: the trainings, in order; more than one is a comparison, below `root`.
         settings: the recipe's own settings, recorded with the results.
         options: what the runs leave behind.
+        finished: whether all is trained, and to be pushed to the Hub: `push_runs` is what is left to do.
     """
 
     root: Path
     runs: tuple[Run, ...]
     settings: Mapping[str, Any]
     options: RunArguments
+    finished: bool = False
 
 
 def prepare_runs(
@@ -167,8 +178,9 @@ def prepare_runs(
         settings: the recipe's own settings (see `results.settings_of`).
 
     Raises:
-        UserError: the directory holds a finished run, or an unfinished one with other settings; or a model is to be
-            pushed to the Hub, but not to be saved.
+        UserError: the directory holds a finished run that is not to be pushed, or one with other settings; or a model is
+            to be pushed to the Hub, but not to be saved.
+        HubError: it may not be pushed.
     """
     if args.push_to_hub and not run_args.save_models:
         raise UserError("--push_to_hub needs the saved model: leave out --save_models false.")
@@ -182,7 +194,9 @@ def prepare_runs(
     problem = _same_everywhere(problem)
     if problem is not None:
         raise UserError(problem)
-    return plan
+    if args.push_to_hub:
+        _on_main_process(lambda: check_repository(plan.runs[-1].args))
+    return replace(plan, finished=_same_everywhere(_is_left_to_push(plan)))
 
 
 def train_runs(
@@ -195,7 +209,8 @@ def train_runs(
 
     Each run starts from the same seed. One that was interrupted goes on from its last checkpoint; one that is
     finished (the first of two, say) is not trained again. Every run leaves its model card, `all_results.json` and what
-    `plan.options` ask for in its directory; a comparison leaves another `all_results.json` above them.
+    `plan.options` ask for in its directory; a comparison leaves another `all_results.json` above them. Nothing is pushed
+    but checkpoints (`--hub_strategy`): `push_runs` does that, after the results were shown.
 
     Args:
         plan: from `prepare_runs`.
@@ -213,7 +228,8 @@ def train_runs(
         record = _same_everywhere(read_results(str(run.args.output_dir)))
         if record is None:
             name = plan.root.name if len(plan.runs) == 1 else f"{plan.root.name}-{run.name}"
-            record = _train_run(run, plan, build_trainer, {"model_name": name, **card}, samples)
+            named = card if run.args.push_to_hub else {"model_name": name, **card}
+            record = _train_run(run, plan, build_trainer, named, samples)
         else:
             say("", f"{run.method}: finished before, results read from {run.args.output_dir}")
         records.append(record)
@@ -222,6 +238,36 @@ def train_runs(
     results = {"runs": {record["name"]: record for record in records}, "comparison": compared(records)}
     write_results(plan.root, results)
     return results
+
+
+def push_runs(plan: RunPlan) -> dict[str, Any]:
+    """Push the last run of a trained plan to the Hub, with the results of all, if `--push_to_hub` asks for it.
+
+    Returns:
+        What `all_results.json` in the output directory holds, as `train_runs` does.
+
+    Raises:
+        HubError: the push failed; everything is kept.
+    """
+    PartialState().wait_for_everyone()
+    results, run = read_results(plan.root) or {}, plan.runs[-1]
+    if run.args.push_to_hub:
+        reports = plan.options.push_data_reports
+        _on_main_process(lambda: push(Push(Path(str(run.args.output_dir)), run.args, results, reports)))
+    return results
+
+
+def _on_main_process(action: Callable[[], Any]) -> None:
+    """Call `action` on the main process; what the user can put right is raised on every one."""
+    problem: Exception | None = None
+    if PartialState().is_main_process:
+        try:
+            action()
+        except (HubError, UserError) as error:
+            problem = error
+    message = _same_everywhere(None if problem is None else (type(problem), str(problem)))
+    if message is not None:
+        raise message[0](message[1]) from problem
 
 
 def _train_run(
@@ -243,7 +289,7 @@ def _train_run(
     training = trainer.train(resume_from_checkpoint=checkpoint)
     metrics = {**training.metrics, **trainer.evaluate()}
     if plan.options.save_models:
-        trainer.save_model()
+        trainer.save_model(_internal_call=True)  # else it would be pushed now, before the results
     trainer.save_state()
     if plan.options.save_predictions:
         files = write_predictions(trainer, directory)
@@ -258,10 +304,7 @@ def _train_run(
         "settings": _all_settings(run, plan.settings),
         "versions": package_versions(),
     }
-    if run.args.push_to_hub:
-        trainer.push_to_hub(**card)
-    else:
-        trainer.create_model_card(**card)
+    trainer.create_model_card(**card)
     PartialState().wait_for_everyone()
     record["files"] = sorted(path.name for path in Path(directory).iterdir() if path.is_file())
     write_results(directory, record)
@@ -320,7 +363,7 @@ def _conflict(plan: RunPlan) -> str | None:
     ways_out = "Choose another --output_dir, or give --overwrite_output_dir to discard it and start anew."
     if plan.root.exists() and not plan.root.is_dir():
         return f"the output directory {plan.root} is a file. Choose another --output_dir."
-    if _is_finished(plan):
+    if _is_finished(plan) and not _is_left_to_push(plan):
         return f"the output directory {plan.root} already holds a finished run ({RESULTS_NAME}). {ways_out}"
     for run in plan.runs:
         directory = Path(str(run.args.output_dir))
@@ -333,8 +376,8 @@ def _conflict(plan: RunPlan) -> str | None:
         if changed:
             details = "; ".join(f"{name}: {before.get(name)!r}, now {now.get(name)!r}" for name in changed)
             return (
-                f"{directory} holds a run with other settings ({details}). Give the same settings to go "
-                f"on with it. {ways_out}"
+                f"{directory} holds a run with other settings ({details}). Give the same settings to go on with it or to "
+                f"push it. {ways_out}"
             )
     return None
 
@@ -352,3 +395,12 @@ def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
 def _same_everywhere(value: Any) -> Any:
     """The main process's `value`, on every process."""
     return broadcast_object_list([value])[0]
+
+
+def _is_left_to_push(plan: RunPlan) -> bool:
+    """Whether all of the plan is trained, and to be pushed to the Hub."""
+    files = [
+        Path(str(run.args.output_dir)) / name for run in plan.runs for name in (RESULTS_NAME, SETTINGS_NAME)
+    ]
+    asked = plan.runs[-1].args.push_to_hub
+    return asked and all(path.is_file() for path in (plan.root / RESULTS_NAME, *files))

@@ -185,7 +185,7 @@ BAD_INPUT = [
     ),
     (
         {"train_file": None, "validation_file": None, "task_name": "rte"},
-        "rte.*Without a network.*--dataset_dir DIR",
+        "rte.*HF_HUB_OFFLINE.*--dataset_dir DIR",
     ),
     ({"reweighting": "none", "compare": "true"}, "choose one with --reweighting"),
     ({"seeds": ["0", "1"]}, "--seeds goes with --compare"),

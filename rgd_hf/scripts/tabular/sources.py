@@ -62,7 +62,8 @@ def load_table(name: str, target: str | None, warn: Callable[[str], Any] = say_w
     if suffix_of(name) in SUFFIXES or Path(name).exists():
         frame, short = to_frame(read_arrow({name: name}, target, warn)[name]), _short_name(Path(name))
     elif name.count("/") == 1:
-        data = load_hub_dataset(name, local_hint="--data FILE.csv or FILE.parquet, and --target COLUMN")
+        hint = "--data FILE.csv or FILE.parquet, and --target COLUMN"
+        data = load_hub_dataset(name, local_hint=hint, splits=[["train"]])
         split = "train" if "train" in data else next(iter(data))
         frame, short = data[split].to_pandas(), name.split("/")[1]
     else:

@@ -100,6 +100,11 @@ class _TransformedImages(Dataset):
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def split(self) -> str | None:
+        """The split of the Hub's data set that the images are of, for the model card."""
+        return self.images.split
+
 
 class AugmentedImages(_TransformedImages):
     """Training images; an unreadable one is replaced by the next readable one and counted.

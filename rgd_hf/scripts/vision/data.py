@@ -1,7 +1,7 @@
 """Where the images of a recipe come from: the Hub, parquet files, class folders, or scikit-learn's digits."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import datasets
@@ -188,7 +188,8 @@ def _read_sets(args: ImageDataArguments) -> tuple[ImageSet, ImageSet]:
     if args.dataset_name == "digits":
         return digits()
     if args.dataset_name:
-        splits = load_hub_dataset(args.dataset_name, local_hint=LOCAL_HINT)
+        used = (("train",), VALIDATION_NAMES)
+        splits = load_hub_dataset(args.dataset_name, local_hint=LOCAL_HINT, splits=used)
         if "train" not in splits:
             raise UserError(f"{args.dataset_name} has no split `train`, only {listed(splits)}.")
         found = {"train": splits["train"], "validation": _validation_of(splits, args.dataset_name)}
@@ -210,7 +211,10 @@ def _read_sets(args: ImageDataArguments) -> tuple[ImageSet, ImageSet]:
         }
         names = {split: str(place) for split, place in places.items()}
     train, validation = (
-        from_dataset(found[split], args.image_column, args.label_column, args.class_names, names[split])
+        replace(
+            from_dataset(found[split], args.image_column, args.label_column, args.class_names, names[split]),
+            split=str(found[split].split) if args.dataset_name else None,
+        )
         for split in ("train", "validation")
     )
     return train, validation

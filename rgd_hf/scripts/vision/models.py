@@ -3,10 +3,10 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import timm
-from huggingface_hub.errors import HfHubHTTPError
 from timm.data import resolve_data_config
 from transformers import (
     AutoConfig,
@@ -17,6 +17,7 @@ from transformers import (
     TimmWrapperForImageClassification,
 )
 
+from rgd_hf.hub_errors import find_failure
 from rgd_hf.scripts.efficientnet_lite import ARCHITECTURE, PACKAGE
 from rgd_hf.scripts.errors import UserError
 from rgd_hf.scripts.hub import load_pretrained
@@ -155,6 +156,11 @@ def _timm_classifier(args: ImageModelArguments, name: str, classes: Sequence[str
         problem_type="single_label_classification",
         **label_config(classes),
     )
+    if not args.from_scratch:  # for the model card; not saved
+        pretrained: Any = source.pretrained_cfg
+        config.name_or_path = (
+            str(Path(args.weights).resolve()) if args.weights else pretrained.get("hf_hub_id")
+        )
     model = TimmWrapperForImageClassification(config)
     model.timm_model.load_state_dict(source.state_dict())  # timm's own initialization or weights
     return ImageClassifier(model, resolve_data_config(cfg))
@@ -170,12 +176,17 @@ def _create_timm(args: ImageModelArguments, name: str, model_args: dict[str, Any
         if trained_classes:
             _check_number(name, trained_classes, num_classes, args.ignore_mismatched_sizes)
         return timm.create_model(name, pretrained=True, num_classes=num_classes, **model_args)
-    except (OSError, HfHubHTTPError) as error:
-        raise UserError(
-            f"the weights of timm's {name} could not be loaded from the Hugging Face Hub and are not in the local "
-            f"cache: {first_line(error)} Without a network, give --weights FILE, or --from_scratch."
-        ) from error
-    except (TypeError, AssertionError, RuntimeError) as error:
+    except UserError:
+        raise
+    except Exception as error:
+        failure = find_failure(error, f"timm/{name}")
+        if failure is not None or isinstance(error, OSError):
+            raise UserError(
+                f"the weights of timm's {name} could not be loaded from the Hugging Face Hub and are not in the local "
+                f"cache. {failure or first_line(error)} Without a network, give --weights FILE, or --from_scratch."
+            ) from error
+        if not isinstance(error, (TypeError, AssertionError, RuntimeError)):
+            raise
         raise UserError(f"timm's {name} could not be built with {model_args}: {first_line(error)}") from error
 
 

@@ -26,6 +26,7 @@ class ImageSet:
         labels: class numbers, int64 `[n]`.
         classes: names of all classes, in the order of their numbers.
         origin: where the images come from, for messages.
+        split: the split of the Hub's data set that they are of.
     """
 
     images: Sequence[Any]
@@ -33,6 +34,7 @@ class ImageSet:
     labels: np.ndarray
     classes: tuple[str, ...]
     origin: str
+    split: str | None = None
 
     def __len__(self) -> int:
         return len(self.rows)

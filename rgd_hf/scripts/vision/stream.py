@@ -46,6 +46,7 @@ class StreamedImages(torch.utils.data.IterableDataset):
         if isinstance(features.get(image_column), datasets.Image):
             rows = rows.cast_column(image_column, datasets.Image(decode=False))
         self.rows = rows if seed is None else rows.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
+        self.split = rows.split  # of the Hub's data set, for the model card
         self.columns = image_column, label_column
         self.size = size
         self.classes = classes

@@ -1,0 +1,115 @@
+"""A server, a process that talks to it with the real clients, a tiny model and small data on it."""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.helpers.hub_server import HubServer
+from tests.helpers.worker import Worker
+
+WORDS = [f"word{i}" for i in range(20)]
+
+
+def texts(n: int, seed: int) -> list[str]:
+    return [f"{WORDS[(i * 7 + seed) % 20]} {WORDS[(i * 3) % 20]} {('good', 'bad')[i % 2]}" for i in range(n)]
+
+
+def parquet(frame: pd.DataFrame) -> bytes:
+    buffer = io.BytesIO()
+    frame.to_parquet(buffer)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="session")
+def tiny_model_files(tmp_path_factory) -> Path:
+    """A BERT of one layer with a tokenizer of words, and a card with a licence."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("bert_tiny")
+    vocabulary = {
+        word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", *WORDS])
+    }
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = [("[CLS]", 2), ("[SEP]", 3)]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=special
+    )
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=32,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+        **names,
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=32,
+    )
+    BertForSequenceClassification(config).save_pretrained(folder)
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n# bert-tiny\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def hub(tiny_model_files: Path) -> Iterator[HubServer]:
+    """The server with `google/bert-tiny`, `acme/texts` and one task of GLUE."""
+    with HubServer() as server:
+        server.add("models", "google/bert-tiny", tiny_model_files)
+        splits = {"train": 16, "validation": 8, "test": 8}
+        own = {
+            split: parquet(pd.DataFrame({"text": texts(n, seed), "label": [i % 2 for i in range(n)]}))
+            for seed, (split, n) in enumerate(splits.items())
+        }
+        server.add("datasets", "acme/texts", {f"data/{s}-00000-of-00001.parquet": b for s, b in own.items()})
+        pairs = {
+            split: parquet(
+                pd.DataFrame(
+                    {
+                        "sentence1": texts(n, seed),
+                        "sentence2": texts(n, seed + 9),
+                        "label": [i % 2 for i in range(n)],
+                        "idx": range(n),
+                    }
+                )
+            )
+            for seed, (split, n) in enumerate(splits.items())
+        }
+        lines = [f"  - split: {split}\n    path: mrpc/{split}-*" for split in splits]
+        card = "---\nconfigs:\n- config_name: mrpc\n  data_files:\n" + "\n".join(lines) + "\n---\n# GLUE\n"
+        files = {f"mrpc/{split}-00000-of-00001.parquet": body for split, body in pairs.items()}
+        server.add("datasets", "nyu-mll/glue", {"README.md": card.encode(), **files})
+        yield server
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory) -> Path:
+    """The cache of the clients."""
+    return tmp_path_factory.mktemp("hf_home")
+
+
+@pytest.fixture(scope="session")
+def remote(hub: HubServer, home: Path) -> Iterator[Worker]:
+    """Calls functions of `tests.hub.scenarios` in a process whose Hub is the server."""
+    worker = Worker("tests.hub.scenarios", hub.environment(home), home / "log.txt")
+    yield worker
+    worker.close()
+
+
+@pytest.fixture
+def fresh(remote: Worker, hub: HubServer) -> Worker:
+    """`remote` with an empty cache, and the server with no requests so far."""
+    remote("clear_cache")
+    hub.requests.clear()
+    hub.faults.clear()
+    return remote

@@ -1,0 +1,110 @@
+"""What the tests ask of a process whose Hub is the server of the tests."""
+
+import logging
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+from datasets import Dataset
+from huggingface_hub import HfApi, ModelCard, constants
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainingArguments
+
+import glue
+import imagenet
+from rgd_hf import ReweightedTrainer, ReweightedTrainingArguments
+from rgd_hf.scripts.hub import load_hub_dataset, load_pretrained
+
+logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+MODEL, DATA = "google/bert-tiny", "acme/texts"
+HINT = "--train_file FILE"
+USED = (("train",), ("validation", "test"))
+
+
+def clear_cache() -> None:
+    """Forget all that was downloaded."""
+    for name in ("hub", "datasets"):
+        shutil.rmtree(Path(constants.HF_HOME) / name, ignore_errors=True)
+    huggingface_hub.HfFileSystem.clear_instance_cache()
+
+
+def load(what: str) -> Any:
+    """Load something of the Hub as the recipes do."""
+    if what == "tokenizer":
+        return len(load_pretrained(AutoTokenizer.from_pretrained, MODEL))
+    if what == "model":
+        model = load_pretrained(AutoModelForSequenceClassification.from_pretrained, MODEL)
+        return sum(p.numel() for p in model.parameters())
+    if what == "data":
+        data = load_hub_dataset(DATA, local_hint=HINT, splits=USED)
+        return {split: len(rows) for split, rows in data.items()}
+    data = load_hub_dataset(DATA, local_hint=HINT, streaming=True)
+    return next(iter(data["train"]))["label"]
+
+
+def recipe(name: str, argv: list[str]) -> dict[str, Any]:
+    """Run a recipe in this process."""
+    return {"glue": glue, "imagenet": imagenet}[name].main(argv)
+
+
+def plain_script(
+    output_dir: str, texts: list[str], pairs: bool = False, lora: bool = False, **settings: Any
+) -> str:
+    """What a reader's own script does: train, and push."""
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    model = AutoModelForSequenceClassification.from_pretrained(MODEL, num_labels=2)
+    if lora:
+        from peft import LoraConfig, get_peft_model
+
+        model = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"]))
+    rows = [{**tokenizer(text, text if pairs else None), "labels": i % 2} for i, text in enumerate(texts)]
+    reweighted = settings.pop("reweighted", True)
+    args = (ReweightedTrainingArguments if reweighted else TrainingArguments)(
+        output_dir=output_dir,
+        per_device_train_batch_size=4,
+        max_steps=4,
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        save_strategy="steps",
+        save_steps=2,
+        eval_strategy="steps",
+        eval_steps=2,
+        **settings,
+    )
+    data = Dataset.from_list(rows)
+    trainer = ReweightedTrainer(
+        model, args, train_dataset=data, eval_dataset=data, processing_class=tokenizer
+    )
+    trainer.train()
+    trainer.push_to_hub(dataset_tags=DATA, dataset="Texts of acme")
+    return str(trainer.hub_model_id)
+
+
+def validate_card(repository: str) -> dict[str, Any]:
+    """The metadata of a repository's card, after the server has validated it."""
+    card = ModelCard.load(repository)
+    card.validate()
+    again = ModelCard(str(card))
+    assert again.data.to_dict() == card.data.to_dict()
+    return card.data.to_dict()
+
+
+def weights_of(repository: str) -> float:
+    """A number that tells one set of weights from another."""
+    model = AutoModelForSequenceClassification.from_pretrained(repository)
+    return sum(p.double().abs().sum() for p in model.parameters()).item()
+
+
+def download(repository: str, folder: str, patterns: list[str]) -> None:
+    """Get some files of a repository into a folder."""
+    HfApi().snapshot_download(repository, local_dir=folder, allow_patterns=patterns)
+
+
+def command_line(arguments: str) -> None:
+    """Run `hf` with these arguments, as a shell would."""
+    command = [str(Path(sys.executable).with_name("hf")), *shlex.split(arguments)]
+    subprocess.run(command, check=True)

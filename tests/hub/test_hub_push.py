@@ -1,0 +1,289 @@
+"""Pushing to the Hub: what goes along, what a failed push keeps, and how it is made good."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.helpers.hub_server import TOKEN, USER
+from tests.helpers.worker import RemoteError
+from tests.hub.conftest import texts
+
+TINY = [
+    "--model_name_or_path",
+    "google/bert-tiny",
+    "--max_seq_length",
+    "16",
+    "--use_cpu",
+    "--report_to",
+    "none",
+]
+TINY += [
+    "--disable_tqdm",
+    "true",
+    "--num_train_epochs",
+    "1",
+    "--per_device_train_batch_size",
+    "8",
+    "--logging_steps",
+    "1",
+]
+
+
+def glue_args(output_dir: Path, *options: str) -> list[str]:
+    return ["--task_name", "mrpc", *TINY, "--output_dir", str(output_dir), *options]
+
+
+def repository(hub, name: str):
+    return hub.repositories["models", f"{USER}/{name}"]
+
+
+def card_of(hub, name: str) -> tuple[dict, str]:
+    _, front, text = repository(hub, name).files["README.md"].decode().split("---\n", 2)
+    return yaml.safe_load(front), text
+
+
+def secrets_in(folder: Path) -> list[str]:
+    return [str(path) for path in folder.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
+
+
+MODEL_FILES = {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+PUSHED = MODEL_FILES | {".gitattributes", "all_results.json"}
+
+
+def test_a_recipe_pushes_its_model_and_nothing_of_the_users(fresh, hub, tmp_path):
+    out = tmp_path / "mine"
+    options = ["--push_to_hub", "--hub_token", TOKEN, "--hard_examples", "3", "--save_predictions"]
+    record = fresh("recipe", "glue", glue_args(out, *options))
+    pushed = repository(hub, "mine")
+    assert set(pushed.files) == PUSHED
+    assert pushed.messages == ["initial commit", "Training in progress, epoch 1", "End of training"]
+    for name, content in pushed.files.items():
+        for hidden in (str(tmp_path), TOKEN, str(Path.home()), str(Path.cwd())):
+            assert hidden.encode() not in content, name
+    results = json.loads(pushed.files["all_results.json"])
+    assert results["eval_accuracy"] == record["eval_accuracy"] and results["settings"]["output_dir"] == "mine"
+    data, text = card_of(hub, "mine")
+    assert data["license"] == "mit" and data["base_model"] == "google/bert-tiny"
+    assert data["model-index"][0]["name"] == "mine" and "\n# mine\n" in text
+    assert data["model-index"][0]["results"][0]["dataset"]["split"] == "validation"
+    assert f'model="{USER}/mine"' in text and '"text_pair"' in text and "folder of this file" not in text
+    assert fresh("validate_card", f"{USER}/mine")["model-index"] == data["model-index"]
+    assert not secrets_in(tmp_path)
+    # The same command again has nothing to do.
+    hub.requests.clear()
+    fresh("recipe", "glue", glue_args(out, *options))
+    before, after = (pushed.commits[i][1] for i in (2, -1))
+    assert not {name for name in after if before.get(name) != after[name]}
+    assert len(pushed.commits) == 3 and not [request for request in hub.requests if "nyu-mll" in request]
+    # Reports go along where it is said.
+    fresh("recipe", "glue", glue_args(out, *options, "--push_data_reports"))
+    reports = {"hard_examples.html", "hard_examples.json", "predictions.parquet"}
+    assert set(pushed.files) == PUSHED | reports
+
+
+def test_a_finished_run_is_pushed_later_without_training(fresh, hub, tmp_path):
+    out = tmp_path / "later"
+    fresh("recipe", "glue", glue_args(out))
+    weights = (out / "model.safetensors").stat().st_mtime_ns
+    assert "`later` is the folder of this file" in (out / "README.md").read_text()
+    fresh("recipe", "glue", glue_args(out, "--push_to_hub", "--hub_model_id", "renamed"))
+    assert (out / "model.safetensors").stat().st_mtime_ns == weights
+    assert repository(hub, "renamed").files["model.safetensors"] == (out / "model.safetensors").read_bytes()
+    data, text = card_of(hub, "renamed")
+    assert "\n# renamed\n" in text and f'model="{USER}/renamed"' in text and "folder of this file" not in text
+    assert data["model-index"][0]["name"] == "renamed"
+    with pytest.raises(RemoteError, match=r"run with other settings \(seed"):
+        fresh("recipe", "glue", glue_args(out, "--push_to_hub", "--seed", "1"))
+    with pytest.raises(RemoteError, match="already holds a finished run"):
+        fresh("recipe", "glue", glue_args(out))
+
+
+def test_without_a_saved_model_there_is_nothing_to_push(fresh, hub, tmp_path):
+    out = tmp_path / "no_model"
+    fresh("recipe", "glue", glue_args(out, "--save_models", "false"))
+    with pytest.raises(RemoteError, match=r"without its model.*--overwrite_output_dir"):
+        fresh("recipe", "glue", glue_args(out, "--push_to_hub"))
+
+
+REFUSALS = {
+    "create": (r"POST /api/repos/create", 401, r"answered 401.*hf auth login"),
+    "no right to create": (
+        r"POST /api/repos/create|GET /api/models/someone/[^/]+$",
+        403,
+        r"may not write.*--hub_model_id",
+    ),
+    "no right to write": (r"/auth-check/write", 403, r"may not write.*--hub_model_id"),
+    "a server's fault": (r"POST /api/repos/create", 500, r"answered 500.*try again later"),
+    "no answer": (r"POST /api/repos/create", "drop", r"The connection to \S+ failed"),
+}
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_what_may_not_be_pushed_is_not_trained(fresh, hub, tmp_path, refusal):
+    on, status, expected = REFUSALS[refusal]
+    out = tmp_path / "refused"
+    with hub.fault(on, status), pytest.raises(RemoteError) as raised:
+        fresh("recipe", "glue", glue_args(out, "--compare", "--push_to_hub"))
+    assert raised.value.kind == "HubError", raised.value.trace
+    assert re.search(
+        rf"--push_to_hub: the repository refused cannot be pushed to\. .*{expected}", str(raised.value)
+    )
+    assert not out.exists(), "nothing was trained"
+    assert not [request for request in hub.requests if "nyu-mll" in request], "nor data loaded"
+
+
+BROKEN = {
+    "before anything": (r"/preupload/", 500, {}),
+    "the weights": (r"PUT /lfs/", "drop", {}),
+    "the weights are refused": (r"PUT /lfs/", 403, {}),
+    "after the weights": (r"POST /lfs-verify", 500, {}),
+    "the commit": (r"/commit/", 503, {}),
+    "the answer to the commit": (r"/commit/", "cut", {}),
+    "the token expires": (r"POST .*(preupload|\.git/|/commit/)", 401, {"after": 1}),
+    "too many requests": (r"/commit/", 429, {}),
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_a_failed_push_keeps_everything_and_the_same_command_makes_it_good(fresh, hub, tmp_path, broken):
+    on, status, options = BROKEN[broken]
+    name = f"kept_{list(BROKEN).index(broken)}"
+    out = tmp_path / name
+    # Weights that the server does not know yet: the others are not uploaded again.
+    seed = str(10 + list(BROKEN).index(broken))
+    argv = glue_args(
+        out,
+        "--push_to_hub",
+        "--save_strategy",
+        "no",
+        "--hard_examples",
+        "2",
+        "--save_predictions",
+        "--seed",
+        seed,
+    )
+    with hub.fault(on, status, **options), pytest.raises(RemoteError) as raised:
+        fresh("recipe", "glue", argv)
+    assert raised.value.kind == "HubError", raised.value.trace
+    assert re.search(
+        rf"not pushed to {name}; it is safe in .*same command pushes it without training", str(raised.value)
+    )
+    for kept in (
+        "model.safetensors",
+        "all_results.json",
+        "predictions.parquet",
+        "hard_examples.json",
+        "README.md",
+    ):
+        assert (out / kept).is_file(), kept
+    written = (out / "model.safetensors").stat().st_mtime_ns
+    record = fresh("recipe", "glue", argv)
+    assert (out / "model.safetensors").stat().st_mtime_ns == written, "trained again"
+    assert set(repository(hub, name).files) == PUSHED and "eval_accuracy" in record
+
+
+def test_a_comparison_pushes_the_weighted_model_and_both_results(fresh, hub, tmp_path):
+    out = tmp_path / "both"
+    options = [
+        "--compare",
+        "--push_to_hub",
+        "--hub_model_id",
+        f"{USER}/a-title",
+        "--hub_private_repo",
+        "true",
+    ]
+    argv = glue_args(out, *options)
+    with hub.fault(r"/commit/", 500), pytest.raises(RemoteError, match="same command pushes it"):
+        fresh("recipe", "glue", argv)
+    assert (out / "all_results.json").is_file()
+    results = fresh("recipe", "glue", argv)
+    pushed = repository(hub, "a-title")
+    assert pushed.private and set(pushed.files) == PUSHED
+    assert pushed.files["model.safetensors"] == (out / "kl" / "model.safetensors").read_bytes()
+    assert (
+        list(json.loads(pushed.files["all_results.json"])["runs"]) == list(results["runs"]) == ["erm", "kl"]
+    )
+    data, text = card_of(hub, "a-title")
+    assert data["model-index"][0]["name"] == "a-title" and "\n# a-title\n" in text
+
+
+@pytest.mark.parametrize("settings", [{}, {"pairs": True}, {"lora": True}, {"reweighted": False}], ids=str)
+def test_a_plain_script_pushes(fresh, hub, tmp_path, settings):
+    out = tmp_path / "plain"
+    hub.repositories.pop(("models", f"{USER}/plain"), None)
+    name = fresh(
+        "plain_script",
+        str(out),
+        texts(12, 0),
+        push_to_hub=True,
+        hub_token=TOKEN,
+        hub_strategy="checkpoint",
+        **settings,
+    )
+    assert name == f"{USER}/plain"
+    files = repository(hub, "plain").files
+    weights = "adapter_model.safetensors" if settings.get("lora") else "model.safetensors"
+    assert {"README.md", weights, f"last-checkpoint/{weights}", "last-checkpoint/trainer_state.json"} <= set(
+        files
+    )
+    assert not [name for name in files if "training_args" in name]
+    assert (out / "_training_args.bin").is_file()
+    assert not [path.name for path in out.glob("_push-*")], "links are removed"
+    assert not secrets_in(tmp_path) and not [name for name, body in files.items() if TOKEN.encode() in body]
+    data, text = card_of(hub, "plain")
+    assert data["base_model"] == "google/bert-tiny" and data["model-index"][0]["name"] == "plain"
+    assert ('"text_pair"' in text) == bool(settings.get("pairs"))
+    fresh("validate_card", name)
+
+
+def test_a_plain_script_is_told_how_to_push_what_it_has(fresh, hub, tmp_path):
+    out = tmp_path / "told"
+    with hub.fault(r"/commit/", 403), pytest.raises(RemoteError) as raised:
+        fresh("plain_script", str(out), texts(12, 0))
+    assert raised.value.kind == "HubError", raised.value.trace
+    command = re.search(r"`hf (upload .*)`", str(raised.value))
+    assert command and f"upload {USER}/told {out} ." in command.group(1)
+    fresh("command_line", command.group(1))
+    assert set(repository(hub, "told").files) == MODEL_FILES | {".gitattributes"}
+
+
+def test_a_push_while_training_that_fails_does_not_end_it(fresh, hub, tmp_path):
+    out = tmp_path / "every"
+    with hub.fault(r"/commit/", 500, times=1):
+        fresh(
+            "plain_script",
+            str(out),
+            texts(12, 0),
+            push_to_hub=True,
+            hub_strategy="every_save",
+            hub_always_push=True,
+        )
+    assert repository(hub, "every").messages[-1] == "End of training"
+    assert "A checkpoint was not pushed to someone/every" in fresh.log.read_text()
+
+
+def test_training_goes_on_from_a_checkpoint_on_the_hub(fresh, hub, tmp_path):
+    options = [
+        "--push_to_hub",
+        "--hub_strategy",
+        "checkpoint",
+        "--save_strategy",
+        "steps",
+        "--save_steps",
+        "1",
+    ]
+    out, again = tmp_path / "resumed", tmp_path / "elsewhere" / "resumed"
+    fresh("recipe", "glue", glue_args(out, *options, "--num_train_epochs", "2"))
+    fresh("download", f"{USER}/resumed", str(again), ["last-checkpoint/*"])
+    state = json.loads((again / "last-checkpoint" / "trainer_state.json").read_text())
+    (again / "last-checkpoint").rename(again / f"checkpoint-{state['global_step']}")
+    before = repository(hub, "resumed").files["model.safetensors"]
+    fresh("recipe", "glue", glue_args(again, *options, "--num_train_epochs", "2"))
+    assert (again / "model.safetensors").read_bytes() == before
+
+
+def test_no_secret_was_logged(remote):
+    assert TOKEN not in remote.log.read_text()
