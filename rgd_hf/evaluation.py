@@ -38,6 +38,8 @@ class PlainEvaluationMixin(TrainerBase):
     # The plain loss that was computed last, with the sums and counts of its samples.
     _plain: tuple[Tensor, Tensor] | None = None
     _evaluates = False
+    # Whether nobody will look at the outputs of the batch that is evaluated.
+    _evaluates_loss_only = False
 
     def plain_loss(self, losses: Tensor, valid: Tensor, auxiliary: Tensor | None = None) -> Tensor:
         """Mean of the valid `losses` of one evaluation batch (plus the model's auxiliary loss).
@@ -78,10 +80,14 @@ class PlainEvaluationMixin(TrainerBase):
     ):
         """As the Trainer's; evaluation counts every sample once, so a `sample_weight` column is left out."""
         inputs = {k: v for k, v in inputs.items() if k != SAMPLE_WEIGHT}
-        with self._evaluating():
-            return super().prediction_step(
-                model, inputs, prediction_loss_only, ignore_keys=ignore_keys, **kwargs
-            )
+        outer, self._evaluates_loss_only = self._evaluates_loss_only, prediction_loss_only
+        try:
+            with self._evaluating():
+                return super().prediction_step(
+                    model, inputs, prediction_loss_only, ignore_keys=ignore_keys, **kwargs
+                )
+        finally:
+            self._evaluates_loss_only = outer
 
     def evaluation_loop(
         self,

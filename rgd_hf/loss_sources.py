@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from rgd_hf import class_weights as classes
 from rgd_hf.data import SAMPLE_WEIGHT
-from rgd_hf.heads import Head, bare_model, find_head
+from rgd_hf.heads import FusedHead, Head, bare_model, find_head
 from rgd_hf.weighting import token_reference
 
 PerSampleLossFn = Callable[[Any, Any], Tensor | tuple[Tensor, Tensor]]
@@ -65,6 +65,7 @@ class HeadLosses:
         self.head, self.model, self.class_weights = head, model, class_weights
         self.name, self.token_level = head.name, head.token_level
         self._checked = False
+        self._fused_head = FusedHead(model, head.positions_after)
 
     def valid(self, inputs: Mapping[str, Any]) -> Tensor:
         """The items of a batch that have a loss, bool `[batch]` or `[batch, tokens]`.
@@ -107,15 +108,32 @@ class HeadLosses:
         item_classes = self.head.classes(inputs, self.model.config)
         return token_reference(valid, classes.weight_of_items(item_classes, self.class_weights))
 
-    def run(self, model: nn.Module, inputs: Mapping[str, Any], label_smoothing: float) -> BatchLosses:
-        """One forward pass of `model`, the wrapped model of training, without labels."""
+    def run(
+        self, model: nn.Module, inputs: Mapping[str, Any], label_smoothing: float, logits: bool = True
+    ) -> BatchLosses:
+        """One forward pass of `model`, the wrapped model of training, without labels.
+
+        Args:
+            model: with its wrappers.
+            inputs: the batch.
+            label_smoothing: share of the target mass spread evenly over the classes.
+            logits: whether the outputs must have their logits; without them, the losses of a language model are made
+                inside its LM head where that is exact (`FusedHead`).
+        """
         head, config = self.head, self.model.config
         valid = self.valid(inputs)
         reference = self._reference(valid, inputs)
         withheld = {*head.label_names, *head.optional_label_names, SAMPLE_WEIGHT}
         forward = {k: v for k, v in inputs.items() if k not in withheld}
-        outputs = model(**forward, **head.prepare(self.model, inputs))
-        losses = head.losses(outputs, inputs, config, label_smoothing)
+        forward |= head.prepare(self.model, inputs)
+        losses = None
+        if logits or head.targets is None or isinstance(model, nn.DataParallel):
+            outputs = model(**forward)
+        else:
+            targets = head.targets(inputs, config)
+            outputs, losses = self._fused_head.run(model, forward, targets, label_smoothing)
+        if losses is None:
+            losses = head.losses(outputs, inputs, config, label_smoothing)
         auxiliary = head.auxiliary(outputs, config, self.model)
         return BatchLosses(outputs, losses, valid.to(losses.device), reference.to(losses.device), auxiliary)
 
@@ -137,8 +155,10 @@ class CustomLosses:
         self.function, self.label_names = function, label_names
         self.withheld = set(label_names) - _needed(model)
 
-    def run(self, model: nn.Module, inputs: Mapping[str, Any], label_smoothing: float) -> BatchLosses:
-        """One forward pass of `model` without labels.
+    def run(
+        self, model: nn.Module, inputs: Mapping[str, Any], label_smoothing: float, logits: bool = True
+    ) -> BatchLosses:
+        """One forward pass of `model` without labels; `function` may always look at the logits.
 
         Raises:
             ValueError: `function` returned no un-reduced losses, or a mask that does not fit them; or it failed on
@@ -179,8 +199,10 @@ class OverriddenLosses:
         self.method, self.name, self.default = method, name, default
         self.default_used = False
 
-    def run(self, model: nn.Module, inputs: Mapping[str, Any], label_smoothing: float) -> BatchLosses:
-        """One call of the method.
+    def run(
+        self, model: nn.Module, inputs: Mapping[str, Any], label_smoothing: float, logits: bool = True
+    ) -> BatchLosses:
+        """One call of the method, which may always look at the logits.
 
         Raises:
             ValueError: it returned no un-reduced losses, or leaves out a setting that reaches the default alone.

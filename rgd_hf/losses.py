@@ -94,12 +94,7 @@ def token_losses(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -
     Raises:
         ValueError: there are fewer logits than labels.
     """
-    in_front = logits.shape[1] - labels.shape[1]
-    if in_front < 0:
-        raise ValueError(
-            f"The model returned logits at {logits.shape[1]} positions for {labels.shape[1]} labels a sample. Pad and "
-            "truncate labels together with the inputs."
-        )
+    in_front = positions_in_front(logits.shape[1], labels.shape[1])
     # The labels are padded, and the losses cut, because either is smaller by the number of classes than the logits.
     targets = F.pad(labels.long(), (in_front, 0), value=IGNORE_INDEX)
     losses = F.cross_entropy(
@@ -110,6 +105,20 @@ def token_losses(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -
         label_smoothing=label_smoothing,
     )
     return losses.view(targets.shape)[:, in_front:]
+
+
+def positions_in_front(positions: int, tokens: int) -> int:
+    """How many positions of a model's head lie in front of the labels' first one.
+
+    Raises:
+        ValueError: there are fewer positions than labels.
+    """
+    if positions < tokens:
+        raise ValueError(
+            f"The model returned logits at {positions} positions for {tokens} labels a sample. Pad and truncate labels "
+            "together with the inputs."
+        )
+    return positions - tokens
 
 
 def causal_lm_losses(logits: Tensor, next_tokens: Tensor, label_smoothing: float = 0.0) -> Tensor:

@@ -283,7 +283,8 @@ class ReweightingMixin(PushMixin, ModelCardMixin, PlainEvaluationMixin, Optimize
         Args:
             model: the model, wrapped or not.
             inputs: a batch with its labels, and optionally `sample_weight` `[batch]`.
-            return_outputs: whether to return the model's outputs too.
+            return_outputs: whether to return the model's outputs too. Without them (as in training, unless an override
+                asks for them) the losses of a language model need no logits: see `fused_lm_head`.
             num_items_in_batch: items of a whole optimizer step, all processes, to divide by in place of the batch's
                 own. Has no say inside `training_step`.
 
@@ -300,7 +301,8 @@ class ReweightingMixin(PushMixin, ModelCardMixin, PlainEvaluationMixin, Optimize
             inputs = {k: v for k, v in inputs.items() if k != SAMPLE_WEIGHT}
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         plain = self._is_plain()
-        batch = source.run(model, inputs, 0.0 if plain else self.args.label_smoothing_factor)
+        smoothing = 0.0 if plain else self.args.label_smoothing_factor
+        batch = source.run(model, inputs, smoothing, not self.args.fused_lm_head or self._shows(return_outputs))
         if plain:
             loss = self.plain_loss(
                 torch.where(batch.valid, batch.losses.float(), 0.0), batch.valid, batch.auxiliary
@@ -341,6 +343,11 @@ class ReweightingMixin(PushMixin, ModelCardMixin, PlainEvaluationMixin, Optimize
         smoothing = 0.0 if self._is_plain() else self.args.label_smoothing_factor
         batch = source.run(model, inputs, smoothing)
         return PerSampleLosses(batch.losses, batch.outputs, batch.valid, batch.auxiliary)
+
+    def _shows(self, return_outputs: bool) -> bool:
+        """Whether anybody looks at the outputs that `compute_loss` returns: not when only the loss is evaluated."""
+        in_front = foreign_to_the_left(type(self), ReweightingMixin, "compute_loss")
+        return return_outputs and bool(in_front or not self._evaluates_loss_only)
 
     def _is_plain(self) -> bool:
         """Whether the loss is asked for to evaluate, not to train.

@@ -90,6 +90,14 @@ class ReweightingArguments:
         },
     )
 
+    fused_lm_head: bool = field(
+        default=True,
+        metadata={
+            "help": "Make the token losses of language models inside the LM head, tile by tile, without the [tokens, "
+            "vocabulary] logits, wherever the losses are the same; False for the full logits."
+        },
+    )
+
     def __post_init__(self):
         check_reweighting(self)
         parent = getattr(super(), "__post_init__", None)

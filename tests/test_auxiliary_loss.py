@@ -41,12 +41,18 @@ def objective(model, batch, reweighting, normalize):
     return (weights * losses).sum() / (weights.sum() if normalize else len(losses)) + 0.5 * outputs.aux_loss
 
 
+@pytest.mark.parametrize("fused", [True, False], ids=["without logits", "logits"])
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("reweighting", ["none", "kl"])
-def test_it_is_added_to_the_objective_without_a_weight(make_args, reweighting, normalize):
+def test_it_is_added_to_the_objective_without_a_weight(make_args, reweighting, normalize, fused):
     batch = stack(token_data(4))
     trainer = ReweightedTrainer(
-        tiny_mixtral(), make_args(), reweighting=reweighting, tau=3.0, normalize_weights=normalize
+        tiny_mixtral(),
+        make_args(),
+        reweighting=reweighting,
+        tau=3.0,
+        normalize_weights=normalize,
+        fused_lm_head=fused,
     )
     trainer.model.train()
     loss = trainer.compute_loss(trainer.model, dict(batch))

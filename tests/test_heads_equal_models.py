@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-from rgd_hf.heads import find_head
+from rgd_hf.heads import FusedHead, find_head
 
 VOCABULARY = 64
 BATCH, TOKENS, CLASSES = 4, 11, 3
@@ -203,13 +203,29 @@ def assert_equals_own_loss(model: Any, inputs: dict[str, Any], gradients: bool =
     if auxiliary is not None:
         mean = mean + auxiliary
     torch.testing.assert_close(mean, own, rtol=1e-6, atol=1e-7)
+    objectives = [mean]
+    if head.targets is not None:
+        without_logits = _fused_losses(model, head, inputs)
+        torch.testing.assert_close(without_logits, losses, rtol=1e-5, atol=1e-6)
+        fused = without_logits.sum() / valid.sum()
+        objectives.append(fused if auxiliary is None else fused + auxiliary)
     if gradients:
         parameters = [p for p in model.parameters() if p.requires_grad]
         expected = torch.autograd.grad(own, parameters, allow_unused=True)
-        for ours, theirs in zip(
-            torch.autograd.grad(mean, parameters, allow_unused=True), expected, strict=True
-        ):
-            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-7)
+        for objective in objectives:
+            found = torch.autograd.grad(objective, parameters, allow_unused=True, retain_graph=True)
+            for ours, theirs in zip(found, expected, strict=True):
+                torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-7)
+    return losses
+
+
+def _fused_losses(model: Any, head: Any, inputs: dict[str, Any]) -> torch.Tensor:
+    withheld = {*head.label_names, *head.optional_label_names}
+    forward = {name: value for name, value in inputs.items() if name not in withheld}
+    outputs, losses = FusedHead(model, head.positions_after).run(
+        model, forward | head.prepare(model, inputs), head.targets(inputs, model.config)
+    )
+    assert losses is not None and outputs.logits is None
     return losses
 
 

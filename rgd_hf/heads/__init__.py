@@ -6,6 +6,7 @@ optimizer step before any forward pass.
 """
 
 from rgd_hf.heads.base import Head, Inputs, bare_model, logits_of
+from rgd_hf.heads.fused import FusedHead
 from rgd_hf.heads.table import EXCLUDED, HEADS, find_head
 
-__all__ = ["EXCLUDED", "HEADS", "Head", "Inputs", "bare_model", "find_head", "logits_of"]
+__all__ = ["EXCLUDED", "HEADS", "FusedHead", "Head", "Inputs", "bare_model", "find_head", "logits_of"]

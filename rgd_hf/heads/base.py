@@ -1,6 +1,6 @@
 """What a head is, and what every head needs of a batch and of a model's outputs."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +44,10 @@ class Head:
         auxiliary: `(outputs, config, model) -> 0-dimensional Tensor or None`: what the model adds to the mean of
             the losses, its coefficient included (e.g. the load-balancing loss of a mixture of experts). It belongs to
             the batch, not to an item, so it is never weighted.
+        targets: `(inputs, config) -> Tensor [batch, items]`: of language models whose logits come from an output
+            embedding: the token id that each of the last positions has to predict, -100 where ignored, of the shape of
+            `valid`; with it the losses can be had without logits. None where there is no such thing.
+        positions_after: positions behind that of the last target, which predict nothing.
         classes: `(inputs, config) -> Tensor`: the class of each item for class weights, integers of the shape of
             `valid` (anything where not valid) or probabilities `[batch, classes]`; None where items have no class.
     """
@@ -57,6 +61,8 @@ class Head:
     optional_label_names: tuple[str, ...] = ()
     prepare: Callable[[nn.Module, Inputs], dict[str, Any]] = _nothing_to_prepare
     auxiliary: Callable[[Any, Any, nn.Module], Tensor | None] = _no_auxiliary_loss
+    targets: Callable[[Inputs, Any], Tensor] | None = None
+    positions_after: int = 0
     classes: Callable[[Inputs, Any], Tensor] | None = None
     shifts_labels: bool = False
 
@@ -84,6 +90,15 @@ def logits_of(outputs: Any) -> Tensor:
             "fused_linear_cross_entropy=False; for TRL: loss_type='nll')."
         )
     return logits
+
+
+def replace_logits(outputs: Any, tensor: Tensor | None) -> Any:
+    """`outputs` with `tensor` where `logits_of` finds the logits; with None a tuple loses that element."""
+    if isinstance(outputs, MutableMapping):
+        outputs["logits"] = tensor
+        return outputs
+    at = 0 if outputs[0].ndim > 0 else 1
+    return (*outputs[:at], *([] if tensor is None else [tensor]), *outputs[at + 1 :])
 
 
 def check_class_indices(

@@ -21,6 +21,10 @@ def _targets(inputs: Inputs, mask_name: str | None = None) -> Tensor:
     return labels if mask is None else torch.where(mask == 1, labels, un_reduced.IGNORE_INDEX)
 
 
+def _labels(inputs: Inputs, config: Any) -> Tensor:
+    return inputs["labels"]
+
+
 def _valid(inputs: Inputs, config: Any, mask_name: str | None = None) -> Tensor:
     return _targets(inputs, mask_name) != un_reduced.IGNORE_INDEX
 
@@ -42,10 +46,6 @@ def _check_tokens(inputs: Inputs, config: Any) -> None:
     check_class_indices(inputs["labels"], un_reduced.IGNORE_INDEX, None, "token ids", remedy)
 
 
-def _token_classes(inputs: Inputs, config: Any) -> Tensor:
-    return inputs["labels"]
-
-
 TOKEN_CLASSIFICATION = Head(
     name="token classification",
     label_names=("labels",),
@@ -53,7 +53,7 @@ TOKEN_CLASSIFICATION = Head(
     losses=_losses,
     token_level=True,
     check=_check_token_classes,
-    classes=_token_classes,
+    classes=_labels,
 )
 
 ATTENDED_TOKEN_CLASSIFICATION = dataclasses.replace(
@@ -77,6 +77,7 @@ MASKED_LM = Head(
     losses=_losses,
     token_level=True,
     check=_check_tokens,
+    targets=_labels,
 )
 
 ALIGNED_LM = dataclasses.replace(MASKED_LM, name="language modelling with labels that are not shifted")
@@ -127,7 +128,7 @@ def _switch_loss(outputs: Any, config: Any, model: nn.Module) -> Tensor | None:
 # --- every position predicts the next token -------------------------------------------------------------------------
 
 
-def _next_tokens(inputs: Inputs) -> Tensor:
+def _next_tokens(inputs: Inputs, config: Any = None) -> Tensor:
     """What each position of the logits has to predict, `[batch, tokens]`.
 
     `shift_labels` in the batch are used as they are. With `logits_to_keep`, labels of the kept positions alone are
@@ -163,11 +164,12 @@ CAUSAL_LM = Head(
     check=_check_tokens,
     optional_label_names=("shift_labels",),
     auxiliary=_router_loss,
+    targets=_next_tokens,
 )
 """Decoders of text, alone or with images, video or audio in front. Item `t` of a sample is the loss of predicting
 token `t + 1`, at position `t`; the last one has none (with `shift_labels`, item `t` is `shift_labels[t]`)."""
 
-BAMBA_LM = dataclasses.replace(CAUSAL_LM, auxiliary=_bamba_loss)
+BAMBA_LM = dataclasses.replace(CAUSAL_LM, auxiliary=_bamba_loss, targets=None)
 
 
 def _prompted_losses(outputs: Any, inputs: Inputs, config: Any, label_smoothing: float) -> Tensor:
@@ -185,6 +187,8 @@ PROMPTED_CAUSAL_LM = dataclasses.replace(
     valid=_valid,
     losses=_prompted_losses,
     optional_label_names=(),
+    targets=_labels,
+    positions_after=1,
 )
 """PEFT prompt tuning and p-tuning: the prompt predicts the first token, so item `t` is the loss of token `t`."""
 
@@ -228,6 +232,7 @@ ENCODER_DECODER_LM = Head(
     token_level=True,
     check=_check_tokens,
     prepare=_decoder_inputs,
+    targets=_labels,
 )
 """Translation, summarization, speech recognition, captioning: the labels are what the decoder has to emit."""
 

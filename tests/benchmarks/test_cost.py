@@ -94,6 +94,7 @@ CASES = [
     ({"reweighting": "focal"}, {}),
     ({"reweighting": "tilted"}, {}),
     ({"reweighting": "cvar"}, {}),
+    ({"fused_lm_head": False}, {}),
 ]
 
 

@@ -55,6 +55,7 @@ def p_tuning(task):
     return peft.PromptEncoderConfig(task_type=task, num_virtual_tokens=VIRTUAL, encoder_hidden_size=8)
 
 
+WAYS = pytest.mark.parametrize("fused", [True, False], ids=["without logits", "logits"])
 ADAPTERS = pytest.mark.parametrize("adapter", [lora, prompt_tuning, prefix_tuning, p_tuning])
 
 
@@ -92,13 +93,14 @@ def assert_same_gradients(found, expected):
         torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-7)
 
 
+@WAYS
 @ADAPTERS
 @pytest.mark.parametrize("level", ["token", "sample"])
-def test_causal_lm_has_the_gradient_of_the_surrogate(adapter, level, make_args):
+def test_causal_lm_has_the_gradient_of_the_surrogate(adapter, level, fused, make_args):
     """Where virtual tokens have logits (prompt tuning, p-tuning), the last of them predicts the first real token."""
     model = adapted(llama(), adapter, "CAUSAL_LM").train()
     batch = stacked(token_data())
-    trainer = ReweightedTrainer(model, make_args(), tau=20.0, reweighting_level=level)
+    trainer = ReweightedTrainer(model, make_args(), tau=20.0, reweighting_level=level, fused_lm_head=fused)
     found = gradients(model, trainer.compute_loss(model, dict(batch)))
     logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     labels = F.pad(batch["labels"], (logits.shape[1] - batch["labels"].shape[1], 0), value=-100)[:, 1:]
@@ -110,11 +112,12 @@ def test_causal_lm_has_the_gradient_of_the_surrogate(adapter, level, make_args):
     assert_same_gradients(found, gradients(model, rgd_surrogate(losses, "kl", 20.0).mean()))
 
 
+@WAYS
 @ADAPTERS
-def test_causal_lm_loss_is_the_models_own(adapter, make_args):
+def test_causal_lm_loss_is_the_models_own(adapter, fused, make_args):
     model = adapted(llama(), adapter, "CAUSAL_LM").train()
     batch = stacked(token_data())
-    trainer = ReweightedTrainer(model, make_args(), reweighting="none")
+    trainer = ReweightedTrainer(model, make_args(), reweighting="none", fused_lm_head=fused)
     torch.testing.assert_close(trainer.compute_loss(model, dict(batch)), model(**batch).loss)
 
 

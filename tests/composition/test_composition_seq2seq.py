@@ -97,7 +97,7 @@ class SurrogateTrainer(Seq2SeqTrainer):
 
 
 def trained(cls, build, make_args, arguments=Seq2SeqTrainingArguments, **keywords):
-    ours = {name: keywords.pop(name) for name in ("tau", "reweighting") if name in keywords}
+    ours = {name: keywords.pop(name) for name in ("tau", "reweighting", "fused_lm_head") if name in keywords}
     args = make_args(arguments, max_steps=4, per_device_train_batch_size=4, learning_rate=0.05, **keywords)
     trainer = cls(
         build(), args, train_dataset=pairs(), eval_dataset=pairs(6, 1), data_collator=collate, **ours
@@ -107,11 +107,12 @@ def trained(cls, build, make_args, arguments=Seq2SeqTrainingArguments, **keyword
 
 
 @MODELS
+@pytest.mark.parametrize("fused", [True, False], ids=["without logits", "logits"])
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_kl_trains_on_the_surrogate_of_every_token(build, accumulation, make_args):
+def test_kl_trains_on_the_surrogate_of_every_token(build, accumulation, fused, make_args):
     keywords = {"gradient_accumulation_steps": accumulation}
     expected = trained(SurrogateTrainer, build, make_args, **keywords)
-    found = trained(ReweightedSeq2SeqTrainer, build, make_args, tau=20.0, **keywords)
+    found = trained(ReweightedSeq2SeqTrainer, build, make_args, tau=20.0, fused_lm_head=fused, **keywords)
     for (name, left), right in zip(expected.model.named_parameters(), found.model.parameters(), strict=True):
         torch.testing.assert_close(right, left, rtol=1e-5, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
 

@@ -21,6 +21,7 @@ class Setting:
     warmup: float = 0.0
     sample_weight: bool = False
     shuffle: bool = False
+    fused: bool = True
 
     @property
     def tau(self) -> float:
@@ -31,6 +32,7 @@ class Setting:
         words = [self.task, self.level, self.divergence, self.optim]
         words += ["normalized"] * self.normalize + ["warmup"] * bool(self.warmup)
         words += ["sample_weight"] * self.sample_weight + ["shuffled"] * self.shuffle
+        words += ["logits"] * (not self.fused)
         return "-".join(words + [str(self.samples)] * (self.samples != SAMPLES))
 
 
@@ -83,6 +85,9 @@ CORE = [
 EXTRA = [
     Setting("causal", "token", "reverse_kl", optim="adamw_torch"),
     Setting("causal", "sample", normalize=True),
+    Setting("causal", "token", normalize=True, sample_weight=True),
+    Setting("causal", "token", fused=False),
+    Setting("causal", "sample", normalize=True, fused=False),
     Setting("own", "token", "chi2", normalize=True, optim="adamw_torch"),
     Setting("own", "sample"),
     Setting(shuffle=True),
@@ -161,9 +166,13 @@ FSDP_SETTINGS = [
     Setting("token", "sample", "reverse_kl", normalize=True),
     Setting("own", "token"),
     Setting(divergence="none"),
+    Setting("causal", "token", optim="adamw_torch"),
+    Setting("causal", "sample", normalize=True),
+    Setting("causal", "token", fused=False),
 ]
 
 ZERO_SETTINGS = [
+    Setting("causal", "token"),
     Setting(),
     Setting("token", "token", optim="adamw_torch"),
     Setting("token", "sample", "reverse_kl"),

@@ -59,6 +59,7 @@ def make_args(case: Case, folder: Path, **kwargs: Any) -> ReweightedTrainingArgu
         "reweighting_level": setting.level,
         "normalize_weights": setting.normalize,
         "reweighting_warmup_ratio": setting.warmup,
+        "fused_lm_head": setting.fused,
     }
     return ReweightedTrainingArguments(**(defaults | kwargs))
 

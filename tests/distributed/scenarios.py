@@ -17,7 +17,12 @@ from brute_force import Trajectory
 from cut_cases import BY_PROCESSES, FSDP_SETTINGS, RESUMED, ZERO_SETTINGS, Case, Cut, Setting
 from cut_tasks import make_data, make_model
 from cut_training import make_trainer, train
-from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, TrainerCallback
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    TrainerCallback,
+)
 from transformers.distributed import DistributedConfig
 
 from rgd_hf.trainer import NonFiniteLossError
@@ -94,10 +99,12 @@ def _saved(folder: Path, setting: Setting) -> Path:
 
 
 def _train_sharded(setting: Setting, folder: Path) -> Trajectory:
-    cls = (
-        AutoModelForSequenceClassification if setting.task == "sequence" else AutoModelForTokenClassification
+    cls = {"sequence": AutoModelForSequenceClassification, "causal": AutoModelForCausalLM}.get(
+        setting.task, AutoModelForTokenClassification
     )
     plan = {"bert.embeddings": "free_full_weight", "bert.encoder.layer.*": "free_full_weight"}
+    if setting.task == "causal":
+        plan = {"transformer.h.*": "free_full_weight"}
     config = DistributedConfig(fsdp_size=int(os.environ["WORLD_SIZE"]), fsdp_plan=plan)
     model = cls.from_pretrained(_saved(folder, setting), distributed_config=config)
     trainer = make_trainer(Case(setting, Cut(2, 2, 2)), folder, model=model)

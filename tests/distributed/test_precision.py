@@ -43,7 +43,7 @@ def test_bfloat16_losses_and_weights_are_float32(task, mode, tmp_path):
     if mode == "pure":
         model.bfloat16()
     model.register_forward_hook(lambda module, args, output: seen.append(output["logits"].detach()))
-    trainer = first_step(task, tmp_path, model=model, bf16=mode == "autocast")
+    trainer = first_step(task, tmp_path, model=model, bf16=mode == "autocast", fused_lm_head=False)
     assert seen[0].dtype == torch.bfloat16 or mode == "autocast"
     losses, weights = oracle(task, seen[0], trainer.args.tau)
     log = trainer.state.log_history[0]
@@ -56,6 +56,20 @@ def test_bfloat16_losses_and_weights_are_float32(task, mode, tmp_path):
     assert log["weight_mean"] == pytest.approx(weights.mean().item(), rel=1e-6)
     assert log["weight_max"] == pytest.approx(weights.max().item(), rel=1e-6)
     assert log["loss"] == pytest.approx((weights * losses).mean().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["autocast", "pure"])
+def test_bfloat16_losses_without_logits_are_those_of_the_logits(mode, tmp_path):
+    logs = []
+    for fused in (True, False):
+        model = make_model("causal")
+        if mode == "pure":
+            model.bfloat16()
+        trainer = first_step("causal", tmp_path, model=model, bf16=mode == "autocast", fused_lm_head=fused)
+        logs.append(trainer.state.log_history[0])
+    for name in ("loss", "unweighted_loss", "weight_mean", "weight_max"):
+        assert logs[0][name] == pytest.approx(logs[1][name], rel=1e-5)
+    assert logs[0]["grad_norm"] == pytest.approx(logs[1]["grad_norm"], rel=0.02)
 
 
 @pytest.mark.parametrize("normalize", [False, True])
