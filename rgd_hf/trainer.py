@@ -302,7 +302,9 @@ class ReweightingMixin(PushMixin, ModelCardMixin, PlainEvaluationMixin, Optimize
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         plain = self._is_plain()
         smoothing = 0.0 if plain else self.args.label_smoothing_factor
-        batch = source.run(model, inputs, smoothing, not self.args.fused_lm_head or self._shows(return_outputs))
+        batch = source.run(
+            model, inputs, smoothing, not self.args.fused_lm_head or self._shows(return_outputs)
+        )
         if plain:
             loss = self.plain_loss(
                 torch.where(batch.valid, batch.losses.float(), 0.0), batch.valid, batch.auxiliary
