@@ -51,18 +51,64 @@ def in_memory(count: int, classes: int = 4, seed: int = 0) -> ImageSet:
     ("image", "kind", "expected"),
     [
         (Image.new("L", (4, 4), 100), "PNG", (100, 100, 100)),
-        (Image.new("LA", (4, 4), (100, 0)), "PNG", (100, 100, 100)),
-        (Image.new("RGBA", (4, 4), (10, 20, 30, 0)), "PNG", (10, 20, 30)),
+        (Image.new("LA", (4, 4), (100, 0)), "PNG", (255, 255, 255)),
+        (Image.new("LA", (4, 4), (100, 255)), "PNG", (100, 100, 100)),
+        (Image.new("RGBA", (4, 4), (10, 20, 30, 0)), "PNG", (255, 255, 255)),
+        (Image.new("RGBA", (4, 4), (0, 0, 0, 51)), "PNG", (204, 204, 204)),
+        (Image.new("YCbCr", (4, 4), (100, 128, 128)), "TIFF", (100, 100, 100)),
+        (Image.new("LAB", (4, 4), (255, 128, 128)), "TIFF", (255, 255, 255)),
+        (Image.fromarray(np.full((4, 4), 128 * 256, dtype=np.uint16)), "TIFF", (128, 128, 128)),
         (Image.new("CMYK", (4, 4), (0, 255, 255, 0)), "TIFF", (255, 0, 0)),
         (Image.fromarray(np.full((4, 4), 128 * 256, dtype=np.uint16)), "PNG", (128, 128, 128)),
         (Image.new("1", (4, 4), 1), "PNG", (255, 255, 255)),
         (Image.new("RGB", (4, 4), (1, 2, 3)).quantize(), "PNG", (1, 2, 3)),
     ],
-    ids=["gray", "gray+alpha", "alpha", "cmyk", "16-bit", "bilevel", "palette"],
+    ids=(
+        [
+            "gray",
+            "gray+clear",
+            "gray+opaque",
+            "clear",
+            "half",
+            "ycbcr",
+            "lab",
+            "16-bit-tiff",
+            "cmyk",
+            "16-bit",
+            "bilevel",
+            "palette",
+        ]
+    ),
 )
 def test_every_mode_becomes_rgb(image, kind, expected):
     opened = open_image(encoded(image, kind))
-    assert opened.mode == "RGB" and opened.getpixel((0, 0)) == expected
+    assert opened.mode == "RGB" and opened.getpixel((0, 0)) == pytest.approx(expected, abs=1)
+
+
+@pytest.mark.parametrize("dtype, mode", [(np.int32, "mode I"), (np.float32, "mode F")])
+def test_pixels_without_a_known_range_are_refused_by_name(dtype, mode):
+    image = Image.fromarray(np.full((4, 4), 1, dtype=dtype))
+    with pytest.raises(UnreadableImageError, match=mode):
+        open_image(encoded(image, "TIFF"))
+    with pytest.raises(UnreadableImageError, match=mode):
+        open_image(np.asarray(image))
+
+
+def test_of_several_frames_the_first_is_seen():
+    frames = [Image.new("RGB", (4, 4), color) for color in ((255, 0, 0), (0, 0, 255))]
+    for kind in ("GIF", "TIFF", "WEBP"):
+        file = io.BytesIO()
+        options = {"lossless": True} if kind == "WEBP" else {}
+        frames[0].save(file, kind, save_all=True, append_images=frames[1:], **options)
+        assert open_image({"bytes": file.getvalue()}).getpixel((0, 0)) == (255, 0, 0), kind
+
+
+def test_a_transparent_palette_colour_is_white():
+    image = Image.new("P", (4, 4), 1)
+    image.putpalette([0, 0, 0, 10, 20, 30])
+    file = io.BytesIO()
+    image.save(file, "PNG", transparency=1)
+    assert open_image({"bytes": file.getvalue()}).getpixel((0, 0)) == (255, 255, 255)
 
 
 def test_images_are_turned_upright():

@@ -17,6 +17,7 @@ from rgd_hf.scripts.column_types import column_names
 from rgd_hf.scripts.data_files import SUFFIXES, read_arrow, say_warning, suffix_of
 from rgd_hf.scripts.errors import UserError, listed
 from rgd_hf.scripts.hub import load_hub_dataset
+from rgd_hf.scripts.vision.decoding import UnreadableImageError, open_image
 
 EMBEDDED: dict[str, Callable[..., Any]] = {
     "breast_cancer": embedded.load_breast_cancer,
@@ -166,7 +167,9 @@ def flatten_images(frame: pd.DataFrame, name: str) -> pd.DataFrame:
         first = frame[column].iloc[0]
         if not (isinstance(first, dict) and first.get("bytes")):
             continue
-        pixels = [np.asarray(Image.open(io.BytesIO(image["bytes"]))) for image in frame[column]]
+        pixels = [
+            _pixels(image, f"{name}: row {row} of {column!r}") for row, image in enumerate(frame[column])
+        ]
         shape = pixels[0].shape
         if any(p.shape != shape for p in pixels) or pixels[0].size > MAX_PIXELS:
             raise UserError(
@@ -178,3 +181,13 @@ def flatten_images(frame: pd.DataFrame, name: str) -> pd.DataFrame:
         )
         frame = pd.concat([frame.drop(columns=column), flat], axis=1)
     return frame
+
+
+def _pixels(image: Any, where: str) -> np.ndarray:
+    """The values of an image: gray `[height, width]`, or colours `[height, width, 3]`."""
+    try:
+        opened = open_image(image)
+        gray = Image.open(io.BytesIO(image["bytes"])).mode in ("1", "L")
+    except (UnreadableImageError, TypeError, KeyError) as error:
+        raise UserError(f"{where} is no image that can be used: {error}.") from error
+    return np.asarray(opened.convert("L") if gray else opened)

@@ -29,14 +29,16 @@ def open_image(source: Any) -> Image.Image:
             `[height, width]` or `[height, width, 3]`.
 
     Returns:
-        An image of mode RGB: grayscale is repeated, CMYK converted, an alpha channel dropped (as
-        `pipeline("image-classification")` does), 16-bit gray scaled down to 8 bits.
+        An image of mode RGB, as a person sees it: the first frame or page; grayscale repeated, CMYK, LAB and YCbCr
+        converted, transparent parts over white (`pipeline("image-classification")` shows the colour beneath them
+        instead), 16-bit gray scaled down to 8 bits.
 
     Raises:
-        UnreadableImageError: no such file, or not a whole image of a format that Pillow reads.
+        UnreadableImageError: no such file, not a whole image of a format that Pillow reads, or pixels without a known
+            range (32-bit integers and floats).
     """
     if isinstance(source, np.ndarray):
-        return Image.fromarray(source).convert("RGB")
+        return _to_rgb(Image.fromarray(source))
     if isinstance(source, dict):
         source = io.BytesIO(source["bytes"]) if source.get("bytes") is not None else source.get("path")
     if source is None:
@@ -52,10 +54,20 @@ def open_image(source: Any) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # Pillow's own conversion clips 16 bits at 255: nearly all white
+    # Pillow gives 16-bit gray the mode I in some formats, all with the range of 16 bits.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        # Pillow's own conversion clips 16 bits at 255: nearly all white.
         image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
-    if image.mode == "P" and "transparency" in image.info:
+    if image.mode in ("I", "F"):
+        kind = "integers" if image.mode == "I" else "floats"
+        raise UnreadableImageError(
+            f"its pixels are 32-bit {kind} (mode {image.mode}), of which no one says which is white: convert it to 8 or "
+            "16 bits"
+        )
+    if image.has_transparency_data:
         image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
     return image.convert("RGB")
 
 
