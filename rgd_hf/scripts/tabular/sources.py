@@ -144,7 +144,9 @@ def stripped(values: pd.Series, where: str, warn: Callable[[str], Any]) -> pd.Se
         text for text in counts.index if text != text.strip() and sizes.get(text.strip(), 0) > counts[text]
     ]
     if twins:
-        named = ", ".join(f"{text!r} ({counts[text]:,} row{'s' * (counts[text] > 1)})" for text in twins[:5])
+        named = ", ".join(
+            f"{text!r} ({counts[text]:,} row{'s' if counts[text] > 1 else ''})" for text in twins[:5]
+        )
         more = f" and {len(twins) - 5:,} more" if len(twins) > 5 else ""
         warn(
             f"{where} has values that differ from others in spaces around them alone, taken as the same: {named}{more}."
