@@ -1,11 +1,14 @@
 """Numbers as a report prints them, and tables of them in Markdown."""
 
 import math
+import re
 from collections.abc import Sequence
 
 from rgd_hf.statistics import Estimate
 
 NOTHING = "–"
+LOWER = ("loss", "mse", "mae", "ece", "error")
+"""Endings of metrics that are better when they are lower."""
 # Of a point. An interval that is printed as ending at 0 must not count as one that excludes it.
 SHOWN_DECIMALS = 2
 VERDICTS = {"gain": "▲ gain", "loss": "▼ loss", "tie": "= tie", None: "no interval"}
@@ -32,9 +35,19 @@ def verdict(value: Estimate) -> str | None:
     return value.rounded(SHOWN_DECIMALS).verdict
 
 
-def marked(value: Estimate) -> str:
+def marked(value: Estimate, lower_is_better: bool = False) -> str:
     """As `signed`, after the sign of a gain, a loss or a tie where there is an interval."""
-    return signed(value) if verdict(value) is None else f"{VERDICTS[verdict(value)][0]} {signed(value)}"
+    found = verdict(value)
+    if found is None:
+        return signed(value)
+    if lower_is_better:
+        found = {"gain": "loss", "loss": "gain"}.get(found, found)
+    return f"{VERDICTS[found][0]} {signed(value)}"
+
+
+def settings_title(candidate: str) -> str:
+    """The name of settings as tables show it: `"lr0.5,tau3"` is `"× 0.5, tau3"`."""
+    return ", ".join(f"× {part[2:]}" if re.match(r"lr\d", part) else part for part in candidate.split(","))
 
 
 def points(value: float) -> str:

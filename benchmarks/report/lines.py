@@ -1,14 +1,15 @@
 """Finished runs of a study, as they are read from its JSON lines: whole or in part."""
 
-import dataclasses
+import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report.learning_rates import best_factor
+from benchmarks.report.choice import best_candidate
+from benchmarks.report.merging import merged
 from rgd_hf import ReweightingArguments
 from rgd_hf.scripts.errors import UserError
 from rgd_hf.scripts.run_file import RunFile
@@ -16,9 +17,11 @@ from rgd_hf.scripts.run_file import RunFile
 Record = Mapping[str, Any]
 
 BASELINE = "erm"
+STUDY_NAME = "study.json"
 OF_A_RUN = ("seed", "first_seed", "first_trial", "data_seed", "learning_rate")
+# Lines from before they told which of the settings are the method's own.
 OF_A_METHOD = (
-    *(field.name for field in dataclasses.fields(ReweightingArguments)),
+    *(field.name for field in fields(ReweightingArguments)),
     *("objectives", "reweightings", "label_smoothing_factor"),
 )
 KINDS = ("text", "images", "domains", "tabular")
@@ -30,13 +33,17 @@ class Records:
 
     Attributes:
         final: runs that are compared, by data set, method and seed.
-        tuning: scores of the learning rates tried, by data set, method, seed and factor.
+        tuning: runs of the settings tried, by data set, method, seed and candidate.
         failed: cell and reason of those that ended with an error.
+        checkpointed: lines with the checkpoints of a training on several domains, by data set.
+        study: what was asked, as the study wrote it; empty for lines alone.
     """
 
     final: Mapping[tuple[str, str, int], Record]
-    tuning: Mapping[tuple[str, str, int, float], Record]
+    tuning: Mapping[tuple[str, str, int, str], Record]
     failed: Mapping[str, str] = field(default_factory=dict)
+    checkpointed: Mapping[str, Sequence[Record]] = field(default_factory=dict)
+    study: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def datasets(self) -> list[str]:
@@ -52,6 +59,17 @@ class Records:
         parts = [cell.split("/") for cell in self.failed]
         return found | {part[1] for part in parts if len(part) > 1 and part[0] == dataset}
 
+    def compared_with(self, method: str) -> str:
+        """The method that this one adds something to."""
+        return next(
+            (
+                str(r.get("compared_with", BASELINE))
+                for (_, name, _), r in self.final.items()
+                if name == method
+            ),
+            BASELINE,
+        )
+
     def runs(self, dataset: str, method: str) -> Mapping[int, Record]:
         """Final runs by seed, in the order of the seeds."""
         return self._by_method.get((dataset, method), {})
@@ -63,9 +81,9 @@ class Records:
             found.setdefault((dataset, method), {})[seed] = self.final[dataset, method, seed]
         return found
 
-    def best_factor(self, dataset: str, method: str) -> float | None:
-        """The learning-rate factor that tuning chose for a method; None where it was not tuned, or not to the end."""
-        return _best_factors(self.tuning).get((dataset, method))
+    def best_candidate(self, dataset: str, method: str) -> str | None:
+        """The settings that tuning chose for a method; None where it was not tuned, or not to the end."""
+        return _best_candidates(self.tuning).get((dataset, method))
 
     def mixed(self) -> list[str]:
         """Data sets and methods with runs that no comparison is made of: the study was edited between them.
@@ -79,11 +97,15 @@ class Records:
         for (dataset, method), runs in sorted(self._by_method.items()):
             erm = [record.get("settings", {}) for record in self.runs(dataset, BASELINE).values()]
             own = [record.get("settings", {}) for record in runs.values()]
+            of_method = {*OF_A_METHOD, *(name for r in runs.values() for name in r.get("of_the_method", ()))}
+            same_recipe = not _differ("recipe", [*erm, *own])
             names = {name for settings in (*erm, *own) for name in settings}.difference(OF_A_RUN)
+            chosen = {name for r in runs.values() for name in _settings_tried(r)}
             differing = [
                 name
-                for name in sorted(names)
-                if _differ(name, own) or (name not in OF_A_METHOD and _differ(name, [*erm, *own]))
+                for name in sorted(names - chosen)
+                if _differ(name, own)
+                or (same_recipe and name not in of_method and _differ(name, [*erm, *own]))
             ]
             if differing:
                 found.append(f"{dataset}/{method}: {', '.join(differing)}")
@@ -110,21 +132,22 @@ class Records:
 
 
 def read_records(directory: Path) -> Records:
-    """Read all `runs*.jsonl` of a directory.
+    """Read all `runs*.jsonl` of a directory, and its `study.json` where there is one.
 
-    Of two lines with the same cell the later one counts; of final runs of a method and seed with several learning rates,
-    the one that tuning chose. A line that a killed process left half written is passed over.
+    Of two lines with the same cell the later one counts; of final runs of a method and seed with several settings, those
+    that tuning chose, or that this seed's own validation rows choose in a random search. Parts of a run count once all
+    are there. A line that a killed process left half written is passed over.
 
     Raises:
-        UserError: there is no such file, it is not of `compare.py`, or no final run is in it.
+        UserError: there is no such file, it is not of a study, or no final run is in it.
     """
     try:
         by_cell = RunFile(directory, key="cell").read()
-        records = _sort_out(by_cell)
+        records = _sort_out(by_cell, _study(directory))
     except (KeyError, TypeError) as error:
         raise UserError(
             f"a line of the runs*.jsonl in {str(directory)!r} has no {error}: they are not runs of benchmarks.study. "
-            "Give the directory of a comparison as --results_dir."
+            "Give the directory of a study as --results_dir."
         ) from error
     if not by_cell:
         raise UserError(
@@ -134,60 +157,95 @@ def read_records(directory: Path) -> Records:
     if not records.final:
         raise UserError(
             f"{str(directory)!r} holds no final run yet ({len(records.tuning)} of tuning, {len(records.failed)} "
-            "failed): let `python -m benchmarks.study` go on."
+            "failed): let `python -m benchmarks.study` resume."
         )
     return records
+
+
+def _study(directory: Path) -> Mapping[str, Any]:
+    path = directory / STUDY_NAME
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _differ(name: str, settings: Sequence[Mapping[str, Any]]) -> bool:
     return any(each.get(name) != settings[0].get(name) for each in settings)
 
 
-def _best_factors(
-    tuning: Mapping[tuple[str, str, int, float], Record],
-) -> dict[tuple[str, str], float | None]:
-    scores: dict[tuple[str, str], dict[float, dict[int, float]]] = {}
-    for (dataset, method, seed, factor), record in tuning.items():
-        scores.setdefault((dataset, method), {}).setdefault(factor, {})[seed] = record["score"]
+def _settings_tried(record: Record) -> set[str]:
+    """Settings that a random search drew for this run alone."""
+    return set(record.get("settings", {})) - {"recipe"} if record.get("draws") else set()
+
+
+def _best_candidates(
+    tuning: Mapping[tuple[str, str, int, str], Record],
+) -> dict[tuple[str, str], str | None]:
+    scores: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
+    for (dataset, method, seed, candidate), record in tuning.items():
+        scores.setdefault((dataset, method), {}).setdefault(candidate, {})[seed] = record["score"]
     return {
-        key: best_factor(by_factor, {seed for by_seed in by_factor.values() for seed in by_seed})
-        for key, by_factor in scores.items()
+        key: best_candidate(by_candidate, {seed for by_seed in by_candidate.values() for seed in by_seed})
+        for key, by_candidate in scores.items()
     }
 
 
-def _sort_out(by_cell: Mapping[str, Record]) -> Records:
+def candidate_of(record: Record) -> str:
+    """The settings of a run; lines from before they had a name have a factor of the learning rate alone."""
+    if "candidate" in record:
+        return str(record["candidate"])
+    return f"lr{float(record.get('learning_rate_factor', 1.0)):g}"
+
+
+def _sort_out(by_cell: Mapping[str, Record], study: Mapping[str, Any]) -> Records:
     finals: dict[tuple[str, str, int], list[Record]] = {}
-    tuning: dict[tuple[str, str, int, float], Record] = {}
+    tuning: dict[tuple[str, str, int, str], list[Record]] = {}
     failed: dict[str, str] = {}
+    checkpointed: dict[str, list[Record]] = {}
     for cell, record in by_cell.items():
         score = record.get("score", math.nan)
         if "error" in record:
             failed[cell] = " ".join(str(record["error"]).split())
-        elif not math.isfinite(score):
+            continue
+        if not math.isfinite(score):
             failed[cell] = f"its score is {score}"
-        elif record["stage"] == "final":
-            finals.setdefault((record["dataset"], record["method"], record["seed"]), []).append(record)
-        else:
-            tuning[record["dataset"], record["method"], record["seed"], _factor(record)] = record
-    # Tuning runs that came later may have changed the learning rate: lines of both are there, as other cells.
-    chosen = _best_factors(tuning)
-    final = {key: _of_chosen_rate(runs, chosen) for key, runs in finals.items()}
-    # A cell's name has its learning rate: a failed one may have been followed by one with another that did not fail.
+            continue
+        if record["stage"] != "tuning" and record.get("checkpoints"):
+            checkpointed.setdefault(record["dataset"], []).append(record)
+        key = record["dataset"], record["method"], record["seed"]
+        if record["stage"] == "final":
+            finals.setdefault(key, []).append(record)
+        elif record["stage"] == "tuning":
+            tuning.setdefault((*key, candidate_of(record)), []).append(record)
+    tuned = {key: found for key, runs in tuning.items() if (found := merged(runs)) is not None}
+    # Tuning runs that came later may have changed the choice: lines of both are there, as other cells.
+    chosen = _best_candidates(tuned)
+    final = {
+        key: found for key, runs in finals.items() if (found := merged(_chosen(runs, chosen))) is not None
+    }
+    # A cell's name has its settings: a failed one may have been followed by one with others that did not fail.
     remaining = {
         cell: reason
         for cell, reason in sorted(failed.items())
         if by_cell[cell]["stage"] != "final"
         or (by_cell[cell]["dataset"], by_cell[cell]["method"], by_cell[cell]["seed"]) not in final
     }
-    return Records(final, tuning, remaining)
+    return Records(final, tuned, remaining, checkpointed, study)
 
 
-def _factor(record: Record) -> float:
-    return float(record.get("learning_rate_factor", 1.0))
+def _chosen(runs: Sequence[Record], chosen: Mapping[tuple[str, str], str | None]) -> list[Record]:
+    """One run a part: with the settings that tuning chose, or the last where there is none of them.
 
-
-def _of_chosen_rate(runs: Sequence[Record], chosen: Mapping[tuple[str, str], float | None]) -> Record:
-    """The last run with the learning rate that tuning chose; the last of all where there is none of it."""
-    tuned_as = runs[-1].get("tuned_as", runs[-1]["method"])
-    factor = chosen.get((runs[-1]["dataset"], tuned_as))
-    return next((run for run in reversed(runs) if _factor(run) == factor), runs[-1])
+    In a random search every part has the run with the best validation score, once all draws are there.
+    """
+    by_part: dict[str, list[Record]] = {}
+    for run in runs:
+        by_part.setdefault(run.get("part", ""), []).append(run)
+    found = []
+    for of_part in by_part.values():
+        last = of_part[-1]
+        if last.get("draws"):
+            if len(of_part) >= last["draws"]:
+                found.append(max(of_part, key=lambda run: run["validation_score"]))
+            continue
+        candidate = chosen.get((last["dataset"], last.get("tuned_as", last["method"])))
+        found.append(next((run for run in reversed(of_part) if candidate_of(run) == candidate), last))
+    return found

@@ -6,12 +6,12 @@ from functools import partial
 from benchmarks.report.formats import counted, marked, probability, table
 from benchmarks.report.lines import Records
 from benchmarks.report.method import how_to_read, method, title
-from benchmarks.report.methods import HEADLINE, method_title, shown
+from benchmarks.report.methods import method_title
 from benchmarks.report.plots import plot_data_sets
-from benchmarks.report.questions import step_size, wrong_labels
+from benchmarks.report.questions import answers
 from benchmarks.report.readme_table import readme_table
 from benchmarks.report.sections import Pictures, section
-from benchmarks.report.summary import Overall, all_verdicts, overall
+from benchmarks.report.summary import Overall, all_verdicts, headline, overall
 from rgd_hf.statistics import FEWEST_FOR_INTERVAL
 
 LISTED = 40
@@ -31,11 +31,11 @@ def build_report(records: Records) -> tuple[str, Pictures]:
         over = len(records.datasets) > 1
         lines += ["## Summary", "", _counts(found, over), "", *(_summary(found) if over else ()), ""]
         by_name = {method.method: method for method in found}
-        headline = [by_name[name] for name in shown(HEADLINE, by_name)]
-        pictures["gains.png"] = partial(plot_data_sets, headline, records.datasets)
+        first = [by_name[name] for name in headline(records) if name in by_name]
+        pictures["gains.png"] = partial(plot_data_sets, first, records.datasets)
         lines += ["![Difference to ERM on every data set](plots/gains.png)", ""]
     lines += [how_to_read(records), "", "## Data sets", "", *readme_table(records, found), ""]
-    lines += [*step_size(records), *wrong_labels(records)]
+    lines += answers(records)
     for dataset in records.datasets:
         of_data, drawn = section(records, dataset)
         lines += of_data

@@ -26,7 +26,7 @@ STATISTICS = """\
   data count as data sets of their own, though their results go together; so do all comparisons with the same runs of ERM."""
 
 TUNED = """\
-- **Tuning.** Every method has the same grid of learning-rate factors and the same tuning seeds, which are not those of
+- **Tuning.** Every method has the same learning rates to choose from, and the same tuning seeds, which are not those of
   the final runs. It is scored on rows held out of the training part (text, images), on the validation split (tables),
   on the training domains' validation splits (domains): never on the rows of the final score."""
 UNTUNED = """\
@@ -74,7 +74,8 @@ def _options(records: Records) -> list[str]:
     for name in in_order({name for _, name, _ in records.final} - {BASELINE}):
         runs = next(found for data in records.datasets if (found := records.runs(data, name)))
         settings = runs[min(runs)].get("settings", {})
-        own = ", ".join(f"{key}: {settings[key]}" for key in OF_A_METHOD if settings.get(key) is not None)
+        of_method = runs[min(runs)].get("of_the_method", OF_A_METHOD)
+        own = ", ".join(f"{key}: {settings[key]}" for key in of_method if settings.get(key) is not None)
         lines.append(f"  - `{name}` ({method_title(name)}){f': `{own}`' if own else ''}")
     return ["- Methods:", *lines] if lines else []
 

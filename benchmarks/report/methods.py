@@ -1,12 +1,6 @@
-"""How a report calls the methods of a study, in which order, and which of them its first page and curves show."""
+"""How a report calls the methods of a study, in which order."""
 
 import re
-from collections.abc import Collection, Sequence
-
-# Chosen before any result was known: what a reader tries first, and what would explain its gain.
-RECOMMENDED = ("kl_tau1", "ess_90")
-HEADLINE = (*RECOMMENDED, "kl_tau1_normalized", "erm_lr_scaled")
-CURVES = ("kl_tau1", "ess_90", "kl_second_half", "focal")
 
 TITLES = {
     "erm": "ERM",
@@ -44,12 +38,6 @@ def method_title(name: str) -> str:
         if re.fullmatch(pattern, name):
             return re.sub(pattern, words, name)
     return name.replace("_", " ")
-
-
-def shown(preferred: Sequence[str], present: Collection[str]) -> list[str]:
-    """Those of the preferred methods that a study has; of one with other names, its first two besides ERM."""
-    found = [name for name in preferred if name in present]
-    return found or in_order({*present} - {"erm"})[: len(RECOMMENDED)]
 
 
 def in_order(names: set[str]) -> list[str]:

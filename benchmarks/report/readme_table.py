@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from benchmarks.report.formats import NOTHING, marked, mean_and_spread, table, verdict
 from benchmarks.report.lines import BASELINE, Records
-from benchmarks.report.methods import RECOMMENDED, method_title, shown
-from benchmarks.report.summary import Overall, all_methods, difference, first_settings
+from benchmarks.report.methods import method_title
+from benchmarks.report.summary import Overall, difference, first_settings, headline
 from rgd_hf.scripts.errors import UserError
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
@@ -17,11 +17,8 @@ DEFAULT_MODELS = {"tabular": "mlp", "domainbed": "efficientnet-lite0"}
 
 
 def readme_table(records: Records, found: Sequence[Overall]) -> list[str]:
-    """Markdown: one row a data set, with the two settings that were recommended before any result was known.
-
-    A study without them shows its first two methods.
-    """
-    columns = shown(RECOMMENDED, all_methods(records))
+    """Markdown: one row a data set, with the first two methods of `summary.headline`."""
+    columns = headline(records)[:2]
     body = []
     for dataset in records.datasets:
         erm = [record["score"] for record in records.runs(dataset, BASELINE).values()]

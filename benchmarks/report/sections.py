@@ -1,34 +1,43 @@
 """The section of one data set in a report: its table, what the weights did, and its plots."""
 
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 
+from benchmarks.report.choice import in_order
 from benchmarks.report.formats import (
+    LOWER,
     VERDICTS,
     counted,
     detectable,
+    marked,
     mean_and_spread,
     number,
     probability,
     ranges,
+    settings_title,
     signed,
     table,
     verdict,
 )
 from benchmarks.report.lines import BASELINE, Records
-from benchmarks.report.methods import CURVES, RECOMMENDED, method_title, shown
+from benchmarks.report.methods import method_title
 from benchmarks.report.parts import Breakdown, by_difficulty, by_frequency
 from benchmarks.report.plots import plot_breakdowns, plot_methods
 from benchmarks.report.plots_training import logged_curves, plot_training
 from benchmarks.report.summary import (
     Row,
     Tuning,
-    all_methods,
+    difference,
     final_gap,
     first_settings,
+    headline,
+    in_points,
     logged_mean,
+    looked_at,
     rows,
     tuning,
+    value_of,
 )
 
 WEIGHT_KEYS = {
@@ -67,11 +76,12 @@ def section(records: Records, dataset: str) -> tuple[list[str], Pictures]:
         "",
         _description(records, dataset, first),
         "",
-        *_table_of_methods(found),
+        *_table_of_methods(records, found),
         "",
         _chance(found),
         "",
     ]
+    lines += _beyond(records, dataset, found)
     pictures: Pictures = {}
     others = [row for row in found if row.method != BASELINE and row.difference.n]
     if others:
@@ -80,11 +90,11 @@ def section(records: Records, dataset: str) -> tuple[list[str], Pictures]:
         )
         lines += [f"![Difference of every method to ERM on {dataset}](plots/{dataset}_methods.png)", ""]
     lines += _weights(records, dataset, found)
-    logged = logged_curves(records, dataset, [BASELINE, *shown(CURVES, all_methods(records))])
+    logged = logged_curves(records, dataset, [BASELINE, *headline(records)])
     if logged is not None:
         pictures[f"{dataset}_training.png"] = partial(plot_training, logged)
         lines += [f"![Losses and weights over training on {dataset}](plots/{dataset}_training.png)", ""]
-    compared = shown(RECOMMENDED, all_methods(records))
+    compared = headline(records)[:2]
     breakdowns = {
         "difficulty": by_difficulty(records, dataset, compared),
         "frequency": by_frequency(records, dataset, compared),
@@ -118,7 +128,8 @@ def _description(records: Records, dataset: str, first: Mapping) -> str:
     return "; ".join(parts) + "."
 
 
-def _table_of_methods(found: list[Row]) -> list[str]:
+def _table_of_methods(records: Records, found: list[Row]) -> list[str]:
+    on_top = any(records.compared_with(row.method) != BASELINE for row in found)
     body = []
     for row in found:
         plain = row.method == BASELINE
@@ -126,9 +137,10 @@ def _table_of_methods(found: list[Row]) -> list[str]:
             [
                 method_title(row.method),
                 str(len(row.scores)),
-                f"{row.factor:g}" if row.scale == 1 else f"{row.factor:g} × {row.scale:.2f}",
+                settings_title(row.chosen) + (f" × {row.scale:.2f}" if row.scale != 1 else ""),
                 mean_and_spread(list(row.scores.values())),
                 "" if plain else signed(row.difference),
+                *([_on_top(records, row)] if on_top else []),
                 "" if plain else detectable(row.detectable),
                 "" if plain else probability(row.p),
                 "" if plain else probability(row.holm),
@@ -138,15 +150,47 @@ def _table_of_methods(found: list[Row]) -> list[str]:
     header = [
         "method",
         "seeds",
-        "× learning rate",
+        "settings",
         "score (× 100, ± sd)",
         "− ERM (points)",
+        *(["− what it is on top of"] if on_top else []),
         "detectable",
         "p",
         "p (Holm)",
         "",
     ]
     return table(header, body)
+
+
+def _on_top(records: Records, row: Row) -> str:
+    other = records.compared_with(row.method)
+    return "" if other == BASELINE else f"{marked(row.own)} ({method_title(other)})"
+
+
+def _beyond(records: Records, dataset: str, found: list[Row]) -> list[str]:
+    """The metrics beside the score that the study named before it was run: differences to ERM."""
+    metrics = looked_at(records, dataset)
+    if not metrics:
+        return []
+    body = []
+    for row in found:
+        cells = []
+        for name in metrics:
+            if row.method == BASELINE:
+                values = [
+                    v
+                    for r in records.runs(dataset, BASELINE).values()
+                    if (v := value_of(r, name)) is not None
+                ]
+                cells.append(
+                    mean_and_spread(values) if in_points(name) else number(sum(values) / len(values), 4)
+                )
+                continue
+            estimate = difference(records, dataset, row.method, metric=name)
+            cells.append(marked(estimate, lower_is_better=name.endswith(LOWER)))
+        body.append([method_title(row.method), *cells])
+    arrows = (f"{name} ↓" if name.endswith(LOWER) else name for name in metrics)
+    return [*table(["beside the score, − ERM", *arrows], body), ""]
 
 
 def _chance(found: list[Row]) -> str:
@@ -190,14 +234,14 @@ def _tuning(records: Records, dataset: str) -> list[str]:
     found = tuning(records, dataset)
     if not found:
         return []
-    factors = sorted({factor for entry in found.values() for factor in entry.scores})
+    tried = in_order({candidate for entry in found.values() for candidate in entry.scores})
     body = [
         [method_title(name)]
-        + [number(None if f not in entry.scores else 100 * entry.scores[f]) for f in factors]
-        + [f"{entry.chosen:g}" + _remark(entry)]
+        + [number(None if c not in entry.scores else 100 * entry.scores[c]) for c in tried]
+        + [settings_title(entry.chosen) + _remark(entry)]
         for name, entry in found.items()
     ]
-    header = ["tuning score (× 100) by learning rate", *(f"× {factor:g}" for factor in factors), "final runs"]
+    header = ["tuning score (× 100) by settings", *(settings_title(c) for c in tried), "final runs"]
     return [*table(header, body), ""]
 
 
@@ -205,5 +249,7 @@ def _remark(found: Tuning) -> str:
     """What to know of a chosen learning rate: another was better, or one beyond those tried might be."""
     if not found.is_best:
         return " (not the best)"
-    ends = {min(found.scores): " (the smallest tried)", max(found.scores): " (the largest tried)"}
-    return ends.get(found.chosen, "") if len(found.scores) > 1 else ""
+    tried = in_order(found.scores)
+    ends = {tried[0]: " (the smallest tried)", tried[-1]: " (the largest tried)"}
+    by_rate_alone = all(re.fullmatch(r"lr[^,]+", candidate) for candidate in tried)
+    return ends.get(found.chosen, "") if len(tried) > 1 and by_rate_alone else ""

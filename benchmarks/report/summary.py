@@ -1,6 +1,5 @@
 """What the finished runs say: paired differences by data set, over data sets, and the questions behind a gain."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,11 +7,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks.report.formats import verdict as verdict_of
-from benchmarks.report.lines import BASELINE, Record, Records
+from benchmarks.report.lines import BASELINE, Record, Records, candidate_of
 from benchmarks.report.methods import in_order
 from rgd_hf.statistics import Estimate, holm, mean_interval, paired_p, smallest_detectable
 
 POINTS = 100.0
+SCORE = "score"
 
 
 @dataclass(frozen=True)
@@ -21,41 +21,76 @@ class Row:
 
     Attributes:
         method: its name.
-        factor: learning-rate factor of its final runs.
+        chosen: settings of its final runs.
         scale: mean over seeds of what the learning rate is multiplied by beside it; 1 but for scaled ERM.
         scores: final scores by seed, as fractions.
         difference: paired difference to ERM in points (hundredths of the score), over common seeds.
+        own: the same to the method that this one adds something to.
         p: of the paired t test; NaN for ERM and below two common seeds.
         holm: the same, corrected for the methods of this data set.
         detectable: the smallest true difference, in points, that so many seeds would show in four of five cases.
     """
 
     method: str
-    factor: float
+    chosen: str
     scale: float
     scores: Mapping[int, float]
     difference: Estimate
+    own: Estimate
     p: float
     holm: float
     detectable: float
 
 
+def value_of(record: Record, metric: str = SCORE) -> float | None:
+    """A run's score (larger is better), or one of its metrics; None where it has none of that name."""
+    return record["score"] if metric == SCORE else record.get("metrics", {}).get(metric)
+
+
+def in_points(metric: str) -> bool:
+    """Whether a metric is a fraction, whose differences are told in hundredths."""
+    return not metric.endswith(("loss", "mse", "mae"))
+
+
 def differences_by_seed(
-    records: Records, dataset: str, method: str, baseline: str = BASELINE
+    records: Records, dataset: str, method: str, baseline: str = BASELINE, metric: str = SCORE
 ) -> dict[int, float]:
-    """Score of `method` minus that of `baseline`, in points, for every seed that both have."""
+    """Score of `method` minus that of `baseline`, in points, for every seed that both have, trained on the same device.
+
+    Another metric than the score takes its place where it is named; losses and errors are in their own unit.
+    """
     ours, theirs = records.runs(dataset, method), records.runs(dataset, baseline)
-    return {seed: POINTS * (ours[seed]["score"] - theirs[seed]["score"]) for seed in ours if seed in theirs}
+    scale, found = POINTS if in_points(metric) else 1.0, {}
+    for seed in ours:
+        if seed in theirs and ours[seed].get("device") == theirs[seed].get("device"):
+            one, other = value_of(ours[seed], metric), value_of(theirs[seed], metric)
+            if one is not None and other is not None:
+                found[seed] = scale * (one - other)
+    return found
 
 
-def difference_values(records: Records, dataset: str, method: str, baseline: str = BASELINE) -> list[float]:
+def difference_values(
+    records: Records, dataset: str, method: str, baseline: str = BASELINE, metric: str = SCORE
+) -> list[float]:
     """The values of `differences_by_seed`, in the order of the seeds."""
-    return list(differences_by_seed(records, dataset, method, baseline).values())
+    return list(differences_by_seed(records, dataset, method, baseline, metric).values())
 
 
-def difference(records: Records, dataset: str, method: str, baseline: str = BASELINE) -> Estimate:
+def difference(
+    records: Records, dataset: str, method: str, baseline: str = BASELINE, metric: str = SCORE
+) -> Estimate:
     """Mean of `difference_values` with its interval."""
-    return mean_interval(difference_values(records, dataset, method, baseline))
+    return mean_interval(difference_values(records, dataset, method, baseline, metric))
+
+
+def looked_at(records: Records, dataset: str) -> list[str]:
+    """Metrics beside the score that the study named before it was run, and that runs have."""
+    found: dict[str, None] = {}
+    for record in records.runs(dataset, BASELINE).values():
+        found |= dict.fromkeys(
+            name for name in record.get("looked_at", ()) if value_of(record, name) is not None
+        )
+    return list(found)
 
 
 def rows(records: Records, dataset: str) -> list[Row]:
@@ -71,10 +106,11 @@ def rows(records: Records, dataset: str) -> list[Row]:
         found.append(
             Row(
                 method=name,
-                factor=float(last.get("learning_rate_factor", 1.0)),
+                chosen=candidate_of(last),
                 scale=float(np.mean([record.get("learning_rate_scale", 1.0) for record in runs.values()])),
                 scores={seed: record["score"] for seed, record in runs.items()},
                 difference=mean_interval(values.get(name, [])),
+                own=difference(records, dataset, name, records.compared_with(name)),
                 p=p_values.get(name, float("nan")),
                 holm=corrected.get(name, float("nan")),
                 detectable=smallest_detectable(values.get(name, [])),
@@ -117,40 +153,6 @@ def overall(records: Records) -> list[Overall]:
             found.append((method, each, mean_interval(means), paired_p(means)))
     corrected = holm([p for *_, p in found])
     return [Overall(*entry, adjusted) for entry, adjusted in zip(found, corrected)]
-
-
-@dataclass(frozen=True)
-class NoisePair:
-    """A data set and the same with wrong training labels.
-
-    Attributes:
-        clean: its name.
-        noisy: name of the one with wrong labels.
-        share: of wrong labels, where the runs say so.
-    """
-
-    clean: str
-    noisy: str
-    share: float | None
-
-
-def noise_pairs(records: Records) -> list[NoisePair]:
-    """Data sets whose name is another's with an ending about noise: `"adult"` and `"adult_noise20"`."""
-    found = []
-    for noisy in records.datasets:
-        match = re.fullmatch(r"(.+?)_(?:label_)?nois[ey].*", noisy)
-        clean = match.group(1) if match else None
-        if clean in records.datasets:
-            share = first_settings(records, noisy).get("label_noise")
-            found.append(NoisePair(str(clean), noisy, share))
-    return found
-
-
-def noise_change(records: Records, pair: NoisePair, method: str) -> Estimate:
-    """How much more the method differs from ERM on noisy than on clean labels, in points, paired by seed."""
-    clean = differences_by_seed(records, pair.clean, method)
-    noisy = differences_by_seed(records, pair.noisy, method)
-    return mean_interval([noisy[seed] - clean[seed] for seed in clean if seed in noisy])
 
 
 def first_settings(records: Records, dataset: str) -> Mapping[str, Any]:
@@ -199,30 +201,37 @@ class Tuning:
     """What the tuning of a method's learning rate found.
 
     Attributes:
-        scores: mean tuning score by factor.
-        chosen: factor of the final runs.
+        scores: mean tuning score by candidate.
+        chosen: settings of the final runs.
         is_best: whether that is the one that tuning chose.
     """
 
-    scores: Mapping[float, float]
-    chosen: float
+    scores: Mapping[str, float]
+    chosen: str
     is_best: bool
 
 
 def tuning(records: Records, dataset: str) -> dict[str, Tuning]:
     """By method, for those that were tuned and have a final run."""
-    scores: dict[str, dict[float, list[float]]] = {}
-    for (name, method, _, factor), record in sorted(records.tuning.items(), key=lambda item: item[0]):
+    scores: dict[str, dict[str, list[float]]] = {}
+    for (name, method, _, candidate), record in sorted(records.tuning.items(), key=lambda item: item[0]):
         if name == dataset:
-            scores.setdefault(method, {}).setdefault(factor, []).append(record["score"])
+            scores.setdefault(method, {}).setdefault(candidate, []).append(record["score"])
     found = {}
     for method in in_order(set(scores)):
         runs = records.runs(dataset, method)
         if runs:
-            means = {factor: float(np.mean(values)) for factor, values in scores[method].items()}
-            chosen = float(runs[max(runs)].get("learning_rate_factor", 1.0))
-            found[method] = Tuning(means, chosen, chosen == records.best_factor(dataset, method))
+            means = {candidate: float(np.mean(values)) for candidate, values in scores[method].items()}
+            chosen = candidate_of(runs[max(runs)])
+            found[method] = Tuning(means, chosen, chosen == records.best_candidate(dataset, method))
     return found
+
+
+def headline(records: Records) -> list[str]:
+    """Methods that the study chose to show first before any result was known; else the first two of the report's order."""
+    present = all_methods(records)
+    chosen = [name for name in records.study.get("headline", ()) if name in present]
+    return chosen or in_order(present)[:2]
 
 
 def all_methods(records: Records) -> set[str]:

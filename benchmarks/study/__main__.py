@@ -1,16 +1,18 @@
-"""Compare re-weightings with ERM and each other: data sets x methods x learning rates x seeds, through the recipes.
+"""Compare methods with ERM and each other: data sets x methods x settings x seeds, through scripts that train one model.
 
-    python -m benchmarks.study benchmarks/configs/compare_quick.yaml --output_dir runs/compare
+    python -m benchmarks.study benchmarks/configs/quick.yaml --output_dir runs/quick
     python -m benchmarks.study benchmarks/configs/compare.yaml --shard 1/2 --time_budget 60 --output_dir runs/compare
+    python -m benchmarks.study benchmarks/configs/evidence.yaml --plan
 
-STUDY.yaml names data sets (recipe, options, score) and methods (options of re-weighting). Every method gets the same
-learning rates to choose from, by seeds and rows that the final runs are not judged by; a final seed means the same
-initialization, batches and evaluation for all methods. Finished runs are lines of `runs*.jsonl` in the output directory:
-the same command goes on where it was stopped, an edited study runs only what changed. `python -m benchmarks.report` reads them.
-Failed runs are tried again after what can be put right, such as missing data; after an error of their own, such as a NaN
-loss, only once the commit or a package has changed, or with `--retry_failed`.
+STUDY.yaml is explained in benchmarks/README.md. Every method gets the same learning rates to choose from, by seeds and rows
+that the final runs are not judged by; a final seed means the same initialization, batches and evaluation for all methods.
+Finished runs are lines of `runs*.jsonl` in the output directory: the same command resumes where it was stopped, an edited
+study runs only what changed, and `python -m benchmarks.report` reads them. Failed runs are tried again after what can be put
+right, such as missing data; after an error of their own, such as a NaN loss, only once the commit or a package has changed,
+or with `--retry_failed`.
 """
 
+import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -21,26 +23,27 @@ from typing import Any
 import torch
 
 from benchmarks.report.formats import counted
-from benchmarks.study.cells import FINAL, Cell
-from benchmarks.study.checks import check_options
+from benchmarks.study.cells import FINAL, TUNING, Cell, candidates, is_tuned, options_of, script_of
+from benchmarks.study.ray_tasks import run_with_ray
 from benchmarks.study.runner import Runner
-from benchmarks.study.study import read_study
+from benchmarks.study.specification import BASELINE, Study, read_study
 from rgd_hf.scripts.cli import parse_args, run_recipe
 from rgd_hf.scripts.errors import UserError
-from rgd_hf.scripts.results import console
+from rgd_hf.scripts.results import console, write_json
 from rgd_hf.scripts.run_file import duration, parse_shard
 
 USAGE = "python -m benchmarks.study STUDY.yaml --option value ..."
-EPILOG = "STUDY.yaml: see benchmarks/configs/compare_quick.yaml, which explains its keys. Exit code 1: final runs failed."
+EPILOG = "STUDY.yaml: see benchmarks/README.md, which explains its keys. Exit code 1: final runs failed."
 EXIT_RUNS_FAILED = 1
+STUDY_NAME = "study.json"
 
 
 @dataclass
-class CompareArguments:
+class StudyArguments:
     """Which part of the study runs here, and for how long."""
 
     output_dir: str = field(
-        default="runs/compare", metadata={"help": "Directory of the JSON lines; shards may share it."}
+        default="runs/study", metadata={"help": "Directory of the JSON lines; shards may share it."}
     )
     datasets: list[str] = field(default_factory=list, metadata={"help": "Only these data sets of the study."})
     methods: list[str] = field(default_factory=list, metadata={"help": "Only these methods of the study."})
@@ -50,6 +53,13 @@ class CompareArguments:
         metadata={
             "help": "Run the i-th of n parts, e.g. 2/8 in the second task of a job array. Parts need nothing of each "
             "other; give all of them the same study, data sets and methods."
+        },
+    )
+    ray: bool = field(
+        default=False,
+        metadata={
+            "help": "Run the cells as Ray's tasks, on the cluster that RAY_ADDRESS names or on this machine's cores; "
+            "--threads CPUs each, and one GPU where there are GPUs."
         },
     )
     time_budget: float | None = field(
@@ -73,10 +83,11 @@ class CompareArguments:
             "left alone until the commit or a package changes."
         },
     )
-    list: bool = field(
+    plan: bool = field(
         default=False,
         metadata={
-            "help": "Train nothing: show the runs, which are finished or failed, and how long the others will take."
+            "help": "Train nothing: show the runs, which are finished or failed, how many there are of each data set, and how "
+            "long the others will take, where a run of the data set is finished."
         },
     )
 
@@ -86,27 +97,81 @@ def main(argv: Any = None) -> Any:
     argv = [*(sys.argv[1:] if argv is None else argv)]
     study_file = argv.pop(0) if argv and not argv[0].startswith("-") else None
     (args,) = parse_args(
-        [CompareArguments], argv, description=(__doc__ or "").split("\n\n")[0], usage=USAGE, epilog=EPILOG
+        [StudyArguments], argv, description=(__doc__ or "").split("\n\n")[0], usage=USAGE, epilog=EPILOG
     )
     if study_file is None:
-        raise UserError("give a study, e.g. benchmarks/configs/compare_quick.yaml. See --help.")
+        raise UserError("give a study, e.g. benchmarks/configs/quick.yaml. See --help.")
     if args.time_budget is not None and not args.time_budget >= 0:
         raise UserError(f"--time_budget must not be negative, but minutes from 0, not {args.time_budget:g}.")
     if args.threads < 1:
         raise UserError(f"--threads must be at least 1, not {args.threads}.")
+    if args.ray and args.shard != "1/1":
+        raise UserError("give either --ray, which spreads all cells over its cluster, or --shard.")
     torch.set_num_threads(args.threads)
-    study = read_study(study_file).restricted(args.datasets, args.methods, args.seeds)
+    whole = read_study(study_file)
+    study = whole.restricted(args.datasets, args.methods, args.seeds)
     check_options(study, study_file)
     runner = Runner(study, Path(args.output_dir), parse_shard(args.shard), _say, args.retry_failed)
-    if args.list:
+    if args.plan:
         _show(runner)
         return runner.finished
-    budget = study.time_budget if args.time_budget is None else args.time_budget
-    left = runner.run(None if budget is None else 60 * budget)
+    _write_study(whole, Path(args.output_dir))
+    minutes = study.time_budget if args.time_budget is None else args.time_budget
+    budget = None if minutes is None else 60 * minutes
+    left = run_with_ray(runner, budget, args.threads) if args.ray else runner.run(budget)
     _conclude(runner, left)
     if any(cell.stage == FINAL for cell in runner.failed):
         sys.exit(EXIT_RUNS_FAILED)
     return runner.finished
+
+
+def check_options(study: Study, where: str) -> None:
+    """Check the names and values of all options that the runs of a study are called with, before hours are spent.
+
+    What only the data can tell (whether files and columns exist, whether there are classes) is left to the first run.
+
+    Raises:
+        UserError: a script would refuse one, or tuning has no rows to go by; the message names data set and method.
+    """
+    for data in study.datasets.values():
+        for name in data.methods:
+            method, place = study.methods[name], f"{where}: datasets: {data.name}: method {name}"
+            script = script_of(data, method)
+            own = method.recipe is not None
+            script.check_names(
+                {**data.data, **({} if own else {**data.options, **data.tuning_options})}, place
+            )
+            script.check_names({**method.options, **method.tune, **data.parts}, place)
+            if is_tuned(data, method) and data.tuning_score is None and not script.knows("holdout_fraction"):
+                raise UserError(
+                    f"{place}: `tuning_score` is missing: {script.path} cannot hold training rows out, so name a metric of its "
+                    "validation rows, which final runs are not judged by; or leave one value to choose from."
+                )
+            if data.random_search is not None and data.tuning_score is None:
+                raise UserError(
+                    f"{place}: random_search needs a `tuning_score`, a metric of validation rows."
+                )
+            for candidate in candidates(data, method):
+                for stage in (TUNING, FINAL):
+                    cell = Cell(data.name, name, stage, data.seeds[0], candidate, data.part_values[0])
+                    try:
+                        script.check_values(options_of(study, cell))
+                    except UserError as error:
+                        remedy = f" Change it, or leave {name} out of the data set's `methods`."
+                        raise UserError(f"{place}: {error}{remedy * (name != BASELINE)}") from error
+
+
+def _write_study(study: Study, directory: Path) -> None:
+    """Keep the questions beside the lines: a report answers those that were asked before there were any."""
+    path, content = directory / STUDY_NAME, json.loads(study.model_dump_json())
+    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) == content:
+        return
+    try:
+        write_json(path, content)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {str(path)!r} ({error.strerror}): give another directory as --output_dir."
+        ) from error
 
 
 def _say(line: str) -> None:
@@ -117,6 +182,11 @@ def _show(runner: Runner) -> None:
     states = runner.states()
     for cell, state in states.items():
         _say(f"{state:8}  {cell.name}")
+    for name in runner.study.datasets:
+        cells = [cell for cell in states if cell.dataset == name]
+        missing = [cell for cell in cells if states[cell] == "missing"]
+        tuning = sum(cell.stage == TUNING for cell in cells)
+        _say(f"{name}: {tuning} of tuning, {len(cells) - tuning} others{_time_left(runner, missing)}")
     count = Counter(states.values())
     failed = f" {counted(count['failed'], 'run')} failed." if count["failed"] else ""
     left = _time_left(runner, runner.missing())
@@ -128,7 +198,7 @@ def _conclude(runner: Runner, left: Sequence[Cell]) -> None:
     if left:
         _say(
             f"The time budget is spent: {len(left)} of {len(runner.cells)} runs are left{_time_left(runner, left)}. "
-            "The same command goes on."
+            "The same command resumes."
         )
     elif not final:
         which = "final" if runner.failed else len(runner.cells)

@@ -7,6 +7,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import datasets
@@ -43,6 +44,7 @@ def peak_memory_mb() -> float:
         return round(largest / (2**20 if sys.platform == "darwin" else 2**10), 1)
 
 
+@cache
 def git_commit(directory: Path) -> str | None:
     """The commit of the repository that `directory` lies in, with `+dirty` if files differ from it; None without one."""
 
@@ -79,3 +81,8 @@ def quiet_and_apart() -> Iterator[io.StringIO]:
         transformers.logging.set_verbosity(verbosity)
         os.environ.clear()
         os.environ.update(environment)
+
+
+def device_name() -> str:
+    """What trains: the accelerator's name, or `"cpu"`."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"

@@ -5,14 +5,12 @@ import pytest
 from scipy import stats
 from study_lines import study
 
-from benchmarks.report.lines import Records
+from benchmarks.report.lines import Records, candidate_of
 from benchmarks.report.parts import by_difficulty, by_frequency, correctness
 from benchmarks.report.summary import (
     all_verdicts,
     difference,
     difference_values,
-    noise_change,
-    noise_pairs,
     overall,
     rows,
     tuning,
@@ -22,9 +20,7 @@ from benchmarks.report.summary import (
 def records(lines: list[dict]) -> Records:
     final = {(r["dataset"], r["method"], r["seed"]): r for r in lines if r["stage"] == "final"}
     tried = {
-        (r["dataset"], r["method"], r["seed"], r["learning_rate_factor"]): r
-        for r in lines
-        if r["stage"] == "tuning"
+        (r["dataset"], r["method"], r["seed"], candidate_of(r)): r for r in lines if r["stage"] == "tuning"
     }
     return Records(final, tried)
 
@@ -76,21 +72,6 @@ def test_a_strong_effect_is_found_and_told_from_none():
         assert by_method["kl_tau1"].difference.low < 2 < by_method["kl_tau1"].difference.high
 
 
-def test_noise_changes_are_paired_by_seed():
-    scores = {"adult": {"erm": (0.8, 0.7, 0.6), "kl_tau1": (0.81, 0.72, 0.63)}}
-    scores["adult_noise20"] = {"erm": (0.5, 0.6, 0.7), "kl_tau1": (0.49, 0.60, 0.71)}
-    lines = [
-        run(data, method, seed, score, settings={"label_noise": 0.2} if "noise" in data else {})
-        for data, of_data in scores.items()
-        for method, values in of_data.items()
-        for seed, score in enumerate(values)
-    ]
-    found = records(lines)
-    (pair,) = noise_pairs(found)
-    assert (pair.clean, pair.noisy, pair.share) == ("adult", "adult_noise20", 0.2)
-    assert noise_change(found, pair, "kl_tau1").mean == pytest.approx(((-1 - 1) + (0 - 2) + (1 - 3)) / 3)
-
-
 def test_tuning_says_where_the_final_factor_is_not_the_best():
     lines = study({"one": "tabular"}, {"erm": 0.0, "kl_tau1": 0.0}, seeds=1, rows=8)
     assert all(entry.is_best for entry in tuning(records(lines), "one").values())
@@ -99,7 +80,7 @@ def test_tuning_says_where_the_final_factor_is_not_the_best():
             line["learning_rate_factor"] = 2.0
     found = tuning(records(lines), "one")
     assert (found["erm"].is_best, found["kl_tau1"].is_best) == (False, True)
-    assert found["erm"].scores == pytest.approx({0.5: 0.78, 1.0: 0.8, 2.0: 0.78})
+    assert found["erm"].scores == pytest.approx({"lr0.5": 0.78, "lr1": 0.8, "lr2": 0.78})
 
 
 def packed(bits: list[int]) -> dict:

@@ -5,9 +5,9 @@ import json
 
 import pytest
 
-from benchmarks.report.learning_rates import best_factor
+from benchmarks.report.choice import best_candidate, in_order
 from benchmarks.report.lines import read_records
-from benchmarks.report.summary import tuning
+from benchmarks.report.summary import differences_by_seed, tuning
 from rgd_hf.scripts.errors import UserError
 from rgd_hf.scripts.run_file import RunFile
 
@@ -34,22 +34,25 @@ def write(folder, lines, name="runs.jsonl"):
 @pytest.mark.parametrize(
     ("scores", "expected"),
     [
-        ({0.5: {1: 0.7, 2: 0.8}, 2.0: {1: 0.9, 2: 0.5}}, 0.5),
-        ({0.5: {1: 0.7, 2: 0.8}, 2.0: {1: 0.9, 2: 0.7}}, 2.0),
-        ({2.0: {1: 0.7, 2: 0.8}, 0.5: {1: 0.8, 2: 0.7}}, 0.5),  # between equals the smaller, in any order
-        ({0.5: {1: 0.1, 2: 0.1}, 2.0: {1: 0.9}}, 0.5),  # a run of 2 failed
-        ({0.5: {1: 0.1}, 2.0: {2: 0.9}}, None),
+        ({"lr0.5": {1: 0.7, 2: 0.8}, "lr2": {1: 0.9, 2: 0.5}}, "lr0.5"),
+        ({"lr0.5": {1: 0.7, 2: 0.8}, "lr2": {1: 0.9, 2: 0.7}}, "lr2"),
+        (
+            {"lr2": {1: 0.7, 2: 0.8}, "lr0.5": {1: 0.8, 2: 0.7}},
+            "lr0.5",
+        ),  # between equals the smaller, in any order
+        ({"lr0.5": {1: 0.1, 2: 0.1}, "lr2": {1: 0.9}}, "lr0.5"),  # a run of 2 failed
+        ({"lr0.5": {1: 0.1}, "lr2": {2: 0.9}}, None),
         ({}, None),
     ],
 )
 def test_the_best_mean_over_all_tuning_seeds_is_chosen(scores, expected):
-    assert best_factor(scores, (1, 2)) == expected
+    assert best_candidate(scores, (1, 2)) == expected
 
 
 def test_means_that_are_equal_but_for_the_order_of_their_sum_are_equal():
     for values in itertools.permutations((0.1, 0.2, 0.3)):
-        scores = {1.0: {1: 0.1, 2: 0.2, 3: 0.3}, 0.5: dict(enumerate(values, 1))}
-        assert best_factor(scores, (1, 2, 3)) == 0.5
+        scores = {"lr1": {1: 0.1, 2: 0.2, 3: 0.3}, "lr0.5": dict(enumerate(values, 1))}
+        assert best_candidate(scores, (1, 2, 3)) == "lr0.5"
 
 
 def test_a_final_run_with_another_learning_rate_than_tuning_chose_does_not_count(tmp_path):
@@ -63,7 +66,7 @@ def test_a_final_run_with_another_learning_rate_than_tuning_chose_does_not_count
         if number % 7:
             continue
         records = read_records(write(tmp_path, order))
-        assert records.best_factor("data", "erm") == 2.0
+        assert records.best_candidate("data", "erm") == "lr2"
         assert {key[1]: run["score"] for key, run in records.final.items()} == {"erm": 0.22, "scaled": 0.44}
         assert tuning(records, "data")["erm"].is_best
     # The second tuning seed turns the choice.
@@ -103,3 +106,52 @@ def test_a_directory_of_another_recipe_or_none_is_refused(tmp_path):
     file.write_text("")
     with pytest.raises(UserError, match=r"cannot write .*give another directory as --output_dir"):
         RunFile(file).prepare()
+
+
+def test_settings_are_ordered_by_their_numbers():
+    assert in_order(["lr10", "lr2,tau3", "lr2,tau1", "lr1e-05", "default"])[-4:] == [
+        "lr1e-05",
+        "lr2,tau1",
+        "lr2,tau3",
+        "lr10",
+    ]
+
+
+def part(name, seed, score, **more):
+    return line("erm", "final", seed, 1.0, score, part=name, parts=2, **more) | {
+        "cell": f"data/erm/lr1/{name}/seed{seed}/final{more.get('candidate', '')}",
+        "metrics": {"accuracy": score, "loss": 1 - score},
+    }
+
+
+def test_parts_of_a_run_count_together_once_all_are_there(tmp_path):
+    whole = [part("a", 0, 0.5), part("b", 0, 0.9)]
+    records = read_records(write(tmp_path, [*whole, part("a", 1, 0.1)]))
+    assert list(records.final) == [("data", "erm", 0)]
+    run = records.final["data", "erm", 0]
+    assert run["score"] == pytest.approx(0.7) and run["metrics"]["worst_part"] == 0.5
+    assert run["metrics"]["accuracy"] == pytest.approx(0.7) and run["by_part"] == {"a": 0.5, "b": 0.9}
+
+
+def test_in_a_random_search_every_part_has_its_best_draw_by_validation(tmp_path):
+    runs = [
+        part(name, 0, score, candidate=f"draw{n}", draws=2, validation_score=validation)
+        for name, n, score, validation in (
+            ("a", 0, 0.9, 0.1),
+            ("a", 1, 0.4, 0.2),
+            ("b", 0, 0.8, 0.3),
+            ("b", 1, 0.2, 0.1),
+        )
+    ]
+    for order in itertools.permutations(runs):
+        assert read_records(write(tmp_path, order)).final["data", "erm", 0]["score"] == pytest.approx(0.6)
+    with pytest.raises(UserError, match="no final run yet"):
+        read_records(write(tmp_path, runs[:3]))
+
+
+def test_runs_on_different_devices_are_never_paired(tmp_path):
+    runs = [
+        line(m, "final", s, 1.0, 0.5, device=d)
+        for m, s, d in (("erm", 0, "cpu"), ("kl", 0, "H100"), ("erm", 1, "cpu"), ("kl", 1, "cpu"))
+    ]
+    assert list(differences_by_seed(read_records(write(tmp_path, runs)), "data", "kl")) == [1]

@@ -13,6 +13,7 @@ from study_lines import study, write_lines
 from benchmarks.report import __main__ as report
 from benchmarks.report.formats import counted, points, ranges, signed, verdict
 from benchmarks.report.lines import read_records
+from benchmarks.report.markdown import build_report
 from benchmarks.report.methods import in_order, method_title
 from benchmarks.report.plots_training import curve
 from benchmarks.report.readme_table import BEGIN, END
@@ -46,6 +47,11 @@ def finished(tmp_path_factory) -> tuple[Path, list[dict]]:
     directory = write_lines(tmp_path_factory.mktemp("study"), lines)
     report.main(["--results_dir", str(directory), "--html"])
     return directory, lines
+
+
+def text_of(directory: Path) -> str:
+    """The report, without its pictures drawn."""
+    return build_report(read_records(directory))[0]
 
 
 def table_rows(text: str, heading: str) -> dict[str, list[str]]:
@@ -91,7 +97,7 @@ def test_no_difference_without_its_interval(finished):
     text = (finished[0] / "REPORT.md").read_text(encoding="utf-8")
     differences = re.findall(r"\| (?:[▲▼=] )?[+−]\d+\.\d\d(?! \[| \(no interval)", text)
     assert not differences
-    assert len(re.findall(r"[+−]\d+\.\d\d \[", text)) > 100
+    assert len(re.findall(r"[+−]\d+\.\d\d \[", text)) > 50
 
 
 def test_regressions_have_no_parts_and_balanced_classes_no_order(finished):
@@ -103,10 +109,28 @@ def test_regressions_have_no_parts_and_balanced_classes_no_order(finished):
     assert "training rows of the class" not in text.split("\n## mrpc\n")[1].split("\n## ")[0]
 
 
-def test_questions_are_asked_of_the_right_runs(finished):
-    text = (finished[0] / "REPORT.md").read_text(encoding="utf-8")
-    assert "Of its 5 gains over tuned ERM, 0 cannot be told from the larger step." in text
-    assert "### adult and adult_noise20 (20 % of the training labels)" in text
+def test_questions_are_answered_for_the_runs_that_they_are_about(finished, tmp_path):
+    questions = [
+        {
+            "ask": "Is it the step?",
+            "compare": ["kl_tau1", "erm_lr_scaled"],
+            "datasets": [],
+            "metric": "score",
+        },
+        {"ask": "Noise?", "compare": ["cvar", "erm"], "datasets": ["adult_noise20"], "metric": "score"},
+        {"ask": "Later?", "compare": ["focal", "erm"], "datasets": [], "metric": "score"},
+    ]
+    directory = write_lines(tmp_path, finished[1])
+    (directory / "study.json").write_text(json.dumps({"questions": questions, "headline": ["cvar"]}))
+    text = text_of(directory)
+    rows = table_rows(text, "### Is it the step?")
+    assert (
+        set(rows) >= {*DATASETS, "mean over data sets"}
+        and "Of 5 data sets: 5 gains, 0 ties, 0 losses." in text
+    )
+    assert "CVaR − ERM (points)" in text and "Of 1 data set: 0 gains, 0 ties, 1 loss." in text
+    assert "No data set has runs of both methods yet." in text
+    assert "| CVaR − ERM | methods that" in text  # the first page shows what the study chose
 
 
 def test_page_needs_no_other_file(finished):
@@ -139,8 +163,7 @@ def test_a_killed_study_gives_a_report_that_says_so(finished, tmp_path):
     write_lines(tmp_path, [*left, failed])
     with (tmp_path / "runs.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(left[0])[:50])
-    report.main(["--results_dir", str(tmp_path)])
-    text = (tmp_path / "REPORT.md").read_text(encoding="utf-8")
+    text = text_of(tmp_path)
     assert text.startswith("# Re-weighted training against tuned ERM (partial)")
     assert "- `cifar10_long_tailed/kl_tau1/seed2`\n" in text
     assert f"- `{failed['cell']}`: FloatingPointError: loss is nan" in text
@@ -190,31 +213,25 @@ def test_a_study_without_tuning_and_with_other_names_is_told_as_what_it_is(tmp_p
     lines = study({"a": "text", "b": "images"}, methods, seeds=1, rows=40, factors=())
     for line in lines:
         line["settings"]["tau"] = 0.25
-    report.main(["--results_dir", str(write_lines(tmp_path, lines))])
-    text = (tmp_path / "REPORT.md").read_text(encoding="utf-8")
+    text = text_of(write_lines(tmp_path, lines))
     assert text.startswith("# Re-weighted training against ERM\n") and "and no learning rate tuned." in text
     assert "and the same learning rate, in points" in text and "**Tuning.** None" in text
     assert "No method has 2 seeds on any data set, the fewest for an interval over seeds" in text
     assert "| mine − ERM | theirs − ERM |" in text and "KL" not in text.split("## Method")[0]
     assert table_rows(text, "## Data sets")["a"][-1] == "–"
     assert "`mine` (mine): `tau: 0.25`" in text
-    assert (tmp_path / "plots" / "a_parts.png").is_file() and (
-        tmp_path / "plots" / "a_training.png"
-    ).is_file()
 
 
 def test_where_only_some_data_sets_were_tuned_the_others_are_named(tmp_path):
     lines = study({"a": "text", "b": "text"}, {"erm": 0.0, "kl_tau1": 1.0}, rows=20)
     lines = [line for line in lines if (line["dataset"], line["stage"]) != ("b", "tuning")]
-    report.main(["--results_dir", str(write_lines(tmp_path, lines))])
-    text = (tmp_path / "REPORT.md").read_text(encoding="utf-8")
+    text = text_of(write_lines(tmp_path, lines))
     assert "a learning rate tuned in the same way (on b the same one), in points" in text
 
 
 def test_one_data_set_has_no_summary_over_data_sets(tmp_path):
     lines = study({"a": "text"}, {"erm": 0.0, "kl_tau1": 5.0}, rows=20)
-    report.main(["--results_dir", str(write_lines(tmp_path, lines))])
-    text = (tmp_path / "REPORT.md").read_text(encoding="utf-8")
+    text = text_of(write_lines(tmp_path, lines))
     summary = text.split("## Summary")[1].split("**How to read it.**")[0]
     assert "1 comparison of a method with ERM on a data set: 1 gain, 0 ties and 0 losses." in summary
     assert "|" not in summary and "over data sets" not in summary
@@ -330,13 +347,11 @@ def test_a_gap_is_made_of_plain_losses_alone():
 
 
 def test_a_learning_rate_at_an_end_of_those_tried_is_remarked():
-    scores = {0.5: 0.1, 1.0: 0.3, 2.0: 0.2}
-    remarks = {
-        rate: _remark(Tuning({**scores, rate: 0.9}, chosen=rate, is_best=True)) for rate in (0.5, 1.0, 2.0)
-    }
-    assert remarks == {0.5: " (the smallest tried)", 1.0: "", 2.0: " (the largest tried)"}
-    assert _remark(Tuning(scores, chosen=2.0, is_best=False)) == " (not the best)"
-    assert _remark(Tuning({1.0: 0.3}, chosen=1.0, is_best=True)) == ""
+    scores = {"lr0.5": 0.1, "lr1": 0.3, "lr2": 0.2}
+    remarks = {rate: _remark(Tuning({**scores, rate: 0.9}, chosen=rate, is_best=True)) for rate in scores}
+    assert remarks == {"lr0.5": " (the smallest tried)", "lr1": "", "lr2": " (the largest tried)"}
+    assert _remark(Tuning(scores, chosen="lr2", is_best=False)) == " (not the best)"
+    assert _remark(Tuning({"lr1": 0.3}, chosen="lr1", is_best=True)) == ""
 
 
 def test_words_are_counted():
