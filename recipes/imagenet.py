@@ -212,18 +212,21 @@ def scale_learning_rate(training_args: ReweightedTrainingArguments, batch: int |
     say(f"Learning rate for {images} images a step: {training_args.learning_rate:.3g}")
 
 
+ARGUMENTS = (
+    ImageDataArguments,
+    ImageModelArguments,
+    AugmentationArguments,
+    OptimizationArguments,
+    MeasureArguments,
+    RunArguments,
+    ReweightedTrainingArguments,
+)
+
+
 def main(argv: list[str] | None = None) -> dict:
     """Run the recipe with the given command-line arguments; what `all_results.json` holds (nothing for a dry run)."""
     data_args, model_args, augmentation, optimization, measure_args, run_args, training_args = parse_args(
-        [
-            ImageDataArguments,
-            ImageModelArguments,
-            AugmentationArguments,
-            OptimizationArguments,
-            MeasureArguments,
-            RunArguments,
-            ReweightedTrainingArguments,
-        ],
+        ARGUMENTS,
         argv,
         description=__doc__.split("\n\n")[0],
         defaults=DEFAULTS,

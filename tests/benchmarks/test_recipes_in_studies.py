@@ -1,0 +1,79 @@
+"""Studies through the recipes themselves, over small data."""
+
+import numpy as np
+import pytest
+from studies import lines, write
+
+from benchmarks.study import __main__ as study
+from tests.recipes.conftest import sentences, tiny_model_dir, write_rows  # noqa: F401  (fixtures)
+
+METHODS = {
+    "erm": {"options": {"reweighting": "none"}},
+    "kl_tau1": {"options": {"reweighting": "kl", "tau": 1}},
+    "erm_lr_scaled": {"options": {"reweighting": "none"}, "scale_learning_rate_by": "kl_tau1"},
+}
+TRAINING = {"use_cpu": True, "eval_strategy": "no", "per_device_train_batch_size": 8}
+
+
+def run(tmp_path, datasets, methods=METHODS):
+    content = {"seeds": [0], "tuning_seeds": [100], "learning_rate_factors": [0.5, 1]}
+    study.main(
+        [
+            write({**content, "methods": methods, "datasets": datasets}, tmp_path),
+            "--output_dir",
+            str(tmp_path),
+        ]
+    )
+    found = {(line["dataset"], line["method"], line["stage"]): line for line in lines(tmp_path)}
+    assert not any("error" in line for line in found.values())
+    return found
+
+
+def test_texts_and_images(tmp_path, tiny_model_dir, write_rows):  # noqa: F811
+    text = {
+        "recipe": "recipes/glue.py",
+        "kind": "text",
+        "score": "eval_accuracy",
+        "options": {
+            "train_file": write_rows("train.csv", sentences(40)),
+            "validation_file": write_rows("validation.csv", sentences(24, seed=1)),
+            "model_name_or_path": tiny_model_dir,
+            "learning_rate": 0.001,
+            "num_train_epochs": 2,
+            **TRAINING,
+        },
+    }
+    images = {
+        "recipe": "recipes/imagenet.py",
+        "kind": "images",
+        "score": "eval_accuracy",
+        "options": {
+            "dataset_name": "digits",
+            "timm_model": "vit_tiny_patch16_224",
+            "from_scratch": True,
+            "image_size": 8,
+            "crop_pct": 1.0,
+            "model_args": {"patch_size": 4, "embed_dim": 8, "depth": 1, "num_heads": 1},
+            "max_train_samples": 100,
+            "max_eval_samples": 50,
+            "learning_rate": 0.001,
+            "num_train_epochs": 1,
+            **TRAINING,
+        },
+    }
+    found = run(tmp_path, {"text": text, "images": images})
+    for dataset, rows in (("text", 40), ("images", 100)):
+        for method in METHODS:
+            line = found[dataset, method, "final"]
+            assert len(line["history"]) >= 4 and "unweighted_loss" in line["history"][0]
+            assert ("weight_histogram" in line) == (method == "kl_tau1")
+        # Before the first step nothing differs but the weights.
+        plain, weighted = (found[dataset, method, "final"]["history"][0] for method in ("erm", "kl_tau1"))
+        assert plain["unweighted_loss"] == pytest.approx(weighted["unweighted_loss"], rel=1e-5)
+        assert weighted["weight_mean"] > 1.1 and "weight_mean" not in plain
+        assert found[dataset, "erm_lr_scaled", "final"]["learning_rate_scale"] > 1.1
+        # Tuning is scored on a fifth of the training rows.
+        score = found[dataset, "erm", "tuning"]["score"] * rows / 5
+        assert score == pytest.approx(round(score), abs=1e-4)
+    counts = found["text", "kl_tau1", "final"]["weight_histogram"]["counts"]
+    assert np.sum(counts) == 2 * 40
