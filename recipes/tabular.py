@@ -23,7 +23,7 @@ from accelerate import PartialState
 from rgd_hf import ReweightedTrainingArguments
 from rgd_hf.scripts.cli import parse_args, run_recipe
 from rgd_hf.scripts.errors import UserError, listed
-from rgd_hf.scripts.results import package_versions, say, settings_of, write_json
+from rgd_hf.scripts.results import package_versions, say, settings_of, without_tokens, write_json
 from rgd_hf.scripts.runs import REPORTING_SETTINGS
 from rgd_hf.scripts.tabular.columns import ColumnArguments
 from rgd_hf.scripts.tabular.options import NetworkArguments
@@ -155,7 +155,7 @@ def report(study: Study, argv: list[str], settings: dict[str, Any]) -> None:
     print_report(records)
     path = study.directory / SUMMARY_NAME
     commands = json.loads(path.read_text(encoding="utf-8"))["commands"] if path.is_file() else []
-    command = shlex.join(["accelerate", "launch", "recipes/tabular.py", *argv])
+    command = shlex.join(["accelerate", "launch", "recipes/tabular.py", *without_tokens(argv)])
     write_json(
         path,
         {

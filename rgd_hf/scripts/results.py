@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -52,6 +53,19 @@ def settings_of(*arguments: Any) -> dict[str, Any]:
             if value not in (field.default, {}, []):
                 chosen[field.name] = str(value) if isinstance(value, str) else value  # an enumeration's value
     return chosen
+
+
+def without_tokens(argv: Sequence[str]) -> list[str]:
+    """A command line without the values of options that are secrets, those that end in `token`."""
+    hidden = re.compile(r"(--\w*token)(=.*)?", re.DOTALL)
+    shown, previous = [], ""
+    for argument in argv:
+        found = hidden.fullmatch(argument)
+        if found:
+            argument = found.group(1) + ("=..." if found.group(2) else "")
+        shown.append("..." if hidden.fullmatch(previous) and "=" not in previous else argument)
+        previous = argument
+    return shown
 
 
 def write_results(directory: str | Path, results: Mapping[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """A server, a process that talks to it with the real clients, a tiny model and small data on it."""
 
 import io
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from tests.helpers.hub_server import HubServer
 from tests.helpers.worker import Worker
 
+TIMM = "test_vit.r160_in1k"
 WORDS = [f"word{i}" for i in range(20)]
 
 
@@ -89,7 +91,43 @@ def hub(tiny_model_files: Path) -> Iterator[HubServer]:
         card = "---\nconfigs:\n- config_name: mrpc\n  data_files:\n" + "\n".join(lines) + "\n---\n# GLUE\n"
         files = {f"mrpc/{split}-00000-of-00001.parquet": body for split, body in pairs.items()}
         server.add("datasets", "nyu-mll/glue", {"README.md": card.encode(), **files})
+        server.add("datasets", "acme/photos", photos())
+        server.add("models", f"timm/{TIMM}", timm_files())
         yield server
+
+
+def photos() -> dict[str, bytes]:
+    """Small pictures of two classes, one file a split."""
+    import numpy as np
+    from datasets import ClassLabel, Dataset, Features, Image
+    from PIL import Image as Picture
+
+    features = Features({"image": Image(), "label": ClassLabel(names=["dark", "light"])})
+    files = {}
+    for split, count in {"train": 8, "validation": 4, "test": 4}.items():
+        draw = np.random.default_rng(count)
+        labels = [i % 2 for i in range(count)]
+        pixels = (draw.integers(0, 100, (32, 32, 3), np.uint8) + 150 * np.uint8(label) for label in labels)
+        rows = Dataset.from_dict({"image": [Picture.fromarray(p) for p in pixels], "label": labels}, features)
+        buffer = io.BytesIO()
+        rows.to_parquet(buffer)
+        files[f"data/{split}-00000-of-00001.parquet"] = buffer.getvalue()
+    return files
+
+
+def timm_files() -> dict[str, bytes]:
+    """The smallest ViT that timm has, as its repository on the Hub is."""
+    import timm
+    from safetensors.torch import save
+
+    model = timm.create_model(TIMM)
+    config = {"architecture": TIMM.split(".")[0], "num_classes": 1000, "pretrained_cfg": model.pretrained_cfg}
+    card = b"---\nlicense: apache-2.0\nlibrary_name: timm\n---\n"
+    return {
+        "config.json": json.dumps(config).encode(),
+        "model.safetensors": save(model.state_dict()),
+        "README.md": card,
+    }
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """What the tests ask of a process whose Hub is the server of the tests."""
 
 import logging
+import re
 import shlex
 import shutil
 import subprocess
@@ -11,10 +12,12 @@ from typing import Any
 import huggingface_hub
 from datasets import Dataset
 from huggingface_hub import HfApi, ModelCard, constants
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainingArguments
+from sklearn.datasets import load_breast_cancer
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, TrainingArguments
 
 import glue
 import imagenet
+import tabular
 from rgd_hf import ReweightedTrainer, ReweightedTrainingArguments
 from rgd_hf.scripts.hub import load_hub_dataset, load_pretrained
 
@@ -45,9 +48,9 @@ def load(what: str) -> Any:
     return next(iter(data["train"]))["label"]
 
 
-def recipe(name: str, argv: list[str]) -> dict[str, Any]:
+def recipe(name: str, argv: list[str]) -> Any:
     """Run a recipe in this process."""
-    return {"glue": glue, "imagenet": imagenet}[name].main(argv)
+    return {"glue": glue, "imagenet": imagenet, "tabular": tabular}[name].main(argv)
 
 
 def plain_script(
@@ -108,3 +111,17 @@ def command_line(arguments: str) -> None:
     """Run `hf` with these arguments, as a shell would."""
     command = [str(Path(sys.executable).with_name("hf")), *shlex.split(arguments)]
     subprocess.run(command, check=True)
+
+
+def push_tabular(folder: str, repository: str) -> list[str]:
+    """What the tabular recipe advises; what the pushed model predicts, beside what the folder's does."""
+    AutoModel.from_pretrained(folder, trust_remote_code=True).push_to_hub(repository.split("/")[1])
+    frame = load_breast_cancer(as_frame=True).data
+    models = (AutoModel.from_pretrained(name, trust_remote_code=True) for name in (folder, repository))
+    return [",".join(map(str, model.predict(frame))) for model in models]
+
+
+def run_card(repository: str) -> None:
+    """Run the code of a repository's card."""
+    (code,) = re.findall(r"(?s)```python\n(.*?)\n```", ModelCard.load(repository).text)
+    exec(code, {})

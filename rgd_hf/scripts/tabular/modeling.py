@@ -10,10 +10,12 @@ This file and those it imports are saved with the model, so the folder works wit
 
 from dataclasses import dataclass
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import HfApi
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
@@ -150,10 +152,32 @@ class TabularModel(PreTrainedModel):
         return self.preprocessor
 
     def save_pretrained(self, save_directory: str | PathLike, *args: Any, **kwargs: Any) -> None:
-        """As `PreTrainedModel`'s (`push_to_hub` included), with the preprocessing beside the weights."""
+        """As `PreTrainedModel`'s, with the preprocessing beside the weights."""
         super().save_pretrained(save_directory, *args, **kwargs)
         if self.preprocessor is not None or self.config.name_or_path:
             self._fitted_preprocessor().save_pretrained(save_directory)
+
+    def push_to_hub(self, repo_id: str, *args: Any, **kwargs: Any) -> str:  # type: ignore[override]
+        """As `PreTrainedModel`'s, with the model card that lies in the model's folder, under the repository's name."""
+        folder = Path(str(self.config.name_or_path))
+        if (folder / "README.md").is_file():
+            api, token = HfApi(), kwargs.get("token")
+            repo_id = api.create_repo(
+                repo_id, private=kwargs.get("private"), token=token, exist_ok=True
+            ).repo_id
+            card = (folder / "README.md").read_text(encoding="utf-8")
+            card = card.replace(f"`{folder.name}` is the folder of this file; give its path.\n\n", "")
+            card = card.replace(f'"{folder.name}"', f'"{repo_id}"')
+            # What comes next keeps the card that it finds there.
+            message = "Model card"
+            api.upload_file(
+                path_or_fileobj=card.encode(),
+                path_in_repo="README.md",
+                repo_id=repo_id,
+                token=token,
+                commit_message=message,
+            )
+        return super().push_to_hub(repo_id, *args, **kwargs)  # type: ignore[arg-type]
 
 
 def _mean_of_members(logits: Tensor) -> Tensor:
