@@ -2,7 +2,7 @@
 
 It keeps repositories in memory and answers what the clients (huggingface_hub, datasets, transformers) ask: who am I, create,
 info, tree, paths, resolve (HEAD, ranges, ETags, a redirect for large files), pre-upload, LFS batch, upload, verify, commit,
-validate-yaml, xet tokens. Point a process at it with `server.environment(home)`.
+validate-yaml. Point a process at it with `server.environment(home)`.
 """
 
 import base64
@@ -11,7 +11,6 @@ import json
 import os
 import re
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -108,16 +107,14 @@ class HubServer:
         repositories: by `(kind, name)`.
         faults: see `fault`.
         requests: `"METHOD /path"` of all requests, in order.
-        xet: a folder that hf_xet's own local store keeps; None, the default: the clients upload by LFS.
     """
 
-    def __init__(self, xet: Path | None = None):
+    def __init__(self):
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.objects: dict[str, bytes] = {}
         self.faults: list[Fault] = []
         self.requests: list[str] = []
         self.tokens = {TOKEN}
-        self.xet = xet
         self.lock = threading.RLock()
         server = self
 
@@ -174,6 +171,7 @@ class HubServer:
             "HF_ENDPOINT": self.url,
             "HF_HOME": str(home),
             "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DISABLE_XET": "1",  # uploads go by LFS
             "HF_HUB_ETAG_TIMEOUT": "5",
             "HF_HUB_DOWNLOAD_TIMEOUT": "5",
             "NO_PROXY": "*",
@@ -181,8 +179,6 @@ class HubServer:
         }
         if token:
             environment["HF_TOKEN"] = token
-        if self.xet is None:
-            environment["HF_HUB_DISABLE_XET"] = "1"
         return environment
 
 
@@ -297,10 +293,6 @@ class _Handler(BaseHTTPRequestHandler):
             (rf"/api/(?P<kind>models|datasets)/{repo}/auth-check(?P<write>/write)?", self._auth_check),
             (rf"/api/(?P<kind>models|datasets)/{repo}/preupload/(?P<revision>.+)", self._preupload),
             (rf"/api/(?P<kind>models|datasets)/{repo}/commit/(?P<revision>.+)", self._commit),
-            (
-                rf"/api/(?P<kind>models|datasets)/{repo}/xet-(?P<right>read|write)-token/(?P<revision>.+)",
-                self._xet,
-            ),
             (
                 rf"/api/(?P<kind>models|datasets)/{repo}/tree/(?P<revision>[^/]+)(?:/(?P<folder>.*))?",
                 self._tree,
@@ -556,19 +548,6 @@ class _Handler(BaseHTTPRequestHandler):
         errors = card_errors(asked["content"])
         status = 400 if errors else 200
         self._json({"errors": [{"message": error} for error in errors], "warnings": []}, status)
-
-    def _xet(self, kind: str, name: str, right: str, revision: str) -> None:
-        if self._repository(kind, name, write=right == "write") is None:
-            return
-        if self.hub.xet is None:
-            return self._error(404, "", "this server has no xet storage")
-        body = {"casUrl": f"local://{self.hub.xet}", "accessToken": "xet", "exp": int(time.time()) + 3600}
-        headers = {
-            "X-Xet-Cas-Url": body["casUrl"],
-            "X-Xet-Access-Token": body["accessToken"],
-            "X-Xet-Token-Expiration": str(body["exp"]),
-        }
-        self._send(200, json.dumps(body).encode(), {**headers, "Content-Type": "application/json"})
 
 
 def card_errors(content: str) -> list[str]:
