@@ -156,6 +156,11 @@ class ModelCardMixin(TrainerBase):
         guesses = {"tasks": tasks, "dataset_tags": dataset_tags or [], "finetuned_from": base_model or ""}
         known = signature(super().create_model_card).parameters
         given |= {name: value for name, value in guesses.items() if name in known}
+        if "dataset_name" in known and dataset is not None:  # TRL's Trainers have a shorter list
+            given.setdefault("dataset_name", dataset if isinstance(dataset, str) else ", ".join(dataset))
+        for name in ("language", "license", "tasks", "dataset", "dataset_args"):
+            if name not in known:
+                given.pop(name, None)
         super().create_model_card(**given)
 
         path = Path(str(self.args.output_dir)) / "README.md"
@@ -166,6 +171,7 @@ class ModelCardMixin(TrainerBase):
         # PEFT replaces the tags that were there.
         data.tags = list(dict.fromkeys([*(data.tags or []), *tags]))
         data.base_model = base_model
+        data.language, data.license = data.language or language, data.license or license
         if data.pipeline_tag is None and task is not None:
             data.pipeline_tag = task.pipeline
         scores = _last_scores(self)

@@ -1,0 +1,180 @@
+"""`sft.py` in this process: chats, prompts with completions and texts, at both levels; what it refuses."""
+
+import json
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from rgd_hf.scripts.errors import UserError
+
+pytest.importorskip("trl")
+pytest.importorskip("peft")
+import sft
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+WORDS = [f"w{i}" for i in range(20)]
+TEMPLATE = (
+    "{% for m in messages %}{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }} <eos> "
+    "{% endgeneration %}{% else %}{{ m['content'] }} {% endif %}{% endfor %}"
+)
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny_llama")
+    vocabulary = {word: i for i, word in enumerate(["<pad>", "<eos>", "<unk>", *WORDS])}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        chat_template=TEMPLATE,
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        pad_token_id=0,
+        eos_token_id=1,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return str(folder)
+
+
+def sentence(n):
+    """A word is followed by the next one: something to learn."""
+    return " ".join(WORDS[(n + i) % len(WORDS)] for i in range(4 + n % 5))
+
+
+ROWS = {
+    "messages": lambda n: {
+        "messages": [
+            {"role": "user", "content": sentence(n)},
+            {"role": "assistant", "content": sentence(n + 7)},
+        ]
+    },
+    "completion": lambda n: {"prompt": sentence(n), "completion": " " + sentence(n + 3)},
+    "text": lambda n: {"text": sentence(n)},
+}
+
+
+@pytest.fixture
+def command(model_dir, tmp_path):
+    def arguments(kind="text", *options):
+        path = tmp_path / f"{kind}.jsonl"
+        path.write_text("".join(json.dumps(ROWS[kind](n)) + "\n" for n in range(24)), encoding="utf-8")
+        settings = {
+            "train_file": path,
+            "holdout_fraction": 0.25,
+            "model_name_or_path": model_dir,
+            "output_dir": tmp_path / "out",
+            "max_steps": 4,
+            "learning_rate": 0.02,
+            "per_device_train_batch_size": 4,
+            "logging_steps": 1,
+            "eval_strategy": "no",
+            "gradient_checkpointing": False,
+            "use_cpu": True,
+            "disable_tqdm": True,
+            "report_to": "none",
+        }
+        return [*(f"--{name}={value}" for name, value in settings.items()), *options]
+
+    return arguments
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("messages", ["--assistant_only_loss=true"]),
+        ("messages", ["--packing=true", "--max_length=32", "--assistant_only_loss=true"]),
+        ("completion", ["--reweighting_level=sample"]),
+        ("completion", ["--target_ess=0.9", "--lora_rank=2"]),
+        ("text", ["--normalize_weights=true"]),
+    ],
+    ids=["assistant", "packed", "sample level", "lora", "text"],
+)
+def test_trains_evaluates_and_leaves_a_model(kind, options, command, tmp_path):
+    record = sft.main(command(kind, *options))
+    out = tmp_path / "out"
+    assert json.loads((out / "all_results.json").read_text()) == record
+    assert record["eval_perplexity"] == pytest.approx(2.718281828 ** record["eval_loss"], rel=1e-6)
+    state = json.loads((out / "trainer_state.json").read_text())
+    logs = [log for log in state["log_history"] if "weight_mean" in log]
+    assert len(logs) == 4 and logs[0]["weight_max"] > 1
+    assert "text-generation" in (out / "README.md").read_text()
+    AutoModelForCausalLM.from_pretrained(out)
+
+
+def test_learns_and_needs_no_logits(command, monkeypatch):
+    from rgd_hf.heads import FusedHead
+
+    calls = []
+    run = FusedHead.run
+    monkeypatch.setattr(FusedHead, "run", lambda *args: calls.append(run(*args)) or calls[-1])
+    record = sft.main(command("text", "--max_steps=30"))
+    assert record["eval_perplexity"] < len(WORDS) / 2
+    assert len(calls) >= 30 and all(losses is not None for _, losses in calls)
+
+
+def test_an_interrupted_run_goes_on(command, tmp_path):
+    options = ["--save_strategy=steps", "--save_steps=2"]
+    whole = sft.main(command("text", *options))
+    out = tmp_path / "out"
+    (out / "all_results.json").unlink()
+    for path in out.glob("checkpoint-4"):
+        path.rename(tmp_path / "gone")
+    assert sft.main(command("text", *options))["eval_loss"] == whole["eval_loss"]
+
+
+def test_compare_trains_both(command, capsys):
+    results = sft.main(command("text", "--compare=true"))
+    assert list(results["runs"]) == ["erm", "kl"]
+    assert "perplexity" in capsys.readouterr().out
+
+
+def test_lines_of_a_text_file(command, tmp_path):
+    path = tmp_path / "lines.txt"
+    path.write_text("".join(sentence(n) + "\n\n" for n in range(12)), encoding="utf-8")
+    assert sft.main(command("text", f"--train_file={path}", "--max_steps=1"))["eval_loss"] > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--validation_file=x.jsonl"], "either --validation_file or --holdout_fraction"),
+        (["--hard_examples=3"], "are for classes"),
+        (["--train_file=missing.jsonl"], "no file"),
+    ],
+)
+def test_what_cannot_work_is_refused(options, message, command):
+    with pytest.raises(UserError, match=message):
+        sft.main(command("text", *options))
+
+
+def test_other_columns_are_named(command, tmp_path):
+    path = tmp_path / "other.jsonl"
+    path.write_text('{"question": "a"}\n{"question": "b"}\n')
+    with pytest.raises(UserError, match=r"'question'.* but needs 'messages'"):
+        sft.main(command("text", f"--train_file={path}"))
+
+
+def test_chats_need_a_template(command, model_dir, tmp_path):
+    from transformers import AutoTokenizer
+
+    bare = tmp_path / "bare"
+    LlamaForCausalLM.from_pretrained(model_dir).save_pretrained(bare)
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(bare)
+    with pytest.raises(UserError, match="--chat_template_path"):
+        sft.main(command("messages", f"--model_name_or_path={bare}"))
