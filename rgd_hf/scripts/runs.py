@@ -55,7 +55,7 @@ class RunArguments:
         default_factory=list,
         metadata={
             "help": "With --compare: train both from each of these seeds (0 1 2 3 4, say), and print means, the paired "
-            "difference with its 95 % interval, and a verdict. Seeds that are added later are trained alone."
+            "difference with its 95 %% interval, and a verdict. Seeds that are added later are trained alone."
         },
     )
     overwrite_output_dir: bool = field(
