@@ -41,7 +41,7 @@ from rgd_hf.scripts.domains.sweep import Job, plan_jobs, run_jobs
 from rgd_hf.scripts.domains.views import ImageView, TextView, View
 from rgd_hf.scripts.errors import UserError, listed
 from rgd_hf.scripts.predictions import write_table
-from rgd_hf.scripts.results import say, settings_of, write_json
+from rgd_hf.scripts.results import say, settings_of, without_tokens, write_json
 from rgd_hf.scripts.run_file import RunFile, parse_shard
 from rgd_hf.scripts.vader import load_vader
 from rgd_hf.weighting import REWEIGHTINGS
@@ -347,7 +347,12 @@ def main(argv: list[str] | None = None) -> list[dict]:
         where = write_report(
             comparison, rules, file.directory, json.dumps(settings, indent=2, sort_keys=True)
         )
-        command = ["accelerate", "launch", "recipes/domainbed.py", *(sys.argv[1:] if argv is None else argv)]
+        command = [
+            "accelerate",
+            "launch",
+            "recipes/domainbed.py",
+            *without_tokens(sys.argv[1:] if argv is None else argv),
+        ]
         results = {"tables": comparison.summary(rules), "runs": runs}
         write_json(file.directory / "results.json", {"command": shlex.join(command), **results})
         say("", f"Report: {where}")

@@ -1,39 +1,42 @@
-"""Compare re-weighted networks with gradient boosting on tables: your own file, a data set of the Hub, or an embedded one.
+"""Train a network on a table with re-weighted losses: your own file, a data set of the Hub, or an embedded table.
 
-    accelerate launch recipes/tabular.py --data mine.csv --target price
-    accelerate launch recipes/tabular.py --data breast_cancer digits --networks all --seeds 5
+    accelerate launch recipes/tabular.py --data mine.csv --target price --compare --seeds 0 1 2 3 4
+    accelerate launch recipes/tabular.py --data breast_cancer --network tabm --output_dir runs/tabm
 
-Every network is trained with ERM, re-weighted losses, focal loss and class weights, beside gradient boosting and a
-linear model on the same encoded splits. The report is printed and written to `summary.json` and `scores.png` in the
-output directory; each network of seed 0 is saved there with its preprocessing and predicts a DataFrame:
+The best epoch is chosen by validation rows, and scores are those of test rows that were looked at once. The network is
+saved with its preprocessing and predicts a DataFrame:
 
-    model = transformers.AutoModel.from_pretrained("runs/tabular/mine/mlp_kl", trust_remote_code=True)
+    model = transformers.AutoModel.from_pretrained("runs/tabm", trust_remote_code=True)
     model.predict(frame)
+
+Gradient boosting and other baselines on the same splits, tuning and several tables are for a study: see benchmarks.
 """
 
 import gc
 import json
-import shlex
-import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import PartialState
 
 from rgd_hf import ReweightedTrainingArguments
 from rgd_hf.scripts.cli import parse_args, run_recipe
-from rgd_hf.scripts.errors import UserError, listed
-from rgd_hf.scripts.results import package_versions, say, settings_of, without_tokens, write_json
-from rgd_hf.scripts.runs import REPORTING_SETTINGS
-from rgd_hf.scripts.tabular.columns import ColumnArguments
+from rgd_hf.scripts.errors import UserError
+from rgd_hf.scripts.results import print_results, settings_of
+from rgd_hf.scripts.runs import Run, RunArguments, prepare_runs, run_plan
+from rgd_hf.scripts.tabular.card import write_card
+from rgd_hf.scripts.tabular.columns import ColumnArguments, shown_columns
+from rgd_hf.scripts.tabular.configuration import ATTENTION_HEADS, NETWORKS
+from rgd_hf.scripts.tabular.hard_examples import list_hard_rows
+from rgd_hf.scripts.tabular.label_noise import with_label_noise
 from rgd_hf.scripts.tabular.options import NetworkArguments
-from rgd_hf.scripts.tabular.plot import plot_scores
-from rgd_hf.scripts.tabular.report import differences, print_report, ranks, summarize
-from rgd_hf.scripts.tabular.sources import EMBEDDED, Table, load_table
-from rgd_hf.scripts.tabular.study import Study, StudyArguments, deciding_settings
+from rgd_hf.scripts.tabular.predictions import write_predictions
+from rgd_hf.scripts.tabular.scores import better_is_larger, main_score, scores
+from rgd_hf.scripts.tabular.table import TableArguments, prepare_table
+from rgd_hf.scripts.tabular.training import train_network
 
-SUMMARY_NAME = "summary.json"
-PLOT_NAME = "scores.png"
 DEFAULTS = {
     "output_dir": "runs/tabular",
     "learning_rate": 1e-3,
@@ -50,125 +53,127 @@ DEFAULTS = {
     # The library itself stops at a NaN loss; the filter would wait for the device in every step.
     "logging_nan_inf_filter": False,
 }
+STUDY = "a study trains several (see benchmarks/study)."
+MOVED = {
+    "networks": f"one training has one --network; {STUDY}",
+    "objectives": f"one training has one --reweighting (none, kl, focal, ...) and --class_weights; {STUDY}",
+    "rivals": "gradient boosting and linear models are methods of a study (see benchmarks/tables).",
+    "tune": "a study tunes (see benchmarks/study).",
+    "first_seed": "give --seed, or --compare --seeds 0 1 2.",
+} | {
+    name: f'give --network_args \'{{"{name}": ...}}\'.'
+    for name in (
+        "k", "num_embeddings", "d_embedding", "n_bins", "pretrain_epochs", "mask_rate", "reweight_pretraining"
+    )
+}  # fmt: skip
 
 
 @dataclass
-class DataArguments:
-    """Data."""
+class ModelArguments:
+    """Network."""
 
-    data: list[str] = field(
-        default_factory=list,
+    network: str = field(default="mlp", metadata={"help": "Kind of network.", "choices": list(NETWORKS)})
+    n_blocks: int | None = field(default=None, metadata={"help": "Depth; the network's own by default."})
+    d_block: int | None = field(default=None, metadata={"help": "Width; the network's own by default."})
+    dropout: float | None = field(default=None, metadata={"help": "Rate; the network's own by default."})
+    network_args: dict | str | None = field(
+        default=None,
         metadata={
-            "help": "Tables: csv, tsv, parquet, json or jsonl files, data sets of the Hub (owner/name), or "
-            f"scikit-learn's {', '.join(EMBEDDED)}."
+            "help": "More, as JSON: k (members of TabM), num_embeddings (auto, none, piecewise_linear, periodic), "
+            "d_embedding, n_bins, pretrain_epochs (self-supervised), mask_rate, reweight_pretraining."
         },
     )
-    target: list[str] = field(
-        default_factory=list,
-        metadata={"help": "The column to predict: one for all tables, or one each. Embedded tables know it."},
-    )
-    max_rows: int | None = field(
-        default=None, metadata={"help": "Use a random subset of so many rows of larger tables."}
+    patience: int = field(
+        default=16, metadata={"help": "Epochs without a better validation score before training stops."}
     )
 
+    def __post_init__(self):
+        if isinstance(self.network_args, str):
+            try:
+                self.network_args = json.loads(self.network_args)
+            except ValueError as error:
+                raise UserError(f"--network_args is not valid JSON: {error}") from error
+        given: Any = self.network_args or {}
+        known = [name for name in NetworkArguments.__dataclass_fields__ if not hasattr(type(self), name)]
+        if not isinstance(given, dict) or not set(given) <= set(known):
+            raise UserError(f"--network_args must be a JSON object of {', '.join(known)}, not {given!r}.")
+        self.sizes()
+        if self.network == "ft_transformer" and (self.d_block or 0) % ATTENTION_HEADS:
+            raise UserError(
+                f"--d_block must be a multiple of the FT-Transformer's {ATTENTION_HEADS} attention heads, not {self.d_block}."
+            )
 
-def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
-    """Run the recipe with the given command-line arguments and return one record a run."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    data_args, column_args, network_args, study_args, training_args = parse_args(
-        [DataArguments, ColumnArguments, NetworkArguments, StudyArguments, ReweightedTrainingArguments],
-        argv,
-        description=(__doc__ or "").split("\n\n")[0],
-        defaults=DEFAULTS,
+    def sizes(self) -> NetworkArguments:
+        """What the network is built from."""
+        more: Any = self.network_args or {}
+        return NetworkArguments(
+            n_blocks=self.n_blocks, d_block=self.d_block, dropout=self.dropout, patience=self.patience, **more
+        )
+
+
+ARGUMENTS = (TableArguments, ColumnArguments, ModelArguments, RunArguments, ReweightedTrainingArguments)
+
+
+def main(argv: list[str] | None = None) -> dict:
+    """Run the recipe with the given command-line arguments; what `all_results.json` holds."""
+    description = (__doc__ or "").split("\n\n")[0]
+    data_args, column_args, model_args, run_args, training_args = parse_args(
+        ARGUMENTS, argv, description=description, defaults=DEFAULTS, moved=MOVED
     )
     if training_args.push_to_hub:
         raise UserError(
-            "--push_to_hub: a study has many models. Push the one you choose: AutoModel.from_pretrained(FOLDER, "
+            "--push_to_hub: push the finished model by AutoModel.from_pretrained(OUTPUT_DIR, "
             "trust_remote_code=True).push_to_hub(NAME)."
         )
     if training_args.eval_strategy == "no":
         raise UserError(
             "--eval_strategy no: the best epoch is that of the best score on the validation split."
         )
-    targets = targets_of(data_args)
-    tables = [
-        limited(load_table(name, target), data_args.max_rows) for name, target in zip(data_args.data, targets)
-    ]
-    names = [table.name for table in tables]
-    if len(set(names)) < len(names):
+    if training_args.save_strategy != "no":
         raise UserError(
-            f"several tables have the same name (found {listed(names)}), by which results are told apart. Rename the "
-            "files, or run each with its own --output_dir."
+            "--save_strategy: the best epoch is kept in memory and saved at the end; leave it out."
         )
-    study = Study(study_args, network_args, column_args, training_args)
-    of_training = {
-        name: value
-        for name, value in settings_of(training_args).items()
-        if name != "reweighting" and not name.startswith(REPORTING_SETTINGS)
-    }
-    settings = {**deciding_settings(column_args, network_args, study_args), **of_training}
-    settings["focal_gamma"] = training_args.focal_gamma
-    study.start(settings)
-    # Every training starts with a garbage collection, which would walk through all modules again and again.
-    gc.freeze()
+    plan = prepare_runs(training_args, run_args, settings_of(data_args, column_args, model_args))
+    prepared = prepare_table(data_args, column_args, training_args.label_smoothing_factor)
+    score = main_score(prepared.target.is_regression)
+
+    def train(run: Run, checkpoint: str | None) -> dict[str, Any]:
+        splits = with_label_noise(prepared.split(run.args.seed), data_args.label_noise)
+        trained = train_network(
+            splits,
+            model_args.network,
+            model_args.sizes(),
+            run.args,
+            record_examples=run_args.hard_examples > 0,
+        )
+        directory = Path(str(run.args.output_dir))
+        if run_args.save_models:
+            trained.trainer.save_model(str(directory))
+        write_card(trained.trainer, directory, prepared.name, f"{model_args.network}, {run.method}")
+        trained.trainer.save_state()
+        if run_args.hard_examples:
+            names = shown_columns(prepared.frame, prepared.columns, column_args)
+            list_hard_rows(trained, run_args.hard_examples, prepared, splits, names, run.method, directory)
+        if run_args.save_predictions and PartialState().is_main_process:
+            write_predictions(splits, trained.test, directory)
+        found = scores(splits.test.y, trained.test, prepared.target.is_regression)
+        record: dict[str, Any] = {
+            f"eval_{score}": better_is_larger(score, trained.validation_score),
+            "best_epoch": round(trained.best_epoch),
+            **{f"test_{name}": value for name, value in found.items()},
+        }
+        if not prepared.target.is_regression:
+            counts = np.bincount(splits.train.y, minlength=len(prepared.target.classes))
+            record["train_class_counts"] = counts.tolist()
+        return record
+
+    gc.freeze()  # every training starts with a garbage collection, which would walk through all modules again
     try:
-        for table in tables:
-            study.run(table)
+        results = run_plan(plan, train)
     finally:
         gc.unfreeze()
-    if PartialState().is_main_process:
-        report(study, argv, settings)
-    PartialState().wait_for_everyone()
-    return study.records
-
-
-def targets_of(args: DataArguments) -> list[str | None]:
-    """The target of each table, None where it is not given."""
-    if not args.data:
-        raise UserError(
-            "no data: give --data FILE.csv --target COLUMN, a data set of the Hub (owner/name), or one of "
-            f"{', '.join(EMBEDDED)}."
-        )
-    if not args.target:
-        return [None] * len(args.data)
-    if len(args.target) == 1:
-        return [*args.target * len(args.data)]
-    if len(args.target) != len(args.data):
-        raise UserError(
-            f"{len(args.data)} tables and {len(args.target)} targets: give one --target, or one each."
-        )
-    return list(args.target)
-
-
-def limited(table: Table, max_rows: int | None) -> Table:
-    """`table`, or a note on it that a subset of its rows is to be used, which its name tells too."""
-    if max_rows is None or max_rows >= len(table.frame):
-        return table
-    if max_rows < 10:
-        raise UserError(f"--max_rows must be at least 10, not {max_rows}.")
-    return replace(table, name=f"{table.name}_{max_rows}", max_rows=max_rows)
-
-
-def report(study: Study, argv: list[str], settings: dict[str, Any]) -> None:
-    """Print what the study found; write it, with the command, to the output directory."""
-    records = study.records
-    print_report(records)
-    path = study.directory / SUMMARY_NAME
-    commands = json.loads(path.read_text(encoding="utf-8"))["commands"] if path.is_file() else []
-    command = shlex.join(["accelerate", "launch", "recipes/tabular.py", *without_tokens(argv)])
-    write_json(
-        path,
-        {
-            "commands": [*(c for c in commands if c != command), command],
-            "settings": settings,
-            "versions": package_versions(),
-            "scores": summarize(records),
-            "paired_differences": differences(records),
-            "ranks": ranks(records),
-        },
-    )
-    plot_scores(records, study.directory / PLOT_NAME)
-    say("", f"Runs, summary and picture are in {study.directory}.")
+    print_results(f"{prepared.name}: scores of the test rows", results)
+    return results
 
 
 if __name__ == "__main__":

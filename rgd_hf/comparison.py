@@ -60,7 +60,7 @@ class Comparison:
 
     def verdict(self, method: str) -> str:
         """One sentence on whether `method` is better than the baseline."""
-        found, name = self.difference(method), self.metric.removeprefix("eval_")
+        found, name = self.difference(method), self.metric.removeprefix("eval_").removeprefix("test_")
         shown = f"{name} {signed(found.mean)}"
         if found.low is None or found.high is None:
             return (

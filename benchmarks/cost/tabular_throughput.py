@@ -19,8 +19,8 @@ from rgd_hf import ReweightedTrainingArguments
 from rgd_hf.scripts.tabular.batches import TensorTable
 from rgd_hf.scripts.tabular.columns import ColumnArguments, choose_columns, find_target
 from rgd_hf.scripts.tabular.configuration import TabularConfig
+from rgd_hf.scripts.tabular.losses import loss_of
 from rgd_hf.scripts.tabular.modeling import TabularModel
-from rgd_hf.scripts.tabular.objectives import Objective
 from rgd_hf.scripts.tabular.preprocessing import TablePreprocessor
 from rgd_hf.scripts.tabular.sources import load_table
 from rgd_hf.scripts.tabular.splits import Part
@@ -87,9 +87,7 @@ def trainer_loop(
         use_cpu=cpu,
     )
     trainer = quiet(
-        TabularTrainer(
-            model=model, args=args, train_dataset=table, per_sample_loss_fn=Objective("kl").loss(False)
-        )
+        TabularTrainer(model=model, args=args, train_dataset=table, per_sample_loss_fn=loss_of(False))
     )
     started = time.perf_counter()
     trainer.train()

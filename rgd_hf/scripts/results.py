@@ -116,7 +116,7 @@ def comparison_of_records(records: Sequence[Mapping[str, Any]], metric: str) -> 
 
 
 def print_results(title: str, results: Mapping[str, Any]) -> None:
-    """Print what `train_runs` returned: one row a method, and what a comparison says.
+    """Print what `train_runs` returned: one row a metric, and what a comparison says.
 
     Args:
         title: above the table.
@@ -127,22 +127,23 @@ def print_results(title: str, results: Mapping[str, Any]) -> None:
     records = list(results["runs"].values()) if "runs" in results else [results]
     metrics = shown_metrics(records[0])
     by_metric = {name: comparison_of_records(records, name) for name in metrics}
-    table = Table(title=title, title_justify="left")
-    table.add_column("method")
-    for name in metrics:
-        table.add_column(name.removeprefix("eval_"), justify="right")
-    table.add_column("seconds", justify="right")
     methods = list(dict.fromkeys(record["method"] for record in records))
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
     for method in methods:
-        cells = [_score([*by_metric[name].scores[method].values()]) for name in metrics]
-        seconds = [record["seconds"] for record in records if record["method"] == method]
-        table.add_row(method, *cells, f"{sum(seconds) / len(seconds):.0f}", end_section=True)
-    for method in methods[1:]:
-        found = {name: by_metric[name].difference(method) for name in metrics}
-        table.add_row("difference", *(signed(found[name].mean) for name in metrics), "")
-        ends = [(e.low, e.high) for e in found.values() if e.low is not None and e.high is not None]
-        if ends:  # all have one, or none
-            table.add_row("95 % interval", *(f"{signed(low)} to {signed(high)}" for low, high in ends), "")
+        table.add_column(method, justify="right")
+    for _ in methods[1:]:
+        table.add_column("difference", justify="right")
+        table.add_column("95 % interval", justify="right")
+    for name in metrics:
+        cells = [_score([*by_metric[name].scores[method].values()]) for method in methods]
+        for method in methods[1:]:
+            found = by_metric[name].difference(method)
+            ends = [signed(end) for end in (found.low, found.high) if end is not None]
+            cells += [signed(found.mean), " to ".join(ends)]
+        table.add_row(name.removeprefix("eval_").removeprefix("test_"), *cells)
+    seconds = [[record["seconds"] for record in records if record["method"] == method] for method in methods]
+    table.add_row("seconds", *(f"{sum(each) / len(each):.0f}" for each in seconds))
     console.print(table)
     if "comparison" in results:
         say("", *(difference["verdict"] for difference in results["comparison"]["differences"].values()))
@@ -165,6 +166,7 @@ def main_metric(record: Mapping[str, Any]) -> str:
 
 
 def shown_metrics(record: Mapping[str, Any]) -> list[str]:
-    """The evaluation metrics of a record that a table shows: all but timings."""
+    """The metrics of a record that a table shows: those on test data, else those of the evaluation; no timings."""
     hidden = ("runtime", "per_second", "preparation_time", "samples")
-    return [name for name in record if name.startswith("eval_") and not name.endswith(hidden)]
+    prefix = "test_" if any(name.startswith("test_") for name in record) else "eval_"
+    return [name for name in record if name.startswith(prefix) and not name.endswith(hidden)]

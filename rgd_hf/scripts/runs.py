@@ -223,13 +223,31 @@ def train_runs(
         `settings`, `versions` and the `files` in its directory. Of a comparison: `runs`, one of these each by its name,
         and `comparison` (see `results.compared`).
     """
+
+    def train(run: Run, checkpoint: str | None) -> dict[str, Any]:
+        name = plan.root.name if len(plan.runs) == 1 else f"{plan.root.name}-{run.name}"
+        named = card if run.args.push_to_hub else {"model_name": name, **card}
+        return _train_run(run, checkpoint, plan.options, build_trainer, named, samples)
+
+    return run_plan(plan, train)
+
+
+def run_plan(plan: RunPlan, train: Callable[[Run, str | None], Mapping[str, Any]]) -> dict[str, Any]:
+    """Do every run of a plan that is not finished, with a training of the recipe's own, and record it.
+
+    Args:
+        plan: from `prepare_runs`.
+        train: takes a run and the checkpoint that it resumes from, or None; trains, leaves what it leaves in
+            the directory of the run, and returns the metrics and what else is to be recorded. The seeds are set before.
+
+    Returns:
+        As `train_runs` does.
+    """
     records = []
     for run in plan.runs:
         record = _same_everywhere(read_results(str(run.args.output_dir)))
         if record is None:
-            name = plan.root.name if len(plan.runs) == 1 else f"{plan.root.name}-{run.name}"
-            named = card if run.args.push_to_hub else {"model_name": name, **card}
-            record = _train_run(run, plan, build_trainer, named, samples)
+            record = _record_run(run, plan, train)
         else:
             say("", f"{run.method}: finished before, results read from {run.args.output_dir}")
         records.append(record)
@@ -270,12 +288,8 @@ def _on_main_process(action: Callable[[], Any]) -> None:
         raise message[0](message[1]) from problem
 
 
-def _train_run(
-    run: Run,
-    plan: RunPlan,
-    build_trainer: Callable[[ReweightedTrainingArguments], InspectedTrainer],
-    card: Mapping[str, Any],
-    samples: TrainingSamples | None,
+def _record_run(
+    run: Run, plan: RunPlan, train: Callable[[Run, str | None], Mapping[str, Any]]
 ) -> dict[str, Any]:
     directory = str(run.args.output_dir)
     checkpoint = _same_everywhere(last_checkpoint(directory))
@@ -284,32 +298,46 @@ def _train_run(
         write_json(Path(directory) / SETTINGS_NAME, _all_settings(run, plan.settings))
     started = time.perf_counter()
     set_seed(run.args.seed)
-    trainer = build_trainer(run.args)
-    trainer.stop_on_non_finite_loss = True
-    training = trainer.train(resume_from_checkpoint=checkpoint)
-    metrics = {**training.metrics, **trainer.evaluate()}
-    if plan.options.save_models:
-        trainer.save_model(_internal_call=True)  # else it would be pushed now, before the results
-    trainer.save_state()
-    if plan.options.save_predictions:
-        files = write_predictions(trainer, directory)
-        say("Predictions: " + ", ".join(map(str, files)))
-    if plan.options.hard_examples and samples is not None:
-        list_hard_examples(trainer, plan.options.hard_examples, samples, directory)
+    found = train(run, checkpoint)
+    PartialState().wait_for_everyone()
     record = {
         "name": run.name,
         "method": run.method,
         "seconds": round(time.perf_counter() - started, 1),
-        **metrics,
+        **found,
         "settings": _all_settings(run, plan.settings),
         "versions": package_versions(),
+        "files": sorted(path.name for path in Path(directory).iterdir() if path.is_file()),
     }
-    trainer.create_model_card(**card)
-    PartialState().wait_for_everyone()
-    record["files"] = sorted(path.name for path in Path(directory).iterdir() if path.is_file())
+    record = _same_everywhere(record)
     write_results(directory, record)
     PartialState().wait_for_everyone()
     return record
+
+
+def _train_run(
+    run: Run,
+    checkpoint: str | None,
+    options: RunArguments,
+    build_trainer: Callable[[ReweightedTrainingArguments], InspectedTrainer],
+    card: Mapping[str, Any],
+    samples: TrainingSamples | None,
+) -> dict[str, Any]:
+    directory = str(run.args.output_dir)
+    trainer = build_trainer(run.args)
+    trainer.stop_on_non_finite_loss = True
+    training = trainer.train(resume_from_checkpoint=checkpoint)
+    metrics = {**training.metrics, **trainer.evaluate()}
+    if options.save_models:
+        trainer.save_model(_internal_call=True)  # else it would be pushed now, before the results
+    trainer.save_state()
+    if options.save_predictions:
+        files = write_predictions(trainer, directory)
+        say("Predictions: " + ", ".join(map(str, files)))
+    if options.hard_examples and samples is not None:
+        list_hard_examples(trainer, options.hard_examples, samples, directory)
+    trainer.create_model_card(**card)
+    return metrics
 
 
 def last_checkpoint(directory: str | Path) -> str | None:

@@ -48,19 +48,9 @@ def test_an_image_model_of_timm_keeps_its_origin(fresh, hub, tmp_path, streaming
 
 
 def test_a_tabular_model_takes_its_card_along(fresh, hub, tmp_path):
-    options = [
-        "--networks",
-        "mlp",
-        "--seeds",
-        "1",
-        "--num_train_epochs",
-        "1",
-        "--use_cpu",
-        "--hub_token",
-        TOKEN,
-    ]
+    options = ["--num_train_epochs", "1", "--use_cpu", "--hub_token", TOKEN]
     fresh("recipe", "tabular", ["--data", "breast_cancer", *options, "--output_dir", str(tmp_path)])
-    folder = tmp_path / "breast_cancer" / "mlp_kl"
+    folder = tmp_path
     here, there = fresh("push_tabular", str(folder), f"{USER}/a-table")
     assert here == there
     data, text = card_of(hub, "a-table")

@@ -2,7 +2,6 @@
 
 import json
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pandas as pd
@@ -12,32 +11,10 @@ from transformers import pipeline
 
 import glue
 import imagenet
+from helpers.pages import Page
 from helpers.recipes import TINY, changed, launch, output_of, sentences, tiny
 from rgd_hf.scripts.errors import UserError
 from rgd_hf.scripts.vision.data import ImageDataArguments, load_image_sets
-
-
-class Page(HTMLParser):
-    """The cells of the rows of a page, and what it would load from elsewhere."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.rows, self.images, self.loads = [], [], []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        attributes = dict(attrs)
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.rows[-1].append("")
-        if tag == "img":
-            self.images.append(attributes["src"])
-        assert tag not in ("script", "link", "b"), "escaped, and of its own"
-
-    def handle_data(self, data):
-        if self.rows and self.rows[-1]:
-            self.rows[-1][-1] += data
 
 
 def test_sentences_are_listed_with_what_the_saved_model_predicts(tiny_run, write_rows, capsys):

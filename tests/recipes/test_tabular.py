@@ -1,4 +1,4 @@
-"""The tabular recipe end to end: models that predict a DataFrame, resumed studies, two processes, user errors."""
+"""The tabular recipe end to end: models that predict a DataFrame, comparisons, two processes, user errors."""
 
 import json
 import subprocess
@@ -13,55 +13,15 @@ from transformers import AutoModel, TrainerControl, TrainerState
 
 import tabular
 from helpers.recipes import launch
-from rgd_hf import ReweightedTrainingArguments
+from helpers.tables import SIZES, arguments, learnable, splits_of
 from rgd_hf.scripts.cli import run_recipe
 from rgd_hf.scripts.errors import UserError
-from rgd_hf.scripts.tabular.columns import ColumnArguments, choose_columns, find_target
 from rgd_hf.scripts.tabular.configuration import NETWORKS, NUM_EMBEDDINGS
 from rgd_hf.scripts.tabular.modeling import TabularModel
-from rgd_hf.scripts.tabular.objectives import Objective
 from rgd_hf.scripts.tabular.options import NetworkArguments
 from rgd_hf.scripts.tabular.pretraining import pretrain
-from rgd_hf.scripts.tabular.splits import PreparedTable, Splits
 from rgd_hf.scripts.tabular.trainer import KeepBest
 from rgd_hf.scripts.tabular.training import make_config, train_network
-
-
-def learnable(rows: int = 240, regression: bool = False) -> pd.DataFrame:
-    """A small table of all types whose target follows from two columns."""
-    draw = np.random.default_rng(0)
-    size, city = draw.normal(size=rows), draw.choice(["Oslo", "Rome", "Lima"], rows)
-    score = 2 * size + (city == "Oslo")
-    size[::11] = np.nan
-    return pd.DataFrame(
-        {
-            "size": size,
-            "city": city,
-            "noise": draw.normal(size=rows),
-            "flag": draw.random(rows) < 0.5,
-            "y": score if regression else np.where(score > 0.3, "big", "small"),
-        }
-    )
-
-
-def splits_of(frame: pd.DataFrame) -> Splits:
-    columns = choose_columns(frame, "y", ColumnArguments(), print)
-    frame, target = find_target(frame, "y", ColumnArguments(), print)
-    return PreparedTable("t", frame, target.encode(frame["y"]), target, columns).split(0)
-
-
-def arguments(tmp_path: Path, **options) -> ReweightedTrainingArguments:
-    defaults = {
-        **tabular.DEFAULTS,
-        "output_dir": str(tmp_path / "out"),
-        "num_train_epochs": 6,
-        "learning_rate": 1e-2,
-        "use_cpu": True,
-    }
-    return ReweightedTrainingArguments(**{**defaults, **options})
-
-
-SIZES = NetworkArguments(n_blocks=1, d_block=16, k=3, n_bins=4, d_embedding=4)
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -85,7 +45,7 @@ def test_a_saved_folder_predicts_a_frame_without_the_recipe(network, embeddings,
 def test_a_saved_folder_works_in_a_process_that_knows_nothing(tmp_path):
     frame = learnable(regression=True)
     splits = splits_of(frame)
-    trained = train_network(splits, "mlp", Objective("kl"), SIZES, arguments(tmp_path))
+    trained = train_network(splits, "mlp", SIZES, arguments(tmp_path))
     folder = tmp_path / "model"
     trained.model.save_pretrained(folder)
     frame.to_parquet(tmp_path / "t.parquet")
@@ -103,23 +63,18 @@ print(model.predict(pd.read_parquet({str(tmp_path / "t.parquet")!r}).head(3)).to
 def test_training_learns_and_predicts_as_the_saved_model_does(tmp_path):
     frame = learnable()
     splits = splits_of(frame)
-    trained = train_network(splits, "resnet", Objective("kl"), SIZES, arguments(tmp_path))
+    trained = train_network(splits, "resnet", SIZES, arguments(tmp_path))
     assert np.mean(trained.test.argmax(axis=1) == splits.test.y) > 0.75
     weights = [entry for entry in trained.trainer.state.log_history if "weight_mean" in entry]
     assert weights and weights[0]["weight_mean"] > 1
 
 
-def test_class_weights_reach_the_loss_and_regressions_are_in_the_targets_units(tmp_path):
-    splits = splits_of(learnable())
-    columns = train_network(
-        splits, "mlp", Objective("class_weights"), SIZES, arguments(tmp_path, num_train_epochs=1)
-    ).trainer.train_dataset.columns
-    masses = [columns["sample_weight"][columns["labels"] == c].sum().item() for c in (0, 1)]
-    assert masses[0] == pytest.approx(masses[1], rel=1e-4)
+def test_regressions_are_in_the_targets_units(tmp_path):
     frame = learnable(regression=True)
     frame["y"] = 1000 + 50 * frame["y"]
     numbers = splits_of(frame)
-    trained = train_network(numbers, "mlp", Objective("erm"), SIZES, arguments(tmp_path, num_train_epochs=25))
+    args = arguments(tmp_path, num_train_epochs=25, reweighting="none")
+    trained = train_network(numbers, "mlp", SIZES, args)
     assert np.corrcoef(trained.test, numbers.test.y)[0, 1] > 0.8
     assert abs(trained.test.mean() - numbers.test.y.mean()) < 30
 
@@ -157,104 +112,112 @@ def test_the_best_weights_come_back_and_training_stops():
 
 
 @pytest.fixture
-def tiny_study(tmp_path: Path) -> list[str]:
+def tiny_run(tmp_path: Path) -> list[str]:
     learnable().to_csv(tmp_path / "mine.csv", index=False)
     return [
         *("--data", str(tmp_path / "mine.csv"), "--target", "y", "--output_dir", str(tmp_path / "out")),
         *("--n_blocks", "1", "--d_block", "16", "--num_train_epochs", "2", "--use_cpu"),
-        *("--rivals", "linear", "hist_gradient_boosting"),
     ]
 
 
-def test_a_study_is_reported_and_goes_on_where_it_stopped(tiny_study, tmp_path, capsys):
-    records = tabular.main([*tiny_study, "--seeds", "2"])
-    assert {r["method"] for r in records} == {
-        "linear", "hist_gradient_boosting", "mlp/erm", "mlp/kl", "mlp/focal", "mlp/class_weights",
-    }  # fmt: skip
-    assert len(records) == 12
-    out = capsys.readouterr().out
-    for piece in ("mine: test scores", "Paired differences", "balanced_accuracy"):
-        assert piece in out
-    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert len(summary["scores"]) == 6 and "--seeds 2" in summary["commands"][0]
-    assert (tmp_path / "out" / "scores.png").stat().st_size > 5000
-    runs = tmp_path / "out" / "runs.jsonl"
-    lines = runs.read_text().splitlines()
-    runs.write_text("\n".join(lines[:-2]) + "\n" + lines[-2][:20])  # killed while writing
-    again = tabular.main([*tiny_study, "--seeds", "2"])
-    assert [(r["method"], r["seed"], r["accuracy"]) for r in again] == [
-        (r["method"], r["seed"], r["accuracy"]) for r in records
-    ]
-    assert runs.read_text().splitlines()[:-2] == lines[:-2]
-    with pytest.raises(UserError, match=r"other settings.*learning_rate"):
-        tabular.main([*tiny_study, "--learning_rate", "0.1"])
-    model = AutoModel.from_pretrained(tmp_path / "out" / "mine" / "mlp_kl", trust_remote_code=True)
-    frame = learnable().drop(columns="y")
-    assert len(model.predict(frame)) == len(frame)
-    assert "trust_remote_code" in (tmp_path / "out" / "mine" / "mlp_kl" / "README.md").read_text()
+def test_a_run_leaves_a_model_that_predicts_a_frame_and_one_record(tiny_run, tmp_path, capsys):
+    record = tabular.main([*tiny_run, "--save_predictions", "--seed", "1"])
+    out = tmp_path / "out"
+    assert json.loads((out / "all_results.json").read_text()) == record
+    assert record["method"] == "RGD (kl, tau=1)" and record["settings"]["d_block"] == 16
+    assert f"{record['test_accuracy']:.4f}" in capsys.readouterr().out
+    model = AutoModel.from_pretrained(out, trust_remote_code=True)
+    frame = learnable()
+    assert len(model.predict(frame.drop(columns="y"))) == len(frame)
+    assert "trust_remote_code" in (out / "README.md").read_text()
+    found = pd.read_parquet(out / "predictions.parquet")
+    assert found["correct"].mean() == pytest.approx(record["test_accuracy"], abs=1e-6)
+    assert found["loss"].mean() == pytest.approx(record["test_log_loss"], abs=1e-5)
+    assert (found["correct"] == (found["label"] == found["prediction"])).all()
+    log = json.loads((out / "trainer_state.json").read_text())["log_history"]
+    assert any("effective_sample_size" in entry for entry in log)
+    assert sum(record["train_class_counts"]) == 153  # of 240 rows 48 are for the test, 39 for validation
+    assert {"predictions.parquet", "trainer_state.json", "model.safetensors"} <= set(record["files"])
+    with pytest.raises(UserError, match="finished run"):
+        tabular.main(tiny_run)
 
 
-def test_tuning_never_sees_the_test_rows(tiny_study, monkeypatch):
-    from rgd_hf.scripts.tabular import study
-
-    looked_at: list[str] = []
-    original = study.Study._fit_rival
-
-    def spy(self, method, splits, settings, on="test"):
-        looked_at.append(on)
-        return original(self, method, splits, settings, on)
-
-    monkeypatch.setattr(study.Study, "_fit_rival", spy)
-    arguments = [*tiny_study[:-2], "linear", "--networks", "mlp", "--objectives", "erm", "kl", "--tune", "2"]
-    records = tabular.main(arguments)
-    assert looked_at == ["validation", "validation", "test"]
-    assert all("tuned" in record for record in records)
+def test_a_comparison_has_the_runs_that_each_would_be_alone(tiny_run, tmp_path):
+    found = tabular.main([*tiny_run, "--compare", "--seeds", "0", "1", "--tau", "2"])
+    assert list(found["runs"]) == ["erm-seed0", "kl-seed0", "erm-seed1", "kl-seed1"]
+    assert found["comparison"]["metric"] == "test_accuracy"
+    for name, options in {"kl-seed1": ["--tau", "2"], "erm-seed1": ["--reweighting", "none"]}.items():
+        alone = tabular.main([*tiny_run, *options, "--seed", "1", "--output_dir", str(tmp_path / name)])
+        scores = [name for name in alone if name.startswith(("test_", "eval_"))]
+        assert {name: alone[name] for name in scores} == {n: found["runs"][name][n] for n in scores}
 
 
-def test_two_processes_give_one_line_a_run(tiny_study, tmp_path):
-    options = "--multi_gpu", "--num_processes", "2"
-    done = launch([*tiny_study, "--objectives", "erm", "kl"], *options, script="tabular.py")
+def test_the_librarys_weights_reach_the_network(tiny_run, tmp_path):
+    def logged(name, *options):
+        tabular.main([*tiny_run, "--output_dir", str(tmp_path / name), *options])
+        log = json.loads((tmp_path / name / "trainer_state.json").read_text())["log_history"]
+        return [entry for entry in log if "effective_sample_size" in entry]
+
+    solved = logged("ess", "--target_ess", "0.8")
+    assert all(entry["effective_sample_size"] == pytest.approx(0.8, abs=0.05) for entry in solved)
+    late = logged("late", "--reweighting_warmup_ratio", "0.5")
+    assert late[0]["weight_mean"] == 1 and late[-1]["weight_mean"] > 1.05
+    for reweighting in ("focal", "cvar", "tilted", "reverse_kl"):
+        assert logged(reweighting, "--reweighting", reweighting)
+    splits = splits_of(learnable())
+    args = arguments(tmp_path, num_train_epochs=1, class_weights="balanced")
+    columns = train_network(splits, "mlp", SIZES, args).trainer.train_dataset.columns
+    masses = [columns["sample_weight"][columns["labels"] == c].sum().item() for c in (0, 1)]
+    assert masses[0] == pytest.approx(masses[1], rel=1e-4)
+    balanced, plain = (
+        tabular.main([*tiny_run, "--reweighting", "none", "--output_dir", str(tmp_path / name), *options])
+        for name, options in (("balanced", ["--class_weights", "balanced"]), ("plain", []))
+    )
+    assert balanced["test_log_loss"] != plain["test_log_loss"]
+
+
+def test_two_processes_leave_one_record(tiny_run, tmp_path):
+    done = launch(tiny_run, "--multi_gpu", "--num_processes", "2", script="tabular.py")
     assert done.returncode == 0, done.stderr
-    records = [json.loads(line) for line in (tmp_path / "out" / "runs.jsonl").read_text().splitlines()]
-    assert [r["method"] for r in records] == ["linear", "hist_gradient_boosting", "mlp/erm", "mlp/kl"]
-    assert all(0.4 < r["accuracy"] <= 1 for r in records)
+    record = json.loads((tmp_path / "out" / "all_results.json").read_text())
+    assert record["settings"]["world_size"] == 2 and 0.4 < record["test_accuracy"] <= 1
 
 
-def test_runs_of_another_target_are_not_taken_for_those_of_this_one(tiny_study):
-    quick = ["--objectives", "erm", "--rivals", "linear"]
-    tabular.main([*tiny_study, *quick])
-    other = [*tiny_study, *quick, "--target", "city"]
-    with pytest.raises(UserError, match="a table 'mine' with the target 'y', not 'city'"):
-        tabular.main(other)
-    records = tabular.main([*other, "--overwrite_output_dir"])
-    assert [record["target"] for record in records] == ["city", "city"]
-
-
-def test_errors_are_one_line(tiny_study, tmp_path, capsys):
+def test_errors_are_one_line(tiny_run, tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
-        run_recipe(lambda: tabular.main([*tiny_study, "--target", "price"]))
+        run_recipe(lambda: tabular.main([*tiny_run, "--target", "price"]))
     assert ended.value.code == 2
     error = capsys.readouterr().err.strip()
     assert "no column 'price'" in error and "'size', 'city'" in error and "\n" not in error
-    for arguments, message in (
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
         ([], "no data"),
-        (["--data", "digits", "wine", "iris", "--target", "a", "b"], "3 tables and 2 targets"),
         (["--data", "digits", "--push_to_hub"], "push_to_hub"),
         (["--data", "digits", "--eval_strategy", "no"], "eval_strategy"),
-        (["--data", "digits", "--seeds", "0"], "--seeds must be at least 1"),
-        (["--data", "digits", "--tune", "-1"], "--tune must be at least 0"),
+        (["--data", "digits", "--save_strategy", "epoch"], "save_strategy"),
         (["--data", "digits", "--test_size", "1.5"], "--test_size must lie between"),
-        (["--data", "digits", "--k", "0"], "--k must be at least 1"),
+        (["--data", "digits", "--network_args", '{"k": 0}'], "--k must be at least 1"),
+        (["--data", "digits", "--network_args", '{"kk": 1}'], "JSON object of k, num_embeddings"),
+        (["--data", "digits", "--network_args", "{"], "not valid JSON"),
         (["--data", "digits", "--dropout", "3"], "--dropout must be"),
-        (["--data", "digits", "--mask_rate", "2"], "--mask_rate must lie"),
-        (["--data", "digits", "--networks", "all", "--d_block", "20"], "multiple of the FT-Transformer's 8"),
-        (["--data", "digits", "digits"], "several tables have the same name"),
+        (["--data", "digits", "--network", "ft_transformer", "--d_block", "20"], "FT-Transformer's 8"),
         (
-            ["--data", "diabetes", "--label_smoothing_factor", "0.1", "--output_dir", str(tmp_path)],
+            ["--data", "diabetes", "--label_smoothing_factor", "0.1"],
             "smooths classes, but this is a regression",
         ),
         (["--data", "digits", "--max_rows", "3"], "at least 10"),
-        (["--data", "digits", "--num_embedings", "none"], "did you mean 'num_embeddings'"),
-    ):
-        with pytest.raises(UserError, match=message):
-            tabular.main(arguments)
+        (["--data", "digits", "--hard_examples", "-1"], "--hard_examples must be at least 0"),
+        (
+            ["--data", "digits", "--networks", "all"],
+            "no option of this recipe any more.*a study trains several",
+        ),
+        (["--data", "digits", "--rivals", "all"], "methods of a study"),
+        (["--data", "digits", "--num_embeddings", "none"], 'give --network_args .*"num_embeddings"'),
+    ],
+)
+def test_what_cannot_be_trained_is_explained(options, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        tabular.main([*options, "--output_dir", str(tmp_path / "out")])

@@ -10,17 +10,15 @@ import torch
 from transformers import AutoModel
 
 import tabular
+from helpers.pages import Page
 from helpers.recipes import launch
-from rgd_hf.scripts.errors import UserError
+from helpers.tables import SIZES, arguments, learnable, splits_of
 from rgd_hf.scripts.tabular import training
 from rgd_hf.scripts.tabular.hard_examples import as_json, readable
-from rgd_hf.scripts.tabular.objectives import Objective
 from rgd_hf.scripts.tabular.sources import load_table
 from rgd_hf.scripts.tabular.trainer import TabularTrainer
-from tests.recipes.test_hard_example_lists import Page
-from tests.recipes.test_tabular import SIZES, arguments, learnable, splits_of
 
-SMALL = ["--n_blocks", "1", "--d_block", "16", "--rivals", "none", "--use_cpu"]
+SMALL = ["--n_blocks", "1", "--d_block", "16", "--use_cpu"]
 
 
 def odd_table(rows: int = 240) -> pd.DataFrame:
@@ -39,18 +37,18 @@ def lists(directory) -> dict[str, list[dict]]:
     return {path.parent.name: json.loads(path.read_text()) for path in found}
 
 
-def test_rows_are_those_of_the_users_file_and_predicted_by_the_saved_model(tmp_path, capsys):
+@pytest.mark.parametrize("network", ["mlp", "tabm"])
+def test_rows_are_those_of_the_users_file_and_predicted_by_the_saved_model(network, tmp_path, capsys):
     frame = odd_table()
-    frame.to_parquet(tmp_path / "mine.parquet")
+    frame.to_parquet(tmp_path / "mine.parquet", index=False)
     options = ["--target", "y", "--drop_columns", "number", "--max_rows", "150", "--num_train_epochs", "3"]
-    out = ["--output_dir", str(tmp_path / "out"), "--objectives", "kl", "erm", "--seeds", "2"]
-    data = ["--data", str(tmp_path / "mine.parquet")]
-    tabular.main([*data, *options, *out, *SMALL, "--networks", "mlp", "tabm", "--hard_examples", "1000"])
+    options += ["--data", str(tmp_path / "mine.parquet"), "--compare", "--hard_examples", "1000", *SMALL]
+    tabular.main([*options, "--network", network, "--output_dir", str(tmp_path / "out")])
     printed = capsys.readouterr().out
     found = lists(tmp_path / "out")
-    assert set(found) == {"mlp_kl", "mlp_erm", "tabm_kl", "tabm_erm"}  # of the first seed alone
+    assert set(found) == {"erm", "kl"}
     for name, rows in found.items():
-        folder = tmp_path / "out" / "mine_150" / name
+        folder = tmp_path / "out" / name
         model = AutoModel.from_pretrained(folder, trust_remote_code=True)
         assert len(rows) == 96  # 150 * 0.8 * 0.8
         in_file = frame.iloc[[row["index"] for row in rows]]
@@ -65,7 +63,7 @@ def test_rows_are_those_of_the_users_file_and_predicted_by_the_saved_model(tmp_p
             assert row["values"]["when"] == str(given["when"])
         order = [(-row["weight"], -row["loss"]) for row in rows]
         assert order == sorted(order)
-        assert {row["weight"] == 1 for row in rows} == {name.endswith("erm")}
+        assert {row["weight"] == 1 for row in rows} == {name == "erm"}
         head, first, *rest = Page((folder / "hard_examples.html").read_text()).rows
         assert len(rest) == 95 and head[-1].strip() == "<b>note</b>" and "label before noise" not in head
         assert first[head.index("row")] == str(rows[0]["index"])
@@ -75,11 +73,11 @@ def test_rows_are_those_of_the_users_file_and_predicted_by_the_saved_model(tmp_p
 
 
 @pytest.mark.parametrize(
-    ("network", "objective", "regression"),
+    ("network", "reweighting", "regression"),
     [("mlp", "kl", False), ("tabm", "kl", False), ("tabm", "kl", True), ("mlp", "focal", False),
-     ("mlp", "class_weights", False), ("mlp", "cvar", False), ("ft_transformer", "chi2", True)],
+     ("mlp", "none", False), ("mlp", "cvar", False), ("ft_transformer", "chi2", True)],
 )  # fmt: skip
-def test_means_are_those_of_every_visit(network, objective, regression, tmp_path, monkeypatch):
+def test_means_are_those_of_every_visit(network, reweighting, regression, tmp_path, monkeypatch):
     visits = defaultdict(list)
 
     class Watched(TabularTrainer):
@@ -92,8 +90,8 @@ def test_means_are_those_of_every_visit(network, objective, regression, tmp_path
 
     monkeypatch.setattr(training, "TabularTrainer", Watched)
     splits = splits_of(learnable(regression=regression))
-    args = arguments(tmp_path, num_train_epochs=3)
-    trained = training.train_network(splits, network, Objective(objective), SIZES, args, record_examples=True)
+    args = arguments(tmp_path, num_train_epochs=3, reweighting=reweighting)
+    trained = training.train_network(splits, network, SIZES, args, record_examples=True)
     by_hand = [np.mean(visits[tuple(row)], axis=0) for row in splits.train.x_num.tolist()]
     assert len(visits) == len(splits.train)
     found = trained.trainer.hard_examples(1000)
@@ -104,21 +102,17 @@ def test_means_are_those_of_every_visit(network, objective, regression, tmp_path
 
 
 def test_recording_changes_no_result_and_is_off_by_default(tmp_path):
-    options = ["--data", "wine", *SMALL, "--num_train_epochs", "2", "--pretrain_epochs", "1", "--tune", "2"]
-    options += ["--reweight_pretraining", "--objectives", "kl", "class_weights"]
+    pretraining = '{"pretrain_epochs": 1, "reweight_pretraining": true}'
+    options = ["--data", "wine", *SMALL, "--num_train_epochs", "2", "--network_args", pretraining]
     records = []
     for name, more in (("off", []), ("on", ["--hard_examples", "4"])):
-        found = tabular.main([*options, *more, "--output_dir", str(tmp_path / name)])
-        records.append([{**record, "seconds": 0} for record in found])
+        record = tabular.main([*options, *more, "--output_dir", str(tmp_path / name)])
+        records.append({name: value for name, value in record.items() if name.startswith(("test_", "eval_"))})
     assert records[0] == records[1] and not lists(tmp_path / "off")
-    found = lists(tmp_path / "on")
-    # Of the training itself: neither trials nor pretraining are counted.
-    assert set(found) == {"mlp_kl", "mlp_class_weights"}
-    assert all(len(rows) == 4 and all(row["seen"] <= 2 for row in rows) for rows in found.values())
+    (rows,) = lists(tmp_path / "on").values()
+    assert len(rows) == 4 and all(row["seen"] <= 2 for row in rows), "pretraining is not counted"
     splits = splits_of(learnable())
-    trained = training.train_network(
-        splits, "mlp", Objective("kl"), SIZES, arguments(tmp_path, num_train_epochs=1)
-    )
+    trained = training.train_network(splits, "mlp", SIZES, arguments(tmp_path, num_train_epochs=1))
     assert "sample_index" not in trained.trainer.train_dataset.columns
     with pytest.raises(RuntimeError, match="record_examples"):
         trained.trainer.hard_examples(3)
@@ -126,17 +120,17 @@ def test_recording_changes_no_result_and_is_off_by_default(tmp_path):
 
 def test_replaced_labels_lead_the_list(tmp_path):
     """20 % of the 1,149 labels are wrong: of 50 rows drawn at random about 10 would be."""
-    options = ["--data", "digits", "--label_noise", "0.2", "--objectives", "kl", "--hard_examples", "50"]
-    options += ["--rivals", "none", "--d_block", "64", "--num_train_epochs", "12", "--num_embeddings", "none"]
+    options = ["--data", "digits", "--label_noise", "0.2", "--hard_examples", "50"]
+    options += ["--d_block", "64", "--num_train_epochs", "12", "--network_args", '{"num_embeddings": "none"}']
     tabular.main([*options, "--use_cpu", "--output_dir", str(tmp_path)])
-    rows = lists(tmp_path)["mlp_kl"]
+    (rows,) = lists(tmp_path).values()
     table = load_table("digits", None)
     truth = table.frame[table.target].tolist()
     assert [row["label_in_table"] for row in rows] == [truth[row["index"]] for row in rows]
     assert all(row["replaced"] == (row["label"] != truth[row["index"]]) for row in rows)
     assert np.mean([row["replaced"] for row in rows]) > 0.9
     assert np.mean([row["prediction"] == row["label_in_table"] for row in rows]) > 0.6
-    text = (tmp_path / "digits" / "mlp_kl" / "hard_examples.html").read_text()
+    text = (tmp_path / "hard_examples.html").read_text()
     listed = sum(row["replaced"] for row in rows)
     assert f"replaced 230 of the training labels by wrong ones; {listed} of those are listed" in text
     page = Page(text)
@@ -148,36 +142,23 @@ def test_replaced_labels_lead_the_list(tmp_path):
 
 
 def test_a_regression_is_in_the_targets_units(tmp_path):
-    options = ["--data", "diabetes", *SMALL, "--num_train_epochs", "3", "--hard_examples", "20"]
+    options = ["--data", "diabetes", *SMALL, "--num_train_epochs", "3", "--hard_examples", "20", "--compare"]
     tabular.main([*options, "--output_dir", str(tmp_path)])
     found = lists(tmp_path)
-    assert set(found) == {"mlp_erm", "mlp_kl"}
+    assert set(found) == {"erm", "kl"}
     table = load_table("diabetes", None)
     for name, rows in found.items():
-        model = AutoModel.from_pretrained(tmp_path / "diabetes" / name, trust_remote_code=True)
+        model = AutoModel.from_pretrained(tmp_path / name, trust_remote_code=True)
         given = table.frame.iloc[[row["index"] for row in rows]]
         np.testing.assert_array_equal([row["label"] for row in rows], given[table.target])
         np.testing.assert_allclose([row["prediction"] for row in rows], model.predict(given), rtol=1e-5)
         assert "correct" not in rows[0] and "replaced" not in rows[0]
-        text = (tmp_path / "diabetes" / name / "hard_examples.html").read_text()
+        text = (tmp_path / name / "hard_examples.html").read_text()
         assert "squared error of the standardized target" in text and "another label" not in text
 
 
-def test_what_was_trained_before_has_no_new_list(tmp_path, capsys):
-    options = ["--data", "wine", *SMALL, "--num_train_epochs", "1", "--output_dir", str(tmp_path)]
-    tabular.main([*options, "--objectives", "kl"])
-    assert "no new list" not in capsys.readouterr().out
-    tabular.main([*options, "--objectives", "kl", "erm", "--seeds", "2", "--hard_examples", "5"])
-    printed = capsys.readouterr().out
-    assert "no new list of hard examples for 'mlp/kl'" in printed and "--overwrite_output_dir" in printed
-    assert set(lists(tmp_path)) == {"mlp_erm"}
-    tabular.main([*options, "--objectives", "kl", "--hard_examples", "5", "--overwrite_output_dir"])
-    # The other list was of a run that is discarded.
-    assert set(lists(tmp_path)) == {"mlp_kl"} and len(lists(tmp_path)["mlp_kl"]) == 5
-
-
 def test_two_processes_list_every_row_once(tmp_path):
-    options = ["--data", "wine", *SMALL, "--num_train_epochs", "4", "--objectives", "kl"]
+    options = ["--data", "wine", *SMALL, "--num_train_epochs", "4"]
     done = launch(
         [*options, "--hard_examples", "500", "--output_dir", str(tmp_path), "--label_noise", "0.2"],
         *("--multi_gpu", "--num_processes", "2"),
@@ -185,16 +166,11 @@ def test_two_processes_list_every_row_once(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Hard, or mislabelled?") == 1
-    rows = lists(tmp_path)["mlp_kl"]
+    (rows,) = lists(tmp_path).values()
     assert len({row["index"] for row in rows}) == len(rows) == 113  # 178 * 0.8 * 0.8
     # The two processes share out 112 of the 113 rows in every epoch.
     assert sum(row["seen"] for row in rows) == 4 * 112
     assert sum(row["replaced"] for row in rows) == round(0.2 * 113)
-
-
-def test_what_cannot_be_listed(tmp_path):
-    with pytest.raises(UserError, match="--hard_examples must be at least 0, not -1"):
-        tabular.main(["--data", "wine", "--hard_examples", "-1", "--output_dir", str(tmp_path)])
 
 
 def test_values_as_json_and_to_be_read():
@@ -210,7 +186,7 @@ def test_values_as_json_and_to_be_read():
 def test_every_batch_of_the_loader_carries_its_rows(tmp_path):
     splits = splits_of(learnable())
     trained = training.train_network(
-        splits, "mlp", Objective("erm"), SIZES, arguments(tmp_path, num_train_epochs=1), record_examples=True
+        splits, "mlp", SIZES, arguments(tmp_path, num_train_epochs=1), record_examples=True
     )
     batches = list(trained.trainer.get_train_dataloader())
     numbers = torch.cat([batch["sample_index"] for batch in batches])

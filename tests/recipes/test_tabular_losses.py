@@ -2,7 +2,6 @@
 
 import copy
 
-import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -10,8 +9,8 @@ from torch.nn import functional as F
 from rgd_hf import ReweightedTrainingArguments, rgd_surrogate
 from rgd_hf.scripts.tabular.batches import BatchLoader, TensorTable
 from rgd_hf.scripts.tabular.configuration import NETWORKS, TabularConfig
+from rgd_hf.scripts.tabular.losses import loss_of, squared_errors
 from rgd_hf.scripts.tabular.modeling import TabularModel
-from rgd_hf.scripts.tabular.objectives import Objective, class_weights, focal_losses, squared_errors
 from rgd_hf.scripts.tabular.pretraining import Reconstructor, mask_features, reconstruction_losses
 from rgd_hf.scripts.tabular.trainer import TabularTrainer
 
@@ -40,15 +39,6 @@ def tiny_batch(rows: int = 16, seed: int = 1) -> dict[str, torch.Tensor]:
     }
 
 
-def test_focal_loss_is_its_closed_form_and_without_gamma_the_cross_entropy():
-    logits, labels = torch.randn(32, 5), torch.randint(0, 5, (32,))
-    p = logits.softmax(dim=1)[torch.arange(32), labels]
-    for gamma in (0.7, 2.0):
-        torch.testing.assert_close(focal_losses(logits, labels, gamma), -((1 - p) ** gamma) * p.log())
-    plain = F.cross_entropy(logits, labels, reduction="none")
-    torch.testing.assert_close(focal_losses(logits, labels, 0.0), plain)
-
-
 def test_an_ensemble_has_the_mean_of_its_members_losses():
     batch = tiny_batch()
     outputs = tiny_model("tabm")(batch["x_num"], batch["x_cat"])
@@ -56,7 +46,7 @@ def test_an_ensemble_has_the_mean_of_its_members_losses():
     one_by_one = [
         F.cross_entropy(outputs.member_logits[:, i], batch["labels"], reduction="none") for i in range(5)
     ]
-    losses = Objective("erm").loss(is_regression=False)(outputs, batch["labels"])
+    losses = loss_of(is_regression=False)(outputs, batch["labels"])
     torch.testing.assert_close(losses, torch.stack(one_by_one).mean(dim=0))
     mean = outputs.member_logits.softmax(dim=-1).mean(dim=1)
     torch.testing.assert_close(outputs.logits.softmax(dim=-1), mean)
@@ -68,17 +58,9 @@ def test_regression_of_an_ensemble_is_its_members_mean():
     outputs = model(batch["x_num"], batch["x_cat"])
     torch.testing.assert_close(outputs.logits, outputs.member_logits.mean(dim=1))
     target = torch.randn(16)
-    losses = Objective("kl").loss(is_regression=True)(outputs, target)
+    losses = loss_of(is_regression=True)(outputs, target)
     torch.testing.assert_close(losses, (outputs.member_logits[..., 0] - target[:, None]).square().mean(1))
     torch.testing.assert_close(squared_errors(outputs.logits, target), (outputs.logits[:, 0] - target) ** 2)
-
-
-def test_class_weights_give_all_classes_the_same_mass_and_mean_one():
-    y = np.array([0, 0, 0, 0, 1, 1, 3])
-    weights = class_weights(y, 4)
-    assert weights.mean() == pytest.approx(1.0)
-    masses = [weights[y == c].sum() for c in (0, 1, 3)]
-    assert masses == pytest.approx([masses[0]] * 3)
 
 
 @pytest.mark.parametrize("network", ["mlp", "tabm"])
@@ -101,7 +83,7 @@ def test_a_step_is_a_step_of_sgd_on_the_surrogate(network, reweighting, tmp_path
         reweighting=reweighting,
         tau=2.0,
     )
-    loss = Objective("erm").loss(is_regression=False)
+    loss = loss_of(is_regression=False)
     trainer = TabularTrainer(
         model=model, args=args, train_dataset=TensorTable(batch), per_sample_loss_fn=loss
     )

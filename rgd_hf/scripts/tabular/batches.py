@@ -19,6 +19,11 @@ class TensorTable(Dataset):
         self.columns = {name: values.to(device) for name, values in columns.items()}
         self.rows = len(next(iter(columns.values())))
 
+    @property
+    def labels(self) -> Tensor:
+        """Class of every row, int64 `[rows]`: what balanced class weights count."""
+        return self.columns["labels"]
+
     def __len__(self) -> int:
         return self.rows
 

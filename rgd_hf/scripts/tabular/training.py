@@ -12,11 +12,13 @@ from rtdl_num_embeddings import compute_bins
 from transformers import set_seed
 
 from rgd_hf import ReweightedTrainingArguments
+from rgd_hf.class_weights import class_weights_of
 from rgd_hf.data import SAMPLE_INDEX, SAMPLE_WEIGHT
+from rgd_hf.scripts.errors import UserError
 from rgd_hf.scripts.tabular.batches import BatchLoader, TensorTable
 from rgd_hf.scripts.tabular.configuration import TabularConfig
+from rgd_hf.scripts.tabular.losses import loss_of
 from rgd_hf.scripts.tabular.modeling import TabularModel
-from rgd_hf.scripts.tabular.objectives import Objective, class_weights
 from rgd_hf.scripts.tabular.options import MAX_EMBEDDED_FEATURES, NetworkArguments
 from rgd_hf.scripts.tabular.pretraining import pretrain
 from rgd_hf.scripts.tabular.scores import main_score
@@ -103,10 +105,8 @@ def batch_size_for(rows: int, asked: int) -> int:
 def train_network(
     splits: Splits,
     network: str,
-    objective: Objective,
     sizes: NetworkArguments,
     args: ReweightedTrainingArguments,
-    count_weights: bool = False,
     record_examples: bool = False,
 ) -> TrainedNetwork:
     """Train `network` on the training split until the validation score stops rising.
@@ -114,34 +114,33 @@ def train_network(
     Args:
         splits: the encoded table.
         network: one of `NETWORKS`.
-        objective: what is minimized.
         sizes: of the network.
-        args: learning rate, epochs, seed and so on; a small table gets smaller batches.
-        count_weights: keep histograms of the weights in the training log.
+        args: learning rate, epochs, seed, weighting and so on; a small table gets smaller batches.
         record_examples: let the trainer tell its `hard_examples` by the row of the training split.
 
     Raises:
         NonFiniteLossError: a loss was NaN or infinite.
     """
     set_seed(args.seed)
+    smoothing, weights_of_classes = args.label_smoothing_factor, args.class_weights
     config = make_config(splits, network, sizes)
     model = TabularModel(config, splits.preprocessor)
     batch_size = batch_size_for(len(splits.train) // args.world_size, args.per_device_train_batch_size)
     args = with_changes(
         args,
-        reweighting=objective.reweighting,
         reweighting_level="sample",
-        tau=objective.tau,
-        target_ess=args.target_ess if objective.reweighting == "kl" else None,
-        label_smoothing_factor=0.0,  # in the objective's own loss
+        label_smoothing_factor=0.0,  # it is in the loss
+        class_weights=None,  # a column has them
         per_device_train_batch_size=batch_size,
     )
     if sizes.pretrain_epochs:
         pretrain(model, splits, sizes, args)
     train = make_table(splits.train, config, args.device)
-    if objective.name == "class_weights":
-        weights = torch.from_numpy(class_weights(splits.train.y, len(splits.target.classes)))
-        train = TensorTable({**train.columns, SAMPLE_WEIGHT: weights}, args.device)
+    if weights_of_classes is not None:
+        if splits.target.is_regression:
+            raise UserError("--class_weights weights classes, but this is a regression.")
+        of_class = class_weights_of(weights_of_classes, len(splits.target.classes), train, "labels")
+        train = TensorTable({**train.columns, SAMPLE_WEIGHT: of_class[splits.train.y]}, args.device)
     if record_examples:
         train = TensorTable({**train.columns, SAMPLE_INDEX: torch.arange(len(train))}, args.device)
     score = main_score(splits.target.is_regression)
@@ -154,8 +153,7 @@ def train_network(
             eval_dataset=make_table(splits.validation, config, args.device),
             compute_metrics=lambda prediction: _validation_score(prediction, config),
             callbacks=[keep_best],
-            per_sample_loss_fn=objective.loss(splits.target.is_regression),
-            count_weights=count_weights,
+            per_sample_loss_fn=loss_of(splits.target.is_regression, smoothing),
             record_examples=record_examples,
         )
     )

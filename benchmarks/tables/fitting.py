@@ -1,4 +1,4 @@
-"""What tabular users would take instead: gradient boosting and linear models, on the same encoded splits."""
+"""Baselines of tables that are no networks: gradient boosting and linear models, on the same encoded splits."""
 
 import warnings
 from collections.abc import Callable
@@ -153,7 +153,7 @@ def _predict(model: Any, features: Any, splits: Splits) -> np.ndarray:
     return probabilities
 
 
-RIVALS: dict[str, Callable[[Splits, dict[str, Any], int], Predict]] = {
+BASELINES: dict[str, Callable[[Splits, dict[str, Any], int], Predict]] = {
     "linear": _fit_linear,
     "hist_gradient_boosting": _fit_hist_gradient_boosting,
     "lightgbm": _fit_lightgbm,
@@ -162,10 +162,10 @@ RIVALS: dict[str, Callable[[Splits, dict[str, Any], int], Predict]] = {
 }
 """Fitting functions by name: `(splits, settings, seed)` to a function that predicts a `Part`."""
 
-BOOSTING = tuple(name for name in RIVALS if name != "linear")
+BOOSTING = tuple(name for name in BASELINES if name != "linear")
 _PACKAGE_OF = {"lightgbm": "lightgbm", "xgboost": "xgboost", "catboost": "catboost"}
 
 
 def is_installed(name: str) -> bool:
-    """Whether the package of the rival `name` is there."""
+    """Whether the package of the baseline `name` is there."""
     return name not in _PACKAGE_OF or find_spec(_PACKAGE_OF[name]) is not None

@@ -1,0 +1,1 @@
+"""What only studies of tables need: boosting and linear models as methods, and their tuning."""
