@@ -64,7 +64,6 @@ class Head:
     targets: Callable[[Inputs, Any], Tensor] | None = None
     positions_after: int = 0
     classes: Callable[[Inputs, Any], Tensor] | None = None
-    shifts_labels: bool = False
 
 
 def bare_model(model: Any) -> Any:

@@ -3,12 +3,10 @@
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import timm
 import torch
-from timm.data import resolve_model_data_config
-from torch import Tensor, nn
+from torch import Tensor
 
 from rgd_hf.scripts.errors import UserError
 
@@ -50,24 +48,3 @@ def renamed_by_order(weights: Mapping[str, Tensor], like: Mapping[str, Tensor]) 
             f"another version of {PACKAGE} than 0.1.0?"
         )
     return dict(zip(like, weights.values()))
-
-
-def load_efficientnet_lite0(num_classes: int | None = None) -> tuple[nn.Module, dict[str, Any]]:
-    """The package's ImageNet weights in timm's `tf_efficientnet_lite0` (4.7 M parameters).
-
-    Args:
-        num_classes: of a new, untrained classifier; None (default) keeps the trained one of 1,000 ImageNet classes.
-
-    Returns:
-        The model, in training mode, and its data config for `timm.data.create_transform`: input size 3 x 224 x 224,
-        mean = std = 0.5, bicubic, `crop_pct` 0.875 (resize 256, crop 224).
-
-    Raises:
-        UserError: the package is not installed or holds other weights.
-    """
-    model: Any = timm.create_model(ARCHITECTURE)
-    model.load_state_dict(efficientnet_lite0_weights())
-    config = resolve_model_data_config(model)
-    if num_classes is not None:
-        model.reset_classifier(num_classes)
-    return model, config

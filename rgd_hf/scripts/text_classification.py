@@ -229,7 +229,6 @@ def tokenize(
     label_column: str,
     labels: Labels,
     max_length: int | None,
-    names: dict[str, str] | None = None,
 ) -> DatasetDict:
     """Token ids, `labels` and `length` of every split; other columns are dropped, padding is left to the collator.
 
@@ -240,7 +239,6 @@ def tokenize(
         label_column: name of the label column.
         labels: what it holds.
         max_length: longer texts are cut; never above the tokenizer's own limit, which None stands for.
-        names: how to call a split in messages, by split name.
 
     Raises:
         UserError: a split lacks a column or has a label that `labels` does not allow.
@@ -248,7 +246,7 @@ def tokenize(
     limit = min(max_length or tokenizer.model_max_length, tokenizer.model_max_length)
     done = DatasetDict()
     for split, dataset in data.items():
-        where = (names or {}).get(split, f"the {split} split")
+        where = f"the {split} split"
         require_columns(dataset, text_columns, where)
         encoded_labels = encode_labels(dataset, label_column, labels, where)
         _check_texts(dataset, text_columns, where)
