@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rgd_hf.heads import Head, bare_model, find_head
+from rgd_hf.heads import Head, bare_model, find_head, is_read
 from rgd_hf.heads.classification import CLASSIFICATION, SINGLE_LABEL_CLASSIFICATION
 from rgd_hf.heads.tokens import ALIGNED_LM, CAUSAL_LM, ENCODER_DECODER_LM, MASKED_LM, TOKEN_CLASSIFICATION
 from rgd_hf.training_args import ReweightingArguments
@@ -56,6 +56,11 @@ class RGDLoss:
             raise NotImplementedError(
                 f"RGDLoss cannot un-reduce the loss of {type(bare).__name__} from its outputs and labels alone. Use "
                 "ReweightedTrainer (with per_sample_loss_fn where the head is not known)."
+            )
+        if not is_read(bare):
+            raise NotImplementedError(
+                f"{type(bare).__name__} is newer than this release of rgd_hf, and RGDLoss cannot hold its losses against "
+                "the model's own, which it never sees. Use ReweightedTrainer, which does so on the first batch."
             )
         self.head: Head = head
         self.model, self.config = bare, bare.config

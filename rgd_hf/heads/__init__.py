@@ -8,5 +8,18 @@ optimizer step before any forward pass.
 from rgd_hf.heads.base import Head, Inputs, bare_model, logits_of
 from rgd_hf.heads.fused import FusedHead
 from rgd_hf.heads.table import EXCLUDED, HEADS, find_head
+from rgd_hf.heads.verification import READ, is_read, verify
 
-__all__ = ["EXCLUDED", "HEADS", "FusedHead", "Head", "Inputs", "bare_model", "find_head", "logits_of"]
+__all__ = [
+    "EXCLUDED",
+    "HEADS",
+    "READ",
+    "FusedHead",
+    "Head",
+    "Inputs",
+    "bare_model",
+    "find_head",
+    "is_read",
+    "logits_of",
+    "verify",
+]

@@ -71,6 +71,11 @@ def bare_model(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def transformers_class(model: nn.Module) -> type | None:
+    """The first class of transformers that `model` derives from; None where there is none."""
+    return next((cls for cls in type(model).__mro__ if cls.__module__.startswith("transformers.")), None)
+
+
 def logits_of(outputs: Any) -> Tensor:
     """The logits of a `ModelOutput`, dict or tuple that a forward without labels returned.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rgd_hf import losses as un_reduced
-from rgd_hf.heads.base import Head, Inputs, check_class_indices, logits_of
+from rgd_hf.heads.base import Head, Inputs, check_class_indices, logits_of, transformers_class
 
 # --- logits and labels at the same position -------------------------------------------------------------------------
 
@@ -199,7 +199,7 @@ def _decoder_inputs(model: Any, inputs: Inputs) -> dict[str, Any]:
     """The decoder's input ids, made from the labels by the model's own function, as its forward does."""
     if any(inputs.get(name) is not None for name in ("decoder_input_ids", "decoder_inputs_embeds")):
         return {}
-    labels = inputs["labels"]
+    labels, cls = inputs["labels"], transformers_class(model)
     if hasattr(model, "prepare_decoder_input_ids_from_labels"):
         decoder_input_ids = model.prepare_decoder_input_ids_from_labels(labels)
     elif hasattr(model, "_shift_right"):
@@ -208,20 +208,18 @@ def _decoder_inputs(model: Any, inputs: Inputs) -> dict[str, Any]:
         config: Any = model.config
         if getattr(config, "decoder_start_token_id", None) is None:
             config = config.get_text_config()
-        shift = sys.modules[_transformers_class(model).__module__].shift_tokens_right
+        assert cls is not None
+        shift = sys.modules[cls.__module__].shift_tokens_right
         decoder_input_ids = shift(labels, config.pad_token_id, config.decoder_start_token_id)
     extra = {"decoder_input_ids": decoder_input_ids}
     if (
-        _transformers_class(model).__name__ == "EncoderDecoderModel"
+        cls is not None
+        and cls.__name__ == "EncoderDecoderModel"
         and inputs.get("decoder_attention_mask") is None
     ):
         mask = decoder_input_ids != model.config.pad_token_id
         extra["decoder_attention_mask"] = mask.to(decoder_input_ids.dtype)
     return extra
-
-
-def _transformers_class(model: nn.Module) -> type:
-    return next(cls for cls in type(model).__mro__ if cls.__module__.startswith("transformers."))
 
 
 ENCODER_DECODER_LM = Head(
