@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from studies import lines, write
 
+from benchmarks.report.lines import read_records
+from benchmarks.report.summary import difference
 from benchmarks.study import __main__ as study
 from tests.recipes.conftest import sentences, tiny_model_dir, write_rows  # noqa: F401  (fixtures)
 
@@ -77,3 +79,27 @@ def test_texts_and_images(tmp_path, tiny_model_dir, write_rows):  # noqa: F811
         assert score == pytest.approx(round(score), abs=1e-4)
     counts = found["text", "kl_tau1", "final"]["weight_histogram"]["counts"]
     assert np.sum(counts) == 2 * 40
+
+
+def test_a_network_beside_boosting_in_one_report(tmp_path):
+    table = {
+        "recipe": "recipes/tabular.py",
+        "kind": "tabular",
+        "score": "test_accuracy",
+        "tuning_score": "eval_accuracy",
+        "data": {"data": "breast_cancer"},
+        "options": {"learning_rate": 0.001, "num_train_epochs": 2, "d_block": 8, "n_blocks": 1},
+    }
+    boosting = {"recipe": "benchmarks/tables/baselines.py", "options": {"model": "hist_gradient_boosting"}}
+    found = run(tmp_path, {"cancer": table}, {**METHODS, "boosting": boosting})
+    network, trees = found["cancer", "kl_tau1", "final"], found["cancer", "boosting", "final"]
+    # The same test rows and training classes, and the score is that of the rows kept.
+    assert network["samples"]["n"] == trees["samples"]["n"] == 114
+    assert found["cancer", "erm", "tuning"]["score_name"] == "eval_accuracy"
+    records = read_records(tmp_path)
+    assert not records.mixed() and difference(records, "cancer", "kl_tau1", "boosting").n == 1
+    for line in (network, trees):
+        right = np.unpackbits(
+            np.frombuffer(bytes.fromhex(line["samples"]["correct"]), dtype=np.uint8), count=114
+        )
+        assert right.mean() == pytest.approx(line["score"])
