@@ -60,6 +60,19 @@ def load_script(path: str) -> Script:
     Raises:
         UserError: there is no such file, or it is no script that a study can call.
     """
+    module = load_module(path)
+    for needed in ("main", "ARGUMENTS"):
+        if not hasattr(module, needed):
+            raise UserError(
+                f"the recipe {path!r} has no {needed}: a study calls main(argv), which trains one model and returns its "
+                "record, and reads the dataclasses of its options in ARGUMENTS."
+            )
+    return Script(path, module.main, tuple(module.ARGUMENTS), getattr(module, "DEFAULTS", {}))
+
+
+@cache
+def load_module(path: str) -> Any:
+    """The module that a script is, see `load_script`."""
     places = [Path.cwd() / path, CHECKOUT / path]
     found = next((place for place in places if place.is_file()), None)
     if found is None:
@@ -71,10 +84,4 @@ def load_script(path: str) -> Script:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)
-    for needed in ("main", "ARGUMENTS"):
-        if not hasattr(module, needed):
-            raise UserError(
-                f"the recipe {path!r} has no {needed}: a study calls main(argv), which trains one model and returns its "
-                "record, and reads the dataclasses of its options in ARGUMENTS."
-            )
-    return Script(path, module.main, tuple(module.ARGUMENTS), getattr(module, "DEFAULTS", {}))
+    return module

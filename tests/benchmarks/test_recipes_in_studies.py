@@ -103,3 +103,53 @@ def test_a_network_beside_boosting_in_one_report(tmp_path):
             np.frombuffer(bytes.fromhex(line["samples"]["correct"]), dtype=np.uint8), count=114
         )
         assert right.mean() == pytest.approx(line["score"])
+
+
+def test_reweighting_on_top_of_an_algorithm_over_held_out_domains(tmp_path):
+    domains = {
+        "recipe": "benchmarks/domains/held_out.py",
+        "kind": "domains",
+        "score": "eval_accuracy",
+        "tuning_score": "eval_validation_accuracy",
+        "parts": {"held_out": ["0", "75"]},
+        "options": {
+            "dataset": "rotated_digits",
+            "model_name_or_path": "test_convnext",
+            "pretrained": False,
+            "augment": False,
+            "image_size": 32,
+            "max_steps": 4,
+            "eval_steps": 2,
+            "max_eval_samples": 8,
+            "use_cpu": True,
+            "per_device_train_batch_size": 4,
+            "learning_rate": 0.001,
+        },
+    }
+    methods = {
+        "erm": METHODS["erm"],
+        "coral": {"options": {"reweighting": "none", "algorithm": "coral"}},
+        "coral_kl": {"options": {"reweighting": "kl", "algorithm": "coral"}, "compared_with": "coral"},
+    }
+    run(tmp_path, {"rotated": domains | {"learning_rate_factors": [1]}}, methods)
+    found = {(line["method"], line["part"]): line for line in lines(tmp_path)}
+    assert len(found) == 3 * 2 and all(len(line["checkpoints"]) == 2 for line in found.values())
+    for method, part in found:
+        line = found[method, part]
+        # The checkpoint is the one that the training domains choose; its predictions are those kept.
+        best = max(
+            line["checkpoints"],
+            key=lambda p: np.mean(
+                [v for k, v in p.items() if k.endswith("_out_accuracy") and not k.startswith(f"{part}_")]
+            ),
+        )
+        assert line["score"] == pytest.approx(best[f"{part}_in_accuracy"])
+        right = np.unpackbits(
+            np.frombuffer(bytes.fromhex(line["samples"]["correct"]), dtype=np.uint8), count=8
+        )
+        assert right.mean() == pytest.approx(line["score"])
+    # Before the first step nothing differs but weights and penalty.
+    first = {method: found[method, "0"]["history"][0]["unweighted_loss"] for method in methods}
+    assert first["coral_kl"] == pytest.approx(first["erm"], rel=1e-4)
+    records = read_records(tmp_path)
+    assert not records.mixed() and difference(records, "rotated", "coral_kl", "coral").n == 1

@@ -1,0 +1,1 @@
+"""What only studies of domains need: one held-out domain as a script of the engine's contract."""
