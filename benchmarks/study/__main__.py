@@ -151,11 +151,17 @@ def check_options(study: Study, where: str) -> None:
                 raise UserError(
                     f"{place}: random_search needs a `tuning_score`, a metric of validation rows."
                 )
+            checked: set[str] = set()
             for candidate in candidates(data, method):
                 for stage in (TUNING, FINAL):
                     cell = Cell(data.name, name, stage, data.seeds[0], candidate, data.part_values[0])
+                    options = options_of(study, cell)
+                    known = json.dumps({**options, "learning_rate": None}, sort_keys=True, default=str)
+                    if known in checked:  # all learning rates are positive numbers
+                        continue
+                    checked.add(known)
                     try:
-                        script.check_values(options_of(study, cell))
+                        script.check_values(options)
                     except UserError as error:
                         remedy = f" Change it, or leave {name} out of the data set's `methods`."
                         raise UserError(f"{place}: {error}{remedy * (name != BASELINE)}") from error

@@ -7,6 +7,7 @@ import yaml
 from studies import STUDY, changed, write
 
 from benchmarks.study.__main__ import check_options
+from benchmarks.study.cells import plan
 from benchmarks.study.specification import read_study
 from rgd_hf.scripts.errors import UserError
 
@@ -147,3 +148,10 @@ def test_a_study_can_be_restricted(tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             study.restricted(*arguments)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_studies_of_the_project_have_options_that_their_scripts_take(path):
+    study = read_study(path)
+    check_options(study, path.name)
+    assert len({cell.name for cell in plan(study)}) == len(plan(study))
