@@ -44,7 +44,7 @@ from rgd_hf.scripts.predictions import write_table
 from rgd_hf.scripts.results import say, settings_of, without_tokens, write_json
 from rgd_hf.scripts.run_file import RunFile, parse_shard
 from rgd_hf.scripts.vader import load_vader
-from rgd_hf.weighting import REWEIGHTINGS
+from rgd_hf.weightings.choice import by_losses_alone
 
 DATASETS = ("rotated_digits", "coloured_digits", "kinds_of_sentences")
 DEFAULTS = {
@@ -166,7 +166,7 @@ class SweepArguments:
     reweightings: list[str] = field(
         default_factory=lambda: ["none", "kl"],
         metadata={
-            "help": f"On top of every algorithm, one or more of {', '.join(REWEIGHTINGS)}; --tau and the other settings "
+            "help": f"On top of every algorithm, one or more of {', '.join(by_losses_alone())}; --tau and the other settings "
             "of the weights hold for all that are re-weighted."
         },
     )
@@ -259,7 +259,11 @@ def make_views(data: DomainData, backbone: Backbone, args: DataArguments) -> lis
 
 def check_sweep(sweep: SweepArguments, args: ReweightedTrainingArguments) -> None:
     """Raise `UserError` where a setting of the sweep is not allowed."""
-    for option, allowed in (("algorithms", ALGORITHMS), ("reweightings", REWEIGHTINGS), ("selection", RULES)):
+    for option, allowed in (
+        ("algorithms", ALGORITHMS),
+        ("reweightings", by_losses_alone()),
+        ("selection", RULES),
+    ):
         given = getattr(sweep, option)
         strange = [name for name in given if name not in allowed]
         if strange or not given:

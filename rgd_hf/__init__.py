@@ -9,7 +9,7 @@ __version__ = "0.1.0"
 _HOME_OF = {
     "rgd_weights": "divergences",
     "rgd_surrogate": "divergences",
-    "ess_weights": "target_ess",
+    "ess_weights": "weightings.target_ess",
     "RGDLoss": "compute_loss_func",
     "ReweightingArguments": "training_args",
     "ReweightedTrainingArguments": "training_args",
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
     from rgd_hf.divergences import rgd_surrogate, rgd_weights
     from rgd_hf.group_dro import GroupDROMixin, GroupDROTrainer
     from rgd_hf.hard_examples import HardExamplesMixin
-    from rgd_hf.target_ess import ess_weights
     from rgd_hf.trainer import ReweightedSeq2SeqTrainer, ReweightedTrainer, ReweightingMixin
     from rgd_hf.training_args import (
         ReweightedSeq2SeqTrainingArguments,
         ReweightedTrainingArguments,
         ReweightingArguments,
     )
+    from rgd_hf.weightings.target_ess import ess_weights
 
 __all__ = [
     "Comparison",

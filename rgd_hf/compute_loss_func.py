@@ -1,5 +1,6 @@
 """Re-weighting for people who cannot subclass: a `compute_loss_func` for the stock Trainer."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,8 +9,11 @@ from torch import Tensor, nn
 from rgd_hf.heads import Head, bare_model, find_head, is_read
 from rgd_hf.heads.classification import CLASSIFICATION, SINGLE_LABEL_CLASSIFICATION
 from rgd_hf.heads.tokens import ALIGNED_LM, CAUSAL_LM, ENCODER_DECODER_LM, MASKED_LM, TOKEN_CLASSIFICATION
-from rgd_hf.training_args import ReweightingArguments
-from rgd_hf.weighting import Items, item_weights, token_reference
+from rgd_hf.training_args import ReweightingArguments, take_weighting
+from rgd_hf.weighting import Items, token_reference
+from rgd_hf.weightings import Weighting
+from rgd_hf.weightings.base import checked_weights
+from rgd_hf.weightings.choice import weighting_of
 
 # Their losses need no other column of the batch, and their items are the labels that are not -100.
 _FROM_LABELS_ALONE = (
@@ -34,7 +38,8 @@ class RGDLoss:
 
     Args:
         model: the model that is trained (before any wrapping); says which loss its head has.
-        reweighting: as the field of `ReweightingArguments`, default `"kl"`.
+        reweighting: a name, as the field of `ReweightingArguments`; an object of `rgd_hf.weightings`; or a function of
+            losses `[items]` to weights `[items]`.
         tau: loss from which on weights stop growing, for the divergences.
         target_ess: effective sample size of the `"kl"` weights, in place of tau.
 
@@ -47,9 +52,20 @@ class RGDLoss:
     """
 
     def __init__(
-        self, model: nn.Module, reweighting: str = "kl", tau: float = 1.0, target_ess: float | None = None
+        self,
+        model: nn.Module,
+        reweighting: str | Weighting | Callable[..., Tensor] = "kl",
+        tau: float | None = None,
+        target_ess: float | None = None,
     ):
-        self.settings = ReweightingArguments(reweighting=reweighting, tau=tau, target_ess=target_ess)
+        given: dict[str, Any] = {"reweighting": reweighting, "tau": tau, "target_ess": target_ess}
+        rule, given = take_weighting({name: value for name, value in given.items() if value is not None})
+        self.weighting = weighting_of(ReweightingArguments(**given)) if rule is None else rule
+        if self.weighting.state_dict() or self.weighting.columns:
+            raise ValueError(
+                f"{self.weighting.method_name()} reads other columns of the batch or keeps a state over the steps, which a "
+                "loss function of the stock Trainer does not see: use ReweightedTrainer."
+            )
         bare = bare_model(model)
         head = find_head(model)
         if head is None or head not in _FROM_LABELS_ALONE:
@@ -87,7 +103,7 @@ class RGDLoss:
             self._checked = True
         valid = self.head.valid(inputs, self.config)
         losses = self.head.losses(outputs, inputs, self.config, 0.0)
-        weights = item_weights(Items(losses, token_reference(valid)), self.settings, torch.is_grad_enabled())
+        weights = self._weights(Items(losses.detach(), token_reference(valid)))
         total = (weights * losses).sum()
         items = valid.sum()
         auxiliary = self.head.auxiliary(outputs, self.config, self.model)
@@ -102,3 +118,10 @@ class RGDLoss:
             * elements
             / torch.as_tensor(num_items_in_batch, device=total.device).reshape(-1)[0].clamp(min=1)
         )
+
+    def _weights(self, items: Items) -> Tensor:
+        if not torch.is_grad_enabled():
+            return torch.ones_like(items.losses, dtype=torch.float32)
+        with torch.no_grad():
+            weights = checked_weights(self.weighting.weights(items), items.losses, self.weighting.giver)
+            return torch.where(items.reference > 0, weights, 1.0)

@@ -3,10 +3,11 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import datasets
 import torch
 from accelerate.data_loader import BatchSamplerShard, SkipBatchSampler
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers.trainer_pt_utils import find_batch_size
 
 SAMPLE_WEIGHT = "sample_weight"
@@ -22,20 +23,23 @@ class ColumnCollator:
     Args:
         collator: makes a batch of a list of examples.
         column: name of the column.
-        dtype: of the column in the batch.
+        dtype: of the column in the batch; that of the values where None.
     """
 
-    def __init__(self, collator: Callable[[list[Any]], Any], column: str, dtype: torch.dtype):
+    def __init__(self, collator: Callable[[list[Any]], Any], column: str, dtype: torch.dtype | None = None):
         self.collator, self.column, self.dtype = collator, column, dtype
 
     def __call__(self, examples: list[Any]) -> Any:
-        """The batch of `collator`, with the column as a tensor `[batch]` where the examples have one."""
+        """The batch of `collator`, with the column as a tensor `[batch, ...]` where the examples have one."""
         column = self.column
         if not examples or not isinstance(examples[0], Mapping) or column not in examples[0]:
             return self.collator(examples)
-        values = torch.tensor([float(example[column]) for example in examples], dtype=torch.float64)
+        if self.dtype is None:
+            values = torch.stack([torch.as_tensor(example[column]) for example in examples])
+        else:
+            values = torch.tensor([float(example[column]) for example in examples], dtype=torch.float64)
         batch = self.collator([{k: v for k, v in e.items() if k != column} for e in examples])
-        batch[column] = values.to(self.dtype)
+        batch[column] = values if self.dtype is None else values.to(self.dtype)
         return batch
 
 
@@ -92,3 +96,39 @@ def _samples_in_last_batch(loader: DataLoader, filled_up: int) -> int | None:
         return len(drawn) % filled_up or filled_up
     # A dispatcher reads on one process and knows how much it read last.
     return getattr(loader, "remainder", -1) if getattr(loader, "remainder", -1) > 0 else None
+
+
+class NumberedExamples(Dataset):
+    """The examples of a map-style data set, each with its number."""
+
+    def __init__(self, dataset: Any):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: Any) -> dict[str, Any]:
+        return _with_number(self.dataset[key], key)
+
+    def __getitems__(self, keys: list[Any]) -> list[dict[str, Any]]:
+        fetch = getattr(self.dataset, "__getitems__", None)
+        examples = fetch(keys) if fetch is not None else [self.dataset[key] for key in keys]
+        return [_with_number(example, key) for example, key in zip(examples, keys, strict=True)]
+
+
+def _with_number(example: Any, key: Any) -> dict[str, Any]:
+    if not isinstance(example, Mapping):
+        raise ValueError(
+            f"Samples are numbered in training sets whose examples are dicts, not {type(example).__name__}."
+        )
+    return {**example, SAMPLE_INDEX: example.get(SAMPLE_INDEX, key)}
+
+
+def check_numbered(dataset: Any) -> None:
+    """Raise `ValueError` unless the samples of `dataset` have numbers, that is, unless it is map-style."""
+    streamed = isinstance(dataset, IterableDataset | datasets.IterableDataset)
+    if streamed or not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
+        raise ValueError(
+            f"Samples are called by their number in the training set, but {type(dataset).__name__} has none: give a "
+            "map-style data set (with __getitem__ and __len__), or do not ask for hard examples (record_examples=False)."
+        )

@@ -1,72 +1,66 @@
-"""How a run's losses were weighted, in words: for model cards and tables."""
+"""How a run's losses were weighted, in words: for model cards and tables. The rule is asked for what is its own."""
 
 from dataclasses import fields
 from typing import Any
 
-from rgd_hf.divergences import largest_weight
 from rgd_hf.training_args import ReweightingArguments
-from rgd_hf.weighting import clips_at_tau
-
-PAPER = "[stochastic re-weighted gradient descent](https://arxiv.org/abs/2306.09222)"
-FOCAL = "[focal loss](https://arxiv.org/abs/1708.02002)"
-TILTED = "[tilted loss](https://arxiv.org/abs/2007.01162)"
-CVAR = "[conditional value at risk](https://arxiv.org/abs/2010.05893)"
-
-DIVERGENCE_NAMES = {
-    "kl": ("KL divergence", "exp({z})"),
-    "chi2": ("chi-squared divergence", "1 + {z}"),
-    "reverse_kl": ("reverse KL divergence", "1 / (1 - {z})"),
-}
-"""How a card calls each divergence, and its weight as a function of z = min(loss, tau) / (tau + 1)."""
-
-# The settings that a single value of `reweighting` reads.
-_READ_BY = {"focal_gamma": "focal", "tilt": "tilted", "cvar_fraction": "cvar"}
-_READ_BY_ALL = ("reweighting", "reweighting_level", "class_weights")
+from rgd_hf.weightings import WEIGHTINGS, Weighting
+from rgd_hf.weightings.choice import option_names, parsed, weighting_of
 
 
-def settings_in_use(args: Any) -> dict[str, Any]:
-    """The fields of `ReweightingArguments` that decide what `args` train, by name."""
-    settings = {field.name: getattr(args, field.name) for field in fields(ReweightingArguments)}
-    if args.reweighting == "none":
-        return {name: settings[name] for name in _READ_BY_ALL}
-    if not clips_at_tau(args):
-        del settings["tau"]
-    return {
-        name: value
-        for name, value in settings.items()
-        if _READ_BY.get(name, args.reweighting) == args.reweighting
-    }
+def settings_in_use(args: Any, rule: Weighting) -> dict[str, Any]:
+    """The fields of `ReweightingArguments` that decide what is trained, and the rule's settings, by name.
+
+    Args:
+        args: with the fields of `ReweightingArguments`.
+        rule: the rule in use.
+    """
+    config = rule.get_config()
+    own = {rule.options.get(name, name): value for name, value in config.items() if name != "name"}
+    of_all = [field.name for field in fields(ReweightingArguments) if field.name not in option_names()]
+    if rule.is_plain:
+        of_all = ["reweighting_level", "class_weights"]
+    return {"reweighting": config["name"], **own, **{name: getattr(args, name) for name in of_all}}
 
 
 def method_name(args: Any) -> str:
     """A short name of the method for tables: `"ERM"`, `"RGD (kl, tau=1)"`, `"Focal loss (gamma=2)"`."""
-    if args.reweighting == "none":
-        return "ERM"
-    name, setting = {
-        "focal": ("Focal loss", f"gamma={args.focal_gamma:g}"),
-        "tilted": ("Tilted loss", f"tilt={args.tilt:g}"),
-        "cvar": ("CVaR", f"top {args.cvar_fraction:.0%}"),
-    }.get(args.reweighting, ("RGD", f"{args.reweighting}, tau={args.tau:g}"))
-    if args.target_ess is not None:
-        setting = f"{args.reweighting}, ESS={args.target_ess:g}"
-    details = [setting]
-    if args.normalize_weights:
-        details.append("mean-one weights")
+    if args.reweighting not in WEIGHTINGS:
+        # A rule of a user's own, of which the arguments have name and settings alone.
+        settings = [f"{name}={value}" for name, value in parsed(args.reweighting_args).items()]
+        shown = ", ".join([*settings, *_schedule(args)])
+        name = args.reweighting.rsplit(".", 1)[-1]
+        return f"{name} ({shown})" if shown else name
+    rule = weighting_of(args)
+    return rule.method_name() if rule.is_plain else rule.method_name(*_schedule(args))
+
+
+def _schedule(args: Any) -> list[str]:
+    details = ["mean-one weights"] if args.normalize_weights else []
     if args.reweighting_warmup_ratio > 0 or args.reweighting_stop_ratio < 1:
         details.append(
             f"{args.reweighting_warmup_ratio:.0%} to {args.reweighting_stop_ratio:.0%} of the steps"
         )
-    return f"{name} ({', '.join(details)})"
+    return details
 
 
-def describe_weights(args: Any, item: str) -> str:
-    """A paragraph on the weights of a run that re-weights.
+def describe_weights(args: Any, rule: Weighting, item: str, override: str | None = None) -> str:
+    """A paragraph on the weights of a run.
 
     Args:
         args: with the fields of `ReweightingArguments`.
+        rule: the rule in use.
         item: what has a weight, `"sample"` or `"token"`.
+        override: the method that weights in the rule's place, which may call it.
     """
-    prose = _describe_method(args, item)
+    prose = rule.describe(item)
+    if override is not None:
+        prose = (
+            f"The weight of every {item} came from the method `{override}` of the Trainer's class, which replaces the weights "
+            f"of the settings or departs from them. The settings say: {prose}"
+        )
+    elif rule.is_plain:
+        return prose
     if args.normalize_weights:
         prose += " The weights were then scaled to mean one over the step."
     if args.reweighting_warmup_ratio:
@@ -74,28 +68,3 @@ def describe_weights(args: Any, item: str) -> str:
     if args.reweighting_stop_ratio < 1:
         prose += f" All weights were 1 after {args.reweighting_stop_ratio:.0%} of the steps."
     return f'{prose} "Training Loss", where it is shown, includes the weights; evaluation losses are plain means.'
-
-
-def _describe_method(args: Any, item: str) -> str:
-    if args.target_ess is not None:
-        return (
-            f"Trained with a variant of {PAPER}: the gradient of every {item} was weighted by `exp(loss / temperature)` "
-            "of its own, detached loss, with mean one and the temperature found in every micro-batch, so that the "
-            f"effective sample size of the weights was {args.target_ess:g} of its {item}s."
-        )
-    if args.reweighting == "focal":
-        return f"Trained with the gradient of the {FOCAL} of every {item}, gamma = {args.focal_gamma:g}."
-    if args.reweighting == "tilted":
-        return f"Trained with the gradient of the {TILTED} of every micro-batch, tilt = {args.tilt:g}."
-    if args.reweighting == "cvar":
-        return (
-            f"Trained on the {CVAR}: the mean over the {args.cvar_fraction:.0%} of every micro-batch's {item}s whose "
-            "losses were largest."
-        )
-    name, formula = DIVERGENCE_NAMES[args.reweighting]
-    weight = formula.format(z=f"min(loss, {args.tau:g}) / {args.tau + 1:g}")
-    return (
-        f"Trained with {PAPER} ({name}, tau = {args.tau:g}): in each optimization step, the gradient of every {item} "
-        f"was weighted by `{weight}` of its own, detached loss, so by 1 to "
-        f"{largest_weight(args.reweighting, args.tau):.3g}."
-    )

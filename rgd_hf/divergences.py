@@ -19,65 +19,33 @@ and the same clipping rule, not read in the paper.
 This module needs torch alone.
 """
 
-import math
-from collections.abc import Callable
-from typing import NamedTuple
-
-import torch
 from torch import Tensor
 
-
-class Divergence(NamedTuple):
-    """A divergence as two functions of `z = min(loss, tau) / (tau + 1)`, element by element.
-
-    `weight(z)` is g; `surrogate(z)` is G / (tau + 1), whose derivative by z is g.
-    """
-
-    weight: Callable[[Tensor], Tensor]
-    surrogate: Callable[[Tensor], Tensor]
+from rgd_hf.weightings import WEIGHTINGS, Divergence
 
 
-DIVERGENCES: dict[str, Divergence] = {
-    "kl": Divergence(torch.exp, torch.expm1),
-    "chi2": Divergence(
-        # The f-divergence solution is the positive part; only losses below -(tau + 1) ever reach it.
-        lambda z: (1 + z).clamp(min=0),
-        lambda z: z.clamp(min=-1) + z.clamp(min=-1).square() / 2,
-    ),
-    "reverse_kl": Divergence(lambda z: 1 / (1 - z), lambda z: -torch.log1p(-z)),
-    "none": Divergence(torch.ones_like, lambda z: z),
-}
-"""The divergences by name; `none` is empirical risk minimization."""
+class _Plain(Divergence):
+    @staticmethod
+    def weight_of(z: Tensor) -> Tensor:
+        return z.new_ones(z.shape)
+
+    @staticmethod
+    def surrogate_of(z: Tensor) -> Tensor:
+        return z
 
 
-def check_divergence(divergence: str, tau: float) -> None:
-    """Raise `ValueError` unless `divergence` is a known name and `tau` a positive, finite number."""
-    if divergence not in DIVERGENCES:
-        raise ValueError(
-            f"Unknown divergence {divergence!r}: choose one of {', '.join(map(repr, DIVERGENCES))}."
-        )
-    if not isinstance(tau, (int, float)) or isinstance(tau, bool) or not math.isfinite(tau) or tau <= 0:
-        raise ValueError(
-            f"tau is the loss from which on weights stop growing: it must be a positive, finite number, not {tau!r}."
-        )
+def _divergence(name: str, tau: float) -> Divergence:
+    known = divergences()
+    if name not in known:
+        raise ValueError(f"Unknown divergence {name!r}: choose one of {', '.join(map(repr, known))}.")
+    return known[name](tau)
 
 
-def check_losses(losses: Tensor) -> None:
-    """Raise unless `losses` is a floating-point tensor with at least one dimension.
-
-    Raises:
-        TypeError: `losses` is no tensor.
-        ValueError: it is 0-dimensional, so already reduced, or not of a floating-point type.
-    """
-    if not isinstance(losses, Tensor):
-        raise TypeError(f"Losses must be a torch.Tensor, not {type(losses).__name__}.")
-    if losses.dim() == 0:
-        raise ValueError(
-            "Got a 0-dimensional loss, that is one already reduced over the batch. Weighting it would only rescale "
-            "the step: pass the un-reduced losses, one element a sample or token (`reduction='none'` in torch)."
-        )
-    if not losses.is_floating_point():
-        raise ValueError(f"Losses must be of a floating-point type, not {losses.dtype}.")
+def divergences() -> dict[str, type[Divergence]]:
+    """The divergences by name; `none` is empirical risk minimization."""
+    return {name: rule for name, rule in WEIGHTINGS.items() if issubclass(rule, Divergence)} | {
+        "none": _Plain
+    }
 
 
 def rgd_weights(losses: Tensor, divergence: str = "kl", tau: float = 1.0) -> Tensor:
@@ -102,10 +70,7 @@ def rgd_weights(losses: Tensor, divergence: str = "kl", tau: float = 1.0) -> Ten
         >>> rgd_weights(torch.tensor([0.0, 0.5, 9.0]), "kl", tau=1.0)
         tensor([1.0000, 1.2840, 1.6487])
     """
-    check_losses(losses)
-    check_divergence(divergence, tau)
-    clipped = losses.detach().float().nan_to_num(nan=tau, posinf=tau).clamp(max=tau)
-    return DIVERGENCES[divergence].weight(clipped / (tau + 1))
+    return _divergence(divergence, tau).of_losses(losses)
 
 
 def rgd_surrogate(losses: Tensor, divergence: str = "kl", tau: float = 1.0) -> Tensor:
@@ -125,13 +90,7 @@ def rgd_surrogate(losses: Tensor, divergence: str = "kl", tau: float = 1.0) -> T
     Raises:
         TypeError, ValueError: as for `rgd_weights`.
     """
-    check_losses(losses)
-    check_divergence(divergence, tau)
-    losses = losses.float()
-    # Not clamp: its gradient at loss == tau differs between versions of torch; here the curve owns that point.
-    clipped = torch.where(losses <= tau, losses, tau)
-    beyond = torch.relu(losses - tau) * largest_weight(divergence, tau)
-    return (tau + 1) * DIVERGENCES[divergence].surrogate(clipped / (tau + 1)) + beyond
+    return _divergence(divergence, tau).surrogate(losses)
 
 
 def largest_weight(divergence: str = "kl", tau: float = 1.0) -> float:
@@ -140,5 +99,4 @@ def largest_weight(divergence: str = "kl", tau: float = 1.0) -> float:
     Raises:
         ValueError: as for `rgd_weights`.
     """
-    check_divergence(divergence, tau)
-    return DIVERGENCES[divergence].weight(torch.tensor([tau / (tau + 1)], dtype=torch.float64)).item()
+    return _divergence(divergence, tau).largest_weight()

@@ -16,6 +16,7 @@ from transformers.modelcard import TASK_TAG_TO_NAME_MAPPING
 
 from rgd_hf.description import describe_weights, settings_in_use
 from rgd_hf.loading_snippet import find_task, loading_snippet
+from rgd_hf.weightings import Weighting
 
 if TYPE_CHECKING:
     from transformers import Trainer as TrainerBase
@@ -23,15 +24,6 @@ else:
     TrainerBase = object
 
 TAGS = ["rgd-hf", "distributionally-robust-optimization"]
-
-CITATION = """\
-@article{kumar2024stochastic,
-  title   = {Stochastic Re-weighted Gradient Descent via Distributionally Robust Optimization},
-  author  = {Kumar, Ramnath and Majmundar, Kushal Alpesh and Nagaraj, Dheeraj Mysore and Suggala, Arun Sai},
-  journal = {Transactions on Machine Learning Research},
-  year    = {2024},
-  url     = {https://arxiv.org/abs/2306.09222}
-}"""
 
 STATISTICS = {
     "weight_mean": "mean weight",
@@ -99,6 +91,12 @@ class ModelCardMixin(TrainerBase):
 
     if TYPE_CHECKING:
         # Of the ReweightingMixin that derives from this class.
+        weighting: Weighting
+        weigh_override: str | None
+
+        @property
+        def unreduces_losses(self) -> bool: ...  # noqa: D102
+
         def _bare_model(self) -> nn.Module: ...
         def _level(self) -> str: ...
 
@@ -232,8 +230,9 @@ class ModelCardMixin(TrainerBase):
         head, *sections = _HEADING.split(text)
         sections = [section for section in sections if not _is_empty(section)]
         ours = [self._usage(origin, is_adapter), _evaluation(scores), self._reweighting()]
-        citation = f"## Citation of the method\n\n```bibtex\n{CITATION}\n```"
-        parts = [head, *filter(None, ours), *sections, citation]
+        citations = "\n\n".join(dict.fromkeys(self.weighting.citations()))
+        cited = [f"## Citation of the method\n\n```bibtex\n{citations}\n```"] if citations else []
+        parts = [head, *filter(None, ours), *sections, *cited]
         return "\n\n".join(part.strip("\n") for part in parts) + "\n"
 
     def _usage(self, origin: str, is_adapter: bool) -> str:
@@ -267,15 +266,10 @@ class ModelCardMixin(TrainerBase):
 
     def _reweighting(self) -> str:
         args: Any = self.args
-        un_reduced = self.loss_is_scaled_for_ga is True  # else the model's own loss, untouched
+        un_reduced = self.unreduces_losses  # else the model's own loss, untouched
         item = self._level() if un_reduced else "sample"
-        if args.reweighting == "none":
-            prose = (
-                f"Plain training (empirical risk minimization, ERM): no {item} was re-weighted by its loss."
-            )
-        else:
-            prose = describe_weights(args, item)
-        settings = settings_in_use(args)
+        prose = describe_weights(args, self.weighting, item, self.weigh_override)
+        settings = settings_in_use(args, self.weighting)
         settings["reweighting_level"] = item
         if not un_reduced:
             del settings["reweighting_level"]

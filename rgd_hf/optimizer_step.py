@@ -75,6 +75,9 @@ class OptimizerStepMixin(TrainerBase):
 
     if TYPE_CHECKING:
 
+        @property
+        def reweights(self) -> bool: ...  # noqa: D102
+
         def _loss_source(self) -> HeadLosses | CustomLosses | OverriddenLosses | None: ...
         def _level(self) -> str: ...
 
@@ -135,7 +138,9 @@ class OptimizerStepMixin(TrainerBase):
         masses = {id(batch): self._mass(batch) for batch in batch_samples}
         self._counted = (
             masses,
-            at_least_one_item(self._mass_of_step(torch.stack(list(masses.values())).sum())),
+            at_least_one_item(
+                self.accelerator.reduce(torch.stack(list(masses.values())).sum(), reduction="sum")
+            ),
         )
         return self._counted[1]
 
@@ -153,10 +158,6 @@ class OptimizerStepMixin(TrainerBase):
         assert isinstance(source, HeadLosses)
         reference = reference_at_level(source.reference(batch), self._level(), batch.get(SAMPLE_WEIGHT))
         return reference.sum().to(self.args.device)
-
-    def _mass_of_step(self, mass: Tensor) -> Tensor:
-        """What the masses of a step are divided by, of the sum `mass` on this process."""
-        return self.accelerator.reduce(mass, reduction="sum")
 
     # --- one micro-batch --------------------------------------------------------------------------------------------
 
@@ -353,7 +354,7 @@ class OptimizerStepMixin(TrainerBase):
 
     @property
     def _needs_weights(self) -> bool:
-        return self.args.reweighting != "none" or self.args.class_weights is not None
+        return self.reweights or self.args.class_weights is not None
 
     def _refuse_sample_weights(self, inputs: Any) -> None:
         if SAMPLE_WEIGHT in inputs:

@@ -5,17 +5,18 @@ One way through: batch -> model -> un-reduced losses -> weights -> one scalar ->
 of the WHOLE optimizer step: all its micro-batches, all processes.
 """
 
-import math
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import Seq2SeqTrainer, Trainer
+from transformers.trainer_pt_utils import find_batch_size
 
 from rgd_hf.class_weights import as_setting
-from rgd_hf.data import SAMPLE_WEIGHT, SampleWeightCollator
-from rgd_hf.diagnostics import NonFiniteLossError, WeightStatistics, stop_if_not_finite, warn_of_saturation
+from rgd_hf.columns import ColumnsMixin
+from rgd_hf.data import SAMPLE_WEIGHT
 from rgd_hf.evaluation import PlainEvaluationMixin
 from rgd_hf.gradients import check_gradients_can_be_rescaled, steps_in_backward
 from rgd_hf.heads import bare_model
@@ -29,23 +30,28 @@ from rgd_hf.loss_sources import (
     PerSampleLossFn,
     find_loss_source,
 )
+from rgd_hf.observers.statistics import NonFiniteLossError, stop_if_not_finite
+from rgd_hf.observers.trainer import ObserversMixin
 from rgd_hf.optimizer_step import OptimizerStepMixin, at_least_one_item
 from rgd_hf.overrides import check_order, foreign_to_the_left, foreign_to_the_right, parameters_to_the_right
 from rgd_hf.push import PushMixin
-from rgd_hf.training_args import ReweightingArguments, check_reweighting, with_settings
-from rgd_hf.weighting import (
-    Items,
-    clips_at_tau,
-    compares_items,
-    item_weights,
-    losses_at_level,
-    reference_at_level,
-)
+from rgd_hf.training_args import ReweightingArguments, check_reweighting, take_weighting, with_settings
+from rgd_hf.weighting import Items, losses_at_level, reference_at_level
+from rgd_hf.weightings import WeightsError
+from rgd_hf.weightings.trainer import WeightingMixin
 
 __all__ = ["NonFiniteLossError", "ReweightedSeq2SeqTrainer", "ReweightedTrainer", "ReweightingMixin"]
 
 
-class ReweightingMixin(PushMixin, ModelCardMixin, PlainEvaluationMixin, OptimizerStepMixin):
+class ReweightingMixin(
+    PushMixin,
+    ModelCardMixin,
+    WeightingMixin,
+    ColumnsMixin,
+    ObserversMixin,
+    PlainEvaluationMixin,
+    OptimizerStepMixin,
+):
     """Re-weighted gradient descent for any class that derives from `transformers.Trainer`.
 
     Put it first: `class MyTrainer(ReweightingMixin, Seq2SeqTrainer)`. All arguments of the Trainer are kept.
@@ -57,7 +63,9 @@ class ReweightingMixin(PushMixin, ModelCardMixin, PlainEvaluationMixin, Optimize
             element an item: `[batch]` or `[batch, tokens]`; or a pair of them and a bool tensor of the same shape
             that says which items count.
         **settings: fields of `ReweightingArguments` (`reweighting`, `tau`, `target_ess`, `normalize_weights`, ...); each
-            overrides that of `args`. `class_weights` may be a list or tensor of one non-negative number a class.
+            overrides that of `args`. `reweighting` may also be an object of `rgd_hf.weightings` (`KL(tau=3.0)`), or a
+            function of losses `[items]` to weights `[items]` (see `rgd_hf.weightings.Function`). `class_weights` may be a
+            list or tensor of one non-negative number a class.
 
     Attributes:
         stop_on_non_finite_loss: whether a NaN or infinite training loss ends the run with an error. None, the default,
@@ -70,6 +78,8 @@ class ReweightingMixin(PushMixin, ModelCardMixin, PlainEvaluationMixin, Optimize
         ValueError: a setting is not allowed, or cannot hold exactly in this set-up.
         NonFiniteLossError: in training, at the next log, checkpoint or end after a loss was NaN or infinite. No
             checkpoint is written from then on.
+        WeightsError: in training, a rule or function returned weights of a wrong shape (at once); or a negative, NaN or
+            infinite one (at the next log, checkpoint or end).
 
     References:
         Kumar, Majmundar, Nagaraj, Suggala: Stochastic Re-weighted Gradient Descent via Distributionally Robust
@@ -78,6 +88,7 @@ class ReweightingMixin(PushMixin, ModelCardMixin, PlainEvaluationMixin, Optimize
 
     def __init__(self, *args: Any, per_sample_loss_fn: PerSampleLossFn | None = None, **keywords: Any):
         given, of_the_trainer = self._split_settings(keywords)
+        rule, given = take_weighting(given)
         self.args: Any
         self.data_collator: Any
         self.label_names: Any
@@ -87,6 +98,8 @@ class ReweightingMixin(PushMixin, ModelCardMixin, PlainEvaluationMixin, Optimize
         self._source: HeadLosses | CustomLosses | OverriddenLosses | None = None
         super().__init__(*args, **of_the_trainer)
         self.args = with_settings(self.args, given)
+        if rule is not None:
+            self._set_weighting(rule)
         if not self.label_names and not self.can_return_loss and self._has_own_losses:
             # The forward knows no labels, but the function or method that computes the losses does.
             self.label_names = ["labels"]
@@ -122,8 +135,8 @@ class ReweightingMixin(PushMixin, ModelCardMixin, PlainEvaluationMixin, Optimize
     # --- settings and where the losses come from --------------------------------------------------------------------
 
     def _check_set_up(self) -> None:
-        args = self.args
-        check_reweighting(args)
+        args, rule = self.args, self.weighting
+        check_reweighting(args, rule)
         if max(self.get_cp_size(), self.get_sp_size(), self.get_tp_size()) > 1:
             raise NotImplementedError(
                 "Re-weighting is not written for context, sequence or tensor parallelism, where one process sees a "
@@ -136,10 +149,10 @@ class ReweightingMixin(PushMixin, ModelCardMixin, PlainEvaluationMixin, Optimize
             return
         self._check_scale()
         level = self._level()
-        if compares_items(args) and level == "sample" and args.train_batch_size == 1:
+        if rule.compares_items and level == "sample" and args.train_batch_size == 1:
             raise ValueError(
-                "target_ess, tilted and cvar compare the samples of one micro-batch with one another, but it has a single "
-                "one: raise per_device_train_batch_size (and lower gradient_accumulation_steps)."
+                f"{rule.method_name()} compares the samples of one micro-batch with one another, but it has a single one: "
+                "raise per_device_train_batch_size (and lower gradient_accumulation_steps)."
             )
         if self.per_sample_loss_fn is None and getattr(args, "loss_type", "nll") == "dft":
             raise ValueError(
@@ -241,6 +254,11 @@ class ReweightingMixin(PushMixin, ModelCardMixin, PlainEvaluationMixin, Optimize
             )
         return OverriddenLosses(self.compute_per_sample_losses, name, source)
 
+    @property
+    def unreduces_losses(self) -> bool:
+        """Whether the losses are this library's; otherwise everything is the stock Trainer's."""
+        return self._loss_source() is not None
+
     def _level(self) -> str:
         level, source = self.args.reweighting_level, self._loss_source()
         by_token = source is not None and source.token_level
@@ -252,22 +270,6 @@ class ReweightingMixin(PushMixin, ModelCardMixin, PlainEvaluationMixin, Optimize
                 "use 'sample' or 'auto'."
             )
         return level
-
-    # --- data: sample weights ---------------------------------------------------------------------------------------
-
-    def _set_signature_columns_if_needed(self) -> None:
-        super()._set_signature_columns_if_needed()
-        columns: Any = self._signature_columns
-        if SAMPLE_WEIGHT not in columns:
-            columns.append(SAMPLE_WEIGHT)
-
-    def _get_dataloader(self, *args: Any, **kwargs: Any):
-        collator = self.data_collator
-        self.data_collator = SampleWeightCollator(collator)
-        try:
-            return super()._get_dataloader(*args, **kwargs)
-        finally:
-            self.data_collator = collator
 
     # --- batch -> model -> un-reduced losses -> weights -> one scalar -----------------------------------------------
 
@@ -295,6 +297,7 @@ class ReweightingMixin(PushMixin, ModelCardMixin, PlainEvaluationMixin, Optimize
             NotImplementedError: a `training_step` asks for the loss without a gradient.
         """
         source = self._loss_source()
+        columns, inputs = inputs, self._without_columns(inputs)
         if source is None:
             if self._needs_weights:
                 raise self._cannot_unreduce()
@@ -310,7 +313,7 @@ class ReweightingMixin(PushMixin, ModelCardMixin, PlainEvaluationMixin, Optimize
                 torch.where(batch.valid, batch.losses.float(), 0.0), batch.valid, batch.auxiliary
             )
         else:
-            loss = self._objective(batch, inputs, num_items_in_batch)
+            loss = self._objective(batch, columns, num_items_in_batch)
         outputs = batch.outputs
         if isinstance(outputs, tuple):
             # The Trainer takes the first element of a tuple to be the loss.
@@ -368,45 +371,51 @@ class ReweightingMixin(PushMixin, ModelCardMixin, PlainEvaluationMixin, Optimize
             )
         return not trains
 
-    def weigh(self, items: Items, inputs: Any) -> Tensor:
-        """Weights of the items of a training micro-batch; override it to weight them in another way.
-
-        Args:
-            items: un-reduced losses and reference weights, `[batch]` or `[batch, tokens]`.
-            inputs: the batch they belong to, labels and `sample_weight` included.
-
-        Returns:
-            Detached float32 weights of the shape of `items.losses`, without the reference weights.
-        """
-        args, step, steps = self.args, self.state.global_step, self.state.max_steps
-        started = step >= args.reweighting_warmup_ratio * steps
-        stopped = args.reweighting_stop_ratio < 1 and step >= args.reweighting_stop_ratio * steps
-        return item_weights(items, args, started and not stopped)
-
     def _objective(self, batch: BatchLosses, inputs: Any, num_items: Any) -> Tensor:
         self._weighed = True
         level = self._level()
         reference = reference_at_level(batch.reference, level, inputs.get(SAMPLE_WEIGHT))
         losses = losses_at_level(batch.losses, batch.reference, level)
-        items = Items(torch.where(reference > 0, losses, 0.0), reference)
-        weights = self.weigh(items, inputs)
+        items = Items(torch.where(reference > 0, losses, 0.0), reference, inputs)
+        seen = items._replace(losses=items.losses.detach())
+        if not self.is_in_train:
+            self._tell_rule([seen], of_all_processes=False)
+        weights = self._weights_of(items, inputs)
         mass = (reference * weights).sum() if self.args.normalize_weights else reference.sum()
         total = (reference * weights * items.losses).sum()
         if batch.auxiliary is not None:
             # It belongs to the micro-batch, so a step has the mean of its micro-batches', by their share of the step.
             total = total + batch.auxiliary * mass.detach()
         if self.is_in_train and torch.is_grad_enabled():
-            limit = self.args.tau if clips_at_tau(self.args) else math.inf
-            self._statistics.add(items, weights, limit, self.state.global_step + 1)
+            self.statistics.limit = self.weighting.clips_above()
+            self._show_observers(seen, weights)
+            self._add_sums(seen)
         return self._weighted_loss(total / at_least_one_item(mass), mass.detach(), num_items)
 
-    # --- state of a training ----------------------------------------------------------------------------------------
+    # --- steps, and the state of a training ----------------------------------------------------------------------------------------
 
     def _reset_step_state(self) -> None:
         self._reset_step()
         self._steps_begun = self._step_finished = 0
-        self._statistics = WeightStatistics(self.args.device)
-        self._warned_of_saturation = False
+        self._start_rule()
+        self._warned = False
+
+    def _begin_step(self, batch_samples: list) -> None:
+        super()._begin_step(batch_samples)
+        self._end_step()
+        self._tell_rule(self._items_ahead(batch_samples))
+
+    def _items_ahead(self, batches: list) -> Iterator[Items]:
+        """The items of a step's micro-batches before their losses are known, which are 0."""
+        source, level = self._loss_source(), self._level()
+        for batch in batches:
+            if isinstance(source, HeadLosses):
+                reference = source.reference(batch)
+            else:
+                # What counts is known only after the forward pass.
+                reference = torch.ones(find_batch_size(batch) or 1, device=self.args.device)
+            reference = reference_at_level(reference, level, batch.get(SAMPLE_WEIGHT))
+            yield Items(torch.zeros_like(reference), reference, batch)
 
     # --- logs, checkpoints, and what stops a run --------------------------------------------------------------------
 
@@ -417,6 +426,7 @@ class ReweightingMixin(PushMixin, ModelCardMixin, PlainEvaluationMixin, Optimize
             NonFiniteLossError: a loss was NaN or infinite; checkpoints written before are kept.
         """
         result = super().train(*args, **kwargs)
+        self._end_step()
         self._stop_if_not_weighed()
         self._stop_if_not_finite()
         return result
@@ -425,25 +435,40 @@ class ReweightingMixin(PushMixin, ModelCardMixin, PlainEvaluationMixin, Optimize
         # Only here a search's trial has its model and settings; a batch size that did not fit begins here again.
         self._reset_step_state()
         self._check_set_up()
+        self._start_observers()
         return super()._inner_training_loop(*args, **kwargs)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """As the Trainer's; training logs also carry what the weights did since the last one."""
+        """As the Trainer's; training logs also carry what the weights did since the last one, and what observers saw."""
+        more: dict[str, Any] = {}
         # Every process comes here with a training log, which the Trainer itself gathers the loss for.
-        if "loss" in logs and self._loss_source() is not None:
+        if "loss" in logs and self.unreduces_losses:
             self._stop_if_not_weighed()
             self._stop_if_not_finite()
-            if self.args.reweighting != "none":
-                statistics = self._statistics.collect(self.accelerator.gather)
-                logs.update(statistics)
-                # At the start every loss is at chance level, which says nothing about the rest of the run.
-                settled = (
-                    self.state.global_step
-                    >= max(0.1, self.args.reweighting_warmup_ratio) * self.state.max_steps
-                )
-                if settled and not self._warned_of_saturation:
-                    self._warned_of_saturation = warn_of_saturation(statistics, self.args.tau)
+            self._end_step()
+            logs.update(self.weighting.logs())
+            for observer in self.observers:
+                if observer is self.statistics and not self.reweights:
+                    continue
+                found = self._collect(observer)
+                numbers = {name: value for name, value in found.items() if isinstance(value, int | float)}
+                logs.update(numbers)
+                more.update({name: value for name, value in found.items() if name not in numbers})
+            self._warn_once(logs)
         super().log(logs, *args, **kwargs)
+        # Reporters take numbers alone.
+        if more:
+            self.state.log_history[-1].update(more)
+
+    def _warn_once(self, statistics: dict[str, float]) -> None:
+        # At the start every loss is at chance level, which says nothing about the rest of the run.
+        settled = max(0.1, self.args.reweighting_warmup_ratio) * self.state.max_steps
+        if self._warned or self.state.global_step < settled:
+            return
+        advice = self.weighting.advice(statistics)
+        if advice is not None:
+            self._warned = True
+            warnings.warn(advice, stacklevel=3)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         self._stop_if_not_weighed()
@@ -452,9 +477,19 @@ class ReweightingMixin(PushMixin, ModelCardMixin, PlainEvaluationMixin, Optimize
 
     def _stop_if_not_finite(self) -> None:
         stops = self.stop_on_non_finite_loss
-        if stops or (stops is None and self.args.reweighting != "none"):
-            first_bad_step = self._statistics.first_bad_step(self.accelerator.gather)
-            stop_if_not_finite(first_bad_step, self.args.output_dir)
+        if not (stops or self.reweights):
+            return
+        bad_loss, bad_weight = self.statistics.first_bad_steps(self.accelerator.gather)
+        # A loss that is not finite may well have such a weight, but not the other way round within a step.
+        if bad_weight < bad_loss:
+            giver = self.weigh_override or self.weighting.giver
+            raise WeightsError(
+                f"{giver} returned a negative, NaN or infinite weight at optimizer step {bad_weight:.0f}, so the parameters "
+                f"are no longer usable. Weights have to be finite and at least 0: clamp them. Checkpoints in "
+                f"{self.args.output_dir!r} were written before that step and are kept."
+            )
+        if stops or stops is None:
+            stop_if_not_finite(bad_loss, self.args.output_dir)
 
 
 class ReweightedTrainer(ReweightingMixin, Trainer):

@@ -1,13 +1,22 @@
 """The settings of re-weighting as `TrainingArguments` fields: scalars with command-line help."""
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
 from rgd_hf.class_weights import parse as parse_class_weights
-from rgd_hf.weighting import REWEIGHTINGS, check_weights
+from rgd_hf.weightings import WEIGHTINGS, Weighting
+from rgd_hf.weightings.choice import (
+    as_weighting,
+    check_settings,
+    option_names,
+    settings_of,
+    unparsed,
+    weighting_of,
+)
 
 LEVELS = ("auto", "sample", "token")
 
@@ -23,9 +32,16 @@ class ReweightingArguments:
     reweighting: str = field(
         default="kl",
         metadata={
-            "help": "How losses are weighted: by the divergence 'kl' (the paper's main one), 'chi2' or 'reverse_kl'; as a "
-            "rival of these does, 'focal', 'tilted' or 'cvar'; or 'none', plain training (ERM), the fair baseline.",
-            "choices": list(REWEIGHTINGS),
+            "help": "How losses are weighted: by the divergence 'kl' (the paper's main one), 'chi2' or 'reverse_kl', or by "
+            "another rule; or 'none', plain training (ERM), the fair baseline.",
+            "choices": WEIGHTINGS.keys(),
+        },
+    )
+    reweighting_args: str | None = field(
+        default=None,
+        metadata={
+            "help": "Settings of the rule that have no option of their own, as 'name=value,name=value': those of its class "
+            "in rgd_hf.weightings."
         },
     )
     tau: float = field(
@@ -105,9 +121,15 @@ class ReweightingArguments:
             parent()
 
 
-def check_reweighting(args: "ReweightingArguments") -> None:
-    """Raise `ValueError` where a setting of `args` is not allowed, saying what is."""
-    check_weights(args)
+def check_reweighting(args: "ReweightingArguments", weighting: Weighting | None = None) -> None:
+    """Raise `ValueError` where a setting of `args` is not allowed, saying what is.
+
+    Args:
+        args: the settings.
+        weighting: the rule, where it is not the one that `args` name.
+    """
+    check_settings(args)
+    weighting = weighting_of(args) if weighting is None else weighting
     if args.reweighting_level not in LEVELS:
         raise ValueError(
             f"Unknown reweighting_level {args.reweighting_level!r}: choose one of {', '.join(map(repr, LEVELS))}."
@@ -118,7 +140,7 @@ def check_reweighting(args: "ReweightingArguments") -> None:
     for name, ratio in (("reweighting_warmup_ratio", start), ("reweighting_stop_ratio", stop)):
         if not 0 <= ratio <= 1:
             raise ValueError(f"{name} must lie between 0 and 1, not {ratio!r}.")
-    if start >= stop and args.reweighting != "none":
+    if start >= stop and not weighting.is_plain:
         raise ValueError(
             f"Losses are re-weighted after reweighting_warmup_ratio={start:g} of the steps and before "
             f"reweighting_stop_ratio={stop:g} of them, so never: give a larger reweighting_stop_ratio, or "
@@ -134,6 +156,33 @@ class ReweightedTrainingArguments(ReweightingArguments, TrainingArguments):
 @dataclass
 class ReweightedSeq2SeqTrainingArguments(ReweightingArguments, Seq2SeqTrainingArguments):
     """`Seq2SeqTrainingArguments` with the settings of re-weighting."""
+
+
+def take_weighting(given: dict[str, Any]) -> tuple[Weighting | None, dict[str, Any]]:
+    """The rule in `given`, where it is an object or a function and no name; and the fields that stand for it.
+
+    Args:
+        given: fields of `ReweightingArguments`, where `reweighting` may be an object or a function.
+
+    Raises:
+        TypeError: `reweighting` is neither a name nor a rule.
+        ValueError: `given` has settings of rules chosen by name beside an object.
+    """
+    given = dict(given)
+    if isinstance(given.get("reweighting_args"), Mapping):
+        given["reweighting_args"] = unparsed(given["reweighting_args"])
+    if isinstance(given.get("reweighting", ""), str):
+        return None, given
+    rule = as_weighting(given["reweighting"])
+    of_named_rules = option_names() - {"reweighting"}
+    unread = sorted(of_named_rules & set(given))
+    if unread:
+        raise ValueError(
+            f"{', '.join(unread)} is for rules that are chosen by name, but reweighting is {rule.method_name()}: give the "
+            "object its settings itself."
+        )
+    defaults = {name: ReweightingArguments.__dataclass_fields__[name].default for name in of_named_rules}
+    return rule, given | defaults | settings_of(rule)
 
 
 def with_settings(args: Any, given: dict[str, Any]) -> Any:

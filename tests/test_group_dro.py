@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn import functional as F
 from torch.utils.data import SequentialSampler
 from transformers import TrainingArguments
 
 from rgd_hf import rgd_weights
-from rgd_hf.group_dro import GROUP_WEIGHTS_NAME, GroupDROTrainer
+from rgd_hf.group_dro import OLD_STATE_NAME, GroupDROTrainer
+from rgd_hf.weightings.trainer import STATE_NAME
 from tiny import classification_data, parameters_of, relative_error, stack, tiny_bert
 
 GROUPS = 4  # the last one never occurs
@@ -120,12 +122,20 @@ def test_equal_groups_with_step_size_zero_are_erm(make_args):
 def test_resuming_goes_on_with_the_group_weights(make_args, tmp_path):
     whole = trainer_for(make_args, "kl", save_strategy="steps", save_steps=2, output_dir=str(tmp_path / "a"))
     whole.train()
-    saved = json.loads((tmp_path / "a" / "checkpoint-2" / GROUP_WEIGHTS_NAME).read_text())
-    assert torch.allclose(torch.tensor(saved), brute_force("kl")[1][2], atol=1e-5)
-    resumed = trainer_for(make_args, "kl", output_dir=str(tmp_path / "b"))
-    resumed.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-2"))
-    assert torch.allclose(parameters_of(resumed.model), parameters_of(whole.model), atol=1e-6)
-    assert torch.allclose(resumed.group_weights, whole.group_weights, atol=1e-6)
+    checkpoint = tmp_path / "a" / "checkpoint-2"
+    saved = load_file(checkpoint / STATE_NAME)["group_weights"]
+    assert torch.allclose(saved, brute_force("kl")[1][2], atol=1e-5)
+    for old in (False, True):
+        if old:  # as checkpoints were before rules saved their own state
+            (checkpoint / STATE_NAME).unlink()
+            (checkpoint / OLD_STATE_NAME).write_text(json.dumps(saved.tolist()))
+        resumed = trainer_for(make_args, "kl", output_dir=str(tmp_path / "b"))
+        resumed.train(resume_from_checkpoint=str(checkpoint))
+        assert torch.allclose(parameters_of(resumed.model), parameters_of(whole.model), atol=1e-6)
+        assert torch.allclose(resumed.group_weights, whole.group_weights, atol=1e-6)
+    (checkpoint / OLD_STATE_NAME).unlink()
+    with pytest.raises(ValueError, match="the state of GroupDRO"):
+        resumed.train(resume_from_checkpoint=str(checkpoint))
 
 
 def test_evaluation_ignores_groups(make_args):

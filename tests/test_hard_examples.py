@@ -10,14 +10,13 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
-from test_cost import CountSteps, CountWaits
 from torch.utils.data import IterableDataset
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
 from rgd_hf import HardExamplesMixin, ReweightedTrainer, ReweightedTrainingArguments
-from rgd_hf.data import SAMPLE_INDEX
-from rgd_hf.hard_examples import add_by_sample
+from rgd_hf.observers.hard_examples import add_by_sample
 from rgd_hf.weighting import Items
+from tests.benchmarks.test_cost import CountSteps, CountWaits
 from tiny import classification_data, tiny_bert
 
 
@@ -30,7 +29,6 @@ class RecordingTrainer(HardExamplesMixin, ReweightedTrainer):
 
     def weigh(self, items, inputs):
         weights = super().weigh(items, inputs)
-        assert SAMPLE_INDEX not in inputs
         for row in range(len(items.reference)):
             valid = items.reference[row] > 0
             if valid.any():

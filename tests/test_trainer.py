@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from rgd_hf import ReweightedTrainer, ReweightedTrainingArguments, rgd_surrogate, rgd_weights
-from rgd_hf.divergences import DIVERGENCES
+from rgd_hf.divergences import divergences
 from rgd_hf.trainer import NonFiniteLossError
 from tiny import (
     classification_data,
@@ -55,7 +55,7 @@ PROBLEM_TYPES = ["single_label_classification", "multi_label_classification", "r
 
 
 @pytest.mark.parametrize("problem_type", PROBLEM_TYPES)
-@pytest.mark.parametrize("divergence", sorted(DIVERGENCES))
+@pytest.mark.parametrize("divergence", sorted(divergences()))
 def test_gradient_is_brute_force_autograd_through_the_surrogate(make_args, problem_type, divergence):
     data, tau = data_for(problem_type, 8), 0.9
     trainer = ReweightedTrainer(model_for(problem_type), make_args(), reweighting=divergence, tau=tau)
@@ -291,7 +291,10 @@ class TestSettings:
     @pytest.mark.parametrize(
         "settings, message",
         [
-            ({"reweighting": "kld"}, "'kl', 'chi2', 'reverse_kl', 'focal', 'tilted', 'cvar', 'none'"),
+            (
+                {"reweighting": "kld"},
+                "'kl', 'chi2', 'reverse_kl', 'target_ess', 'focal', 'tilted', 'cvar', 'group_dro', 'none'",
+            ),
             ({"tau": -1.0}, "positive, finite"),
             ({"reweighting_level": "word"}, "'auto', 'sample', 'token'"),
             ({"reweighting_warmup_ratio": 1.5}, "between 0 and 1"),

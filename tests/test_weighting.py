@@ -5,9 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rgd_hf.divergences import rgd_weights
 from rgd_hf.training_args import ReweightingArguments
-from rgd_hf.weighting import Items, item_weights, losses_at_level, reference_at_level, token_reference
+from rgd_hf.weighting import Items, losses_at_level, reference_at_level, token_reference
+from rgd_hf.weightings.choice import weighting_of
 
 
 @st.composite
@@ -57,12 +57,6 @@ def test_sample_weight_reaches_every_item_of_its_sample(level):
     assert found.tolist() == ([2.0, 0.5] if level == "sample" else [[2.0, 2.0], [0.5, 0.0]])
 
 
-def test_weights_are_one_while_re_weighting_is_not_active():
-    items = Items(torch.tensor([0.1, 3.0]), torch.ones(2))
-    assert item_weights(items, ReweightingArguments(), active=False).tolist() == [1.0, 1.0]
-    torch.testing.assert_close(item_weights(items, ReweightingArguments()), rgd_weights(items.losses))
-
-
 def test_class_weights_make_a_weighted_mean_inside_a_sample():
     losses = torch.tensor([[1.0, 4.0], [2.0, 9.0]])
     valid = torch.tensor([[True, True], [True, False]])
@@ -84,8 +78,8 @@ def test_a_sample_weight_of_the_wrong_length_is_named():
 )
 def test_items_that_do_not_count_leave_the_weights_of_the_others_alone(settings):
     losses, reference = torch.tensor([0.5, 9.0, 1.0, 2.0, 8.0]), torch.tensor([1.0, 0.0, 2.0, 1.0, 0.0])
-    settings = ReweightingArguments(**settings)
-    weights = item_weights(Items(losses, reference), settings)
+    rule = weighting_of(ReweightingArguments(**settings))
+    weights = rule.weights(Items(losses, reference))
     counted = reference > 0
-    alone = item_weights(Items(losses[counted], reference[counted]), settings)
+    alone = rule.weights(Items(losses[counted], reference[counted]))
     torch.testing.assert_close(weights[counted], alone)

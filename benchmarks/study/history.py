@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from rgd_hf.scripts.weight_histogram import BOUNDS, HISTOGRAM
+from rgd_hf.observers.histogram import BOUNDS, HISTOGRAM
 
 POINTS = 20
 PERIODS = 10

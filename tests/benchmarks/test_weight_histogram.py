@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import tabular
 from benchmarks.report.plots_training import sum_of_histograms
 from benchmarks.study.history import PERIODS, weight_histogram
-from rgd_hf.scripts.weight_histogram import BINS, BOUNDS, HISTOGRAM
+from rgd_hf.observers.histogram import BINS, BOUNDS, HISTOGRAM
 
 
 def log_of(counts):

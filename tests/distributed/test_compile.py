@@ -7,10 +7,11 @@ from cut_training import make_trainer
 from torch._dynamo.utils import counters
 
 from rgd_hf import rgd_surrogate, rgd_weights
-from rgd_hf.divergences import DIVERGENCES
+from rgd_hf.divergences import divergences
 from rgd_hf.losses import single_label_losses
 from rgd_hf.training_args import ReweightingArguments
-from rgd_hf.weighting import Items, item_weights, losses_at_level, reference_at_level, token_reference
+from rgd_hf.weighting import Items, losses_at_level, reference_at_level, token_reference
+from rgd_hf.weightings.choice import weighting_of
 from tiny import parameters_of
 
 
@@ -28,7 +29,7 @@ def whole(function):
 
 
 @pytest.mark.parametrize("function", [rgd_weights, rgd_surrogate])
-@pytest.mark.parametrize("divergence", list(DIVERGENCES))
+@pytest.mark.parametrize("divergence", list(divergences()))
 def test_weights_and_surrogate_are_one_graph(function, divergence):
     losses = torch.rand(4, 5) * 3
     torch.testing.assert_close(whole(function)(losses, divergence, 1.5), function(losses, divergence, 1.5))
@@ -48,7 +49,7 @@ def test_weights_and_surrogate_are_one_graph(function, divergence):
 @pytest.mark.parametrize("level", ["sample", "token"])
 def test_the_whole_objective_is_one_graph(level, chosen):
     """Logits to weighted mean, forward and backward."""
-    settings = ReweightingArguments(**chosen)
+    rule = weighting_of(ReweightingArguments(**chosen))
 
     def objective(logits, labels):
         valid = labels != -100
@@ -56,7 +57,7 @@ def test_the_whole_objective_is_one_graph(level, chosen):
         reference = token_reference(valid)
         at_level = losses_at_level(losses, reference, level)
         items = Items(at_level, reference_at_level(reference, level, None))
-        weights = item_weights(items, settings)
+        weights = rule.weights(items._replace(losses=items.losses.detach()))
         return (weights * items.reference * items.losses).sum() / items.reference.sum()
 
     labels = torch.randint(0, 3, (4, 5)).masked_fill(torch.rand(4, 5) < 0.3, -100)

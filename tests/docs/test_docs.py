@@ -13,7 +13,7 @@ import yaml
 import rgd_hf
 from docs.readers_script import variables
 from rgd_hf import ReweightingArguments
-from rgd_hf.hub import CITATION
+from rgd_hf.weightings.divergence import CITATION
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = {

@@ -20,6 +20,7 @@ from rgd_hf.scripts.domains.sweep import Job
 from rgd_hf.scripts.domains.training import DomainTrainer
 from rgd_hf.scripts.domains.views import Subset, View
 from rgd_hf.scripts.results import package_versions
+from rgd_hf.weightings.choice import WITH_TARGET_ESS
 
 
 class Experiment:
@@ -101,7 +102,7 @@ class Experiment:
         splits = [split(len(e.labels), job.trial, p) for p, e in enumerate(self.data.environments)]
         args = copy.copy(self.args)
         args.reweighting = job.reweighting
-        args.target_ess = args.target_ess if job.reweighting == "kl" else None
+        args.target_ess = args.target_ess if job.reweighting in WITH_TARGET_ESS else None
         args.learning_rate = hyper_parameters["learning_rate"]
         args.weight_decay = hyper_parameters["weight_decay"]
         args.per_device_train_batch_size = hyper_parameters["batch_size"] * len(training)

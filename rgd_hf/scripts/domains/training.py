@@ -29,6 +29,8 @@ class DomainTrainer(WeightHistogramMixin, PredictionsMixin, ReweightedTrainer):
         kept: is given what every evaluation predicts; None to keep nothing.
     """
 
+    hidden_columns = (DOMAIN,)
+
     def __init__(
         self,
         *args: Any,
@@ -44,13 +46,6 @@ class DomainTrainer(WeightHistogramMixin, PredictionsMixin, ReweightedTrainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         return self.domain_sampler
-
-    def compute_loss(
-        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """As the Trainer's; the model is not shown the domain."""
-        inputs = {name: value for name, value in inputs.items() if name != DOMAIN}
-        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def predicted(self, outputs: Any) -> np.ndarray:
         """Class numbers int64 `[samples]`, whatever the model's `problem_type`."""

@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 import numpy as np
 from matplotlib import pyplot as plt
 
-from rgd_hf.scripts.weight_histogram import BOUNDS, HISTOGRAM
+from rgd_hf.observers.histogram import BOUNDS, HISTOGRAM
 
 COLOURS = ("#0072b2", "#d55e00")  # of Okabe and Ito: told apart by colour-blind readers and in grey
 

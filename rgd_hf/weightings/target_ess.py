@@ -10,11 +10,16 @@ This module needs torch alone.
 """
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from rgd_hf.divergences import check_losses
+from rgd_hf.weighting import Items
+from rgd_hf.weightings.base import Weighting, check_losses
+from rgd_hf.weightings.divergence import CITATION, PAPER
 
 # The inverse temperature is searched between these, in units of 1 / (largest loss - smallest loss). Below the first, all
 # weights are 1 to float32's precision; beyond the second, even neighbouring float32 losses have weights far apart.
@@ -87,3 +92,45 @@ def ess_weights(losses: Tensor, target_ess: float, reference: Tensor | None = No
     weights = torch.exp(torch.exp(low) * scaled)
     weights = weights * (total / (weights * reference).sum())
     return torch.where(counts & differ, weights, 1.0)
+
+
+@dataclass
+class TargetESS(Weighting):
+    """`exp(loss / temperature)` of mean one, the temperature found in every micro-batch; see `ess_weights`.
+
+    Source: the weights of the KL divergence of Kumar et al., TMLR 2024 (arXiv 2306.09222), whose temperature is tied to tau
+    there; that it is solved for the effective sample size is this library's own.
+
+    Args:
+        target: effective sample size as a fraction of the items of a micro-batch, above 0 and below 1; 0.9 is gentle.
+
+    Raises:
+        ValueError: `target` is not between 0 and 1.
+    """
+
+    target: float = 0.9
+
+    name: ClassVar[str] = "target_ess"
+    title: ClassVar[str] = "RGD"
+    citation: ClassVar[str | None] = CITATION
+    options: ClassVar[Mapping[str, str]] = {"target": "target_ess"}
+    compares_items = True
+
+    def __post_init__(self) -> None:
+        check_target_ess(self.target)
+
+    def weights(self, items: Items) -> Tensor:
+        """`ess_weights` of the items."""
+        return ess_weights(items.losses, self.target, items.reference)
+
+    def details(self) -> list[str]:
+        """The divergence, and the effective sample size."""
+        return ["kl", f"ESS={self.target:g}"]
+
+    def describe(self, item: str) -> str:
+        """Weights, and how their temperature was found."""
+        return (
+            f"Trained with a variant of {PAPER}: the gradient of every {item} was weighted by `exp(loss / temperature)` "
+            "of its own, detached loss, with mean one and the temperature found in every micro-batch, so that the "
+            f"effective sample size of the weights was {self.target:g} of its {item}s."
+        )

@@ -1,4 +1,4 @@
-"""Weights of rival objectives, against the gradient of the objective that each stands for."""
+"""Weights of the baselines, against the gradient of the objective that each stands for."""
 
 import math
 
@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from rgd_hf import ReweightedTrainer, ReweightedTrainingArguments
-from rgd_hf.rivals import cvar_weights, focal_weights, tilted_weights
+from rgd_hf.weightings.cvar import cvar_weights
+from rgd_hf.weightings.focal import focal_weights
+from rgd_hf.weightings.tilted import tilted_weights
 from tiny import classification_data, gradients_of, relative_error, stack, tiny_bert
 
 

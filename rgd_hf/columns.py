@@ -1,0 +1,97 @@
+"""Columns of the batches that the model is not shown: sample weights, numbers of samples, what rules and observers read."""
+
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import torch
+from torch import nn
+
+from rgd_hf.data import (
+    SAMPLE_INDEX,
+    SAMPLE_WEIGHT,
+    ColumnCollator,
+    NumberedExamples,
+    SampleWeightCollator,
+    check_numbered,
+)
+
+# A mixin stands to the left of the Trainer class that it is mixed into; type checkers see the Trainer below it.
+if TYPE_CHECKING:
+    from transformers import Trainer as TrainerBase
+
+    from rgd_hf.observers import Observer
+    from rgd_hf.weightings import Weighting
+else:
+    TrainerBase = object
+
+
+class ColumnsMixin(TrainerBase):
+    """Brings columns from the data set to the rule and the observers, past the model.
+
+    Attributes:
+        hidden_columns: further columns of the batches that the model is not shown.
+    """
+
+    hidden_columns: tuple[str, ...] = ()
+
+    if TYPE_CHECKING:
+        observers: list[Observer]
+        weighting: Weighting
+
+    def _columns_read(self) -> tuple[str, ...]:
+        """The columns that the rule and the observers read, but for the losses' own."""
+        observed = [column for observer in self.observers for column in observer.columns]
+        return tuple(dict.fromkeys([*self.weighting.columns, *observed]))
+
+    def _without_columns(self, inputs: Any) -> dict[str, Any]:
+        """`inputs` as the model is shown them, sample weights apart."""
+        hidden = {*self.hidden_columns, *self._columns_read()}
+        return {name: value for name, value in inputs.items() if name not in hidden}
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        columns: Any = self._signature_columns
+        wanted = (SAMPLE_WEIGHT, *self.hidden_columns, *self._columns_read())
+        columns += [column for column in wanted if column not in columns]
+
+    def _get_dataloader(
+        self,
+        dataset: Any,
+        description: str,
+        batch_size: int,
+        sampler_fn: Any = None,
+        is_training: bool = False,
+        dataloader_key: str | None = None,
+    ):
+        read = self._columns_read()
+        collator = self.data_collator
+        self.data_collator = SampleWeightCollator(collator)
+        for column in read:
+            dtype = torch.int64 if column == SAMPLE_INDEX else None
+            self.data_collator = ColumnCollator(self.data_collator, column, dtype)
+        if is_training and SAMPLE_INDEX in read:
+            check_numbered(dataset)
+            if isinstance(dataset, datasets.Dataset):
+                dataset = self._remove_unused_columns(dataset, description=description)
+            plain, plain_sampler = dataset, sampler_fn
+            dataset = NumberedExamples(plain)
+            # The sampler may look for columns in the data set.
+            sampler_fn = None if plain_sampler is None else lambda _: plain_sampler(plain)
+        try:
+            return super()._get_dataloader(
+                dataset, description, batch_size, sampler_fn, is_training, dataloader_key
+            )
+        finally:
+            self.data_collator = collator
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: Any,
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+        **kwargs,
+    ):
+        """As the Trainer's; the model is not shown the columns either."""
+        inputs = self._without_columns(inputs)
+        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys=ignore_keys, **kwargs)

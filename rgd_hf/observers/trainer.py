@@ -1,0 +1,87 @@
+"""How a Trainer keeps observers: shows them every micro-batch, logs what they saw, saves and restores it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rgd_hf.observers.base import Observer
+from rgd_hf.observers.statistics import WeightStatistics
+from rgd_hf.weighting import Items
+
+# A mixin stands to the left of the Trainer class that it is mixed into; type checkers see the Trainer below it.
+if TYPE_CHECKING:
+    from transformers import Trainer as TrainerBase
+else:
+    TrainerBase = object
+
+
+class ObserversMixin(TrainerBase):
+    """Observers of the items that are trained on; the statistics of the weights are the first."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        self.statistics = WeightStatistics()
+        self.observers: list[Observer] = [self.statistics]
+        super().__init__(*args, **kwargs)
+        self.statistics.reset(self.args.device)
+
+    def add_observer(self, observer: Observer | type[Observer]) -> None:
+        """Let `observer` look at the items of every training micro-batch and their weights, from the next training on.
+
+        Args:
+            observer: an object, or a class that is made without arguments.
+
+        Raises:
+            TypeError: it is no observer.
+            ValueError: another one has the same name.
+            RuntimeError: a training is under way.
+        """
+        observer = observer() if isinstance(observer, type) else observer
+        if not isinstance(observer, Observer):
+            raise TypeError(
+                f"add_observer takes an rgd_hf.observers.Observer, not {type(observer).__name__}."
+            )
+        if observer.name in [other.name for other in self.observers]:
+            raise ValueError(
+                f"The Trainer has an observer named {observer.name!r} already: its file in checkpoints has that name. Set "
+                f"another name on {type(observer).__name__}."
+            )
+        if self.is_in_train:
+            raise RuntimeError("Observers look at whole trainings: add them before train().")
+        self.observers.append(observer)
+
+    def _start_observers(self) -> None:
+        for observer in self.observers:
+            observer.start(self)
+            observer.reset(self.args.device)
+
+    @torch.no_grad()
+    def _show_observers(self, items: Items, weights: Tensor) -> None:
+        for observer in self.observers:
+            observer.observe(items, weights, self.state.global_step + 1)
+
+    def _collect(self, observer: Observer) -> dict[str, Any]:
+        """What `observer` saw since the last log; every process has to call it."""
+        found = observer.collect(observer.merged(self.accelerator))
+        observer.reset(self.args.device, observer.kept)
+        return found
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        for observer in self.observers:
+            state = observer.merged(self.accelerator)
+            if self.args.should_save:
+                save_file(state, str(Path(output_dir) / f"{observer.name}.safetensors"))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        for observer in self.observers:
+            path = Path(checkpoint) / f"{observer.name}.safetensors"
+            if path.is_file():
+                observer.load(load_file(str(path)), self.accelerator.is_main_process)
+            else:
+                observer.missing(checkpoint)

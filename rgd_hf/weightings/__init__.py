@@ -1,0 +1,47 @@
+"""One weighting, one file: each rule says what it is, and Trainer, logs, model card and tables ask it.
+
+A new rule is a file beside these and a row in `WEIGHTINGS`; a rule of a user's own needs neither (docs/extend.md).
+"""
+
+from rgd_hf.weightings.base import Weighting, WeightsError
+from rgd_hf.weightings.chi2 import Chi2
+from rgd_hf.weightings.cvar import CVaR
+from rgd_hf.weightings.divergence import Divergence
+from rgd_hf.weightings.focal import Focal
+from rgd_hf.weightings.function import Function
+from rgd_hf.weightings.group_dro import GroupDRO
+from rgd_hf.weightings.kl import KL
+from rgd_hf.weightings.reverse_kl import ReverseKL
+from rgd_hf.weightings.target_ess import TargetESS
+from rgd_hf.weightings.tilted import Tilted
+from rgd_hf.weightings.uniform import Uniform
+
+WEIGHTINGS: dict[str, type[Weighting]] = {
+    "kl": KL,
+    "chi2": Chi2,
+    "reverse_kl": ReverseKL,
+    "target_ess": TargetESS,
+    "focal": Focal,
+    "tilted": Tilted,
+    "cvar": CVaR,
+    "group_dro": GroupDRO,
+    "none": Uniform,
+}
+"""The rules by the name that `reweighting` chooses them by."""
+
+__all__ = [
+    "KL",
+    "WEIGHTINGS",
+    "CVaR",
+    "Chi2",
+    "Divergence",
+    "Focal",
+    "Function",
+    "GroupDRO",
+    "ReverseKL",
+    "TargetESS",
+    "Tilted",
+    "Uniform",
+    "Weighting",
+    "WeightsError",
+]

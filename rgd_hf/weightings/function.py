@@ -1,0 +1,136 @@
+"""Weights by a function of a user's own: the shortest way from an idea to a correct run.
+
+This module needs torch alone.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rgd_hf.weighting import Items
+from rgd_hf.weightings.base import Scalar, Weighting, checked_weights, qualified_name
+
+WeightFunction = Callable[..., Tensor]
+"""`losses -> weights` or `(losses, reference) -> weights`, all float32 `[items]`."""
+
+_PROBED = 8
+
+
+class Function(Weighting):
+    """Weights by `function`, whose items are those of one micro-batch on one process, tokens and samples alike in a row.
+
+    Args:
+        function: `losses -> weights`: float32 losses `[items]` to weights `[items]`, non-negative and finite; detached or
+            not. It is given those items alone that count. Or `(losses, reference) -> weights`, which is given all of them:
+            `reference`, float32 `[items]`, is the weight of each in the data, 0 for items that do not count, whose losses
+            are 0 and whose weights are not read.
+
+    Raises:
+        TypeError: `function` cannot be called.
+        WeightsError: in training, it did not return one weight an item.
+
+    Note:
+        A function that takes losses alone is tried on the first batch. Where an item's weight depends on the other items,
+        those that do not count (padding, labels of -100, a `sample_weight` of 0) have to be left out before it is called,
+        and the host waits for the device in every micro-batch to know how many there are; a function that takes the
+        reference too does that for itself.
+    """
+
+    def __init__(self, function: WeightFunction):
+        if not callable(function):
+            raise TypeError(
+                "reweighting is the name of a rule, an object of rgd_hf.weightings, or a function of losses [items] to "
+                f"weights [items], not {function!r}."
+            )
+        self.function = function
+        self.takes_reference = _positional_parameters(function) > 1
+        self._by_own_loss: bool | None = None
+
+    @property
+    def function_name(self) -> str:
+        """Where the function comes from: `"module.name"`."""
+        return qualified_name(_innermost(self.function))
+
+    @property
+    def giver(self) -> str:
+        """What messages about wrong weights call it."""
+        return f"The weighting function {self.function_name}"
+
+    def weights(self, items: Items) -> Tensor:
+        """The function's weights; 1 for items that do not count."""
+        losses, reference = items.losses.detach().float().flatten(), items.reference.flatten()
+        if self.takes_reference:
+            return self._call(losses, reference).view(items.losses.shape)
+        if self._by_own_loss is None:
+            self._by_own_loss = self._depends_on_own_loss_alone(losses[reference > 0])
+        if self._by_own_loss:
+            return self._call(losses).view(items.losses.shape)
+        counted = (reference > 0).nonzero().squeeze(1)
+        weights = torch.ones_like(losses)
+        if len(counted):
+            weights[counted] = self._call(losses[counted])
+        return weights.view(items.losses.shape)
+
+    def _call(self, losses: Tensor, *reference: Tensor) -> Tensor:
+        return checked_weights(self.function(losses, *reference), losses, self.giver)
+
+    def _depends_on_own_loss_alone(self, losses: Tensor) -> bool | None:
+        """Whether items have the same weights alone as beside one another; None where that cannot be told."""
+        if len(losses) < 2:
+            return None
+        together = self._call(losses)
+        order = losses.argsort()
+        chosen = order[torch.linspace(0, len(order) - 1, min(_PROBED, len(order))).long()]
+        try:
+            alone = torch.cat([self._call(losses[i : i + 1]) for i in chosen.tolist()])
+        except Exception:
+            return False  # it needs several items
+        return torch.allclose(alone, together[chosen], rtol=1e-4, atol=1e-6, equal_nan=True)
+
+    def get_config(self) -> dict[str, Any]:
+        """The function's name, and the settings of a `functools.partial`."""
+        return {"name": self.function_name, **self.settings()}
+
+    def settings(self) -> dict[str, Scalar]:
+        """Those of a `functools.partial` that are numbers or strings."""
+        given = self.function.keywords if isinstance(self.function, functools.partial) else {}
+        return {k: v for k, v in given.items() if v is None or isinstance(v, bool | int | float | str)}
+
+    def method_name(self, *details: str) -> str:
+        """The function's name, without its module."""
+        shown = ", ".join([*self.details(), *details])
+        name = self.function_name.rsplit(".", 1)[-1]
+        return f"{name} ({shown})" if shown else name
+
+    def describe(self, item: str) -> str:
+        """The function's name and the first paragraph of its docstring."""
+        function = _innermost(self.function)
+        text = inspect.getdoc(function) if inspect.isroutine(function) else None
+        said = " ".join((text or "").split("\n\n")[0].split())
+        settings = ", ".join(f"{name} = {value}" for name, value in self.settings().items())
+        prose = (
+            f"Trained with weights by a function of the author's own, `{self.function_name}`{f' ({settings})' if settings else ''}: "
+            f"in each optimization step, it was given the losses of the {item}s of a micro-batch, and the gradient of every "
+            f"{item} was weighted by what it returned."
+        )
+        return f"{prose} {said}".strip()
+
+
+def _innermost(function: Any) -> Any:
+    while isinstance(function, functools.partial):
+        function = function.func
+    return function
+
+
+def _positional_parameters(function: Any) -> int:
+    """How many arguments `function` has to be given by position."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return 1  # of torch's own, which tell nothing
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(p.kind in kinds and p.default is inspect.Parameter.empty for p in parameters)

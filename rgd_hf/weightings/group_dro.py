@@ -1,0 +1,188 @@
+"""Group distributionally robust optimization (GroupDRO): groups with high losses count more.
+
+This module needs torch alone.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from rgd_hf.weighting import Items
+from rgd_hf.weightings.base import Weighting
+from rgd_hf.weightings.uniform import Uniform
+
+
+@dataclass
+class GroupDRO(Weighting):
+    """`sum_g q_g * mean loss of group g`, where the group weights q follow the losses by exponentiated gradient ascent.
+
+    `q_g <- q_g * exp(step_size * mean loss of g)`, then scaled to sum to one. So the weight of an item is
+    `q_g * N / N_g`, N the items of the whole step and N_g those of its group; another rule may weight items within the
+    groups. Group weights are updated with the plain mean losses of a whole optimizer step (all micro-batches, all processes)
+    and used from the next step on: in one pass over the data no step can be weighted by losses that its later
+    micro-batches have yet to show, and so a step is the same however it is cut. A group that a step has no item of keeps
+    its weight, up to the scaling, and adds nothing to that step's objective.
+
+    Source: Sagawa, Koh, Hashimoto, Liang, "Distributionally Robust Neural Networks for Group Shifts", ICLR 2020,
+    Algorithm 1.
+
+    Args:
+        num_groups: number of groups; each sample's group is a whole number below it.
+        step_size: of the exponentiated gradient ascent.
+        column: the column of the batches that holds the groups, int `[batch]`. The model never sees it.
+        names: of the groups, for the logs (default: the numbers).
+        within: the rule that weights the items of a group; by default all weigh the same.
+
+    Raises:
+        ValueError: `num_groups` is below 1, `step_size` is negative, or there are not `num_groups` names; in training: a
+            batch lacks the column, or the first step has a group that is not below `num_groups`.
+    """
+
+    num_groups: int
+    step_size: float = 0.01
+    column: str = "group"
+    names: list[str] | None = None
+    within: Weighting = field(default_factory=Uniform)
+
+    name: ClassVar[str] = "group_dro"
+    title: ClassVar[str] = "GroupDRO"
+    citation: ClassVar[str | None] = """\
+@inproceedings{sagawa2020distributionally,
+  title     = {Distributionally Robust Neural Networks for Group Shifts: On the Importance of Regularization for Worst-Case
+               Generalization},
+  author    = {Sagawa, Shiori and Koh, Pang Wei and Hashimoto, Tatsunori B. and Liang, Percy},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2020},
+  url       = {https://arxiv.org/abs/1911.08731}
+}"""
+
+    def __post_init__(self) -> None:
+        if self.num_groups < 1 or self.step_size < 0:
+            raise ValueError(
+                f"GroupDRO needs at least one group and a step size of at least 0, not num_groups={self.num_groups} and "
+                f"group_step_size={self.step_size}."
+            )
+        if self.names is not None and len(self.names) != self.num_groups:
+            raise ValueError(f"group_names has {len(self.names)} names for num_groups={self.num_groups}.")
+        self.columns = (self.column, *self.within.columns)
+        self.compares_items = self.within.compares_items
+        self._share: Tensor | None = None
+        self._checked = False
+
+    # --- group weights ----------------------------------------------------------------------------------------------
+
+    def initial_state(self) -> dict[str, Tensor]:
+        """Equal group weights, float32 `[num_groups]`, that sum to one."""
+        return {"group_weights": torch.full((self.num_groups,), 1 / self.num_groups)}
+
+    def reset(self, device: torch.device | str = "cpu") -> None:
+        """Begin anew with equal group weights."""
+        super().reset(device)
+        self._share, self._checked = None, False
+
+    def counts(self, items: Items) -> Tensor:
+        """Reference weight of each group's items, float32 `[num_groups]`."""
+        groups, reference = self._groups(items), items.reference
+        if not self._checked:
+            self._check(groups)
+        counts = torch.zeros(self.num_groups, device=reference.device)
+        return counts.index_add_(0, groups, reference.reshape(len(groups), -1).sum(dim=1))
+
+    def begin_step(self, counts: Tensor) -> None:
+        """Divide the group weights among the groups' items."""
+        weights = self.state["group_weights"]
+        self._share = torch.where(counts > 0, weights * counts.sum() / counts, 0.0)
+
+    def sums(self, items: Items) -> Tensor:
+        """Losses and reference weight of each group, float32 `[2, num_groups]`."""
+        groups = self._groups(items)
+        losses = items.losses.reshape(len(groups), -1)
+        reference = items.reference.reshape(len(groups), -1)
+        rows = torch.stack([(reference * losses).sum(dim=1), reference.sum(dim=1)])
+        return torch.zeros(2, self.num_groups, device=rows.device).index_add_(1, groups, rows)
+
+    def update(self, sums: Tensor) -> None:
+        """Take the ascent step."""
+        losses, reference = sums
+        means = torch.where(reference > 0, losses / reference, 0.0)
+        # A bad loss is reported by the Trainer; it must not turn all weights into NaN first.
+        ascent = self.step_size * means.nan_to_num(nan=0.0, posinf=0.0)
+        weights = self.state["group_weights"]
+        self.state["group_weights"] = torch.softmax(weights.log() + ascent, dim=0)
+
+    # --- weights ----------------------------------------------------------------------------------------------------
+
+    def weights(self, items: Items) -> Tensor:
+        """Weights of the groups, times those within them."""
+        group_weights = self.plain_weights(items)
+        return group_weights * self.within.weights(items._replace(reference=items.reference * group_weights))
+
+    def plain_weights(self, items: Items) -> Tensor:
+        """Weights of the groups alone."""
+        if self._share is None:
+            self.begin_step(self.counts(items))
+        groups, share = self._groups(items), self._share
+        assert share is not None
+        return share[groups].reshape(-1, *[1] * (items.losses.dim() - 1)).expand(items.losses.shape)
+
+    def _groups(self, items: Items) -> Tensor:
+        groups = items.batch.get(self.column)
+        if groups is None:
+            raise ValueError(
+                f"GroupDRO needs the column {self.column!r} (a group's number for every sample) in every training batch, "
+                f"but this batch has only {', '.join(sorted(items.batch))}. Set group_column, and keep the column in the "
+                "data collator."
+            )
+        return torch.as_tensor(groups, device=items.reference.device).reshape(-1).long()
+
+    def _check(self, groups: Tensor) -> None:
+        # On the first micro-batch alone, because it waits for the device.
+        low, high = int(groups.min()), int(groups.max())
+        if low < 0 or high >= self.num_groups:
+            raise ValueError(
+                f"The column {self.column!r} of the first step has groups from {low} to {high}, but "
+                f"num_groups={self.num_groups} allows 0 to {self.num_groups - 1}."
+            )
+        self._checked = True
+
+    def clips_above(self) -> float | Tensor:
+        """As within the groups."""
+        return self.within.clips_above()
+
+    # --- words ------------------------------------------------------------------------------------------------------
+
+    def get_config(self) -> dict[str, Any]:
+        """Name and settings, those of the rule within the groups in a dict of their own."""
+        return {**super().get_config(), "names": self.names, "within": self.within.get_config()}
+
+    def logs(self) -> dict[str, float]:
+        """`group_weight_<name>`, with the last step's losses in them."""
+        names = self.names or [str(number) for number in range(self.num_groups)]
+        weights = dict(zip(names, self.state["group_weights"].tolist(), strict=True))
+        return {f"group_weight_{name}": weight for name, weight in weights.items()} | self.within.logs()
+
+    def details(self) -> list[str]:
+        """The step size, and the rule within the groups."""
+        own = [f"step size={self.step_size:g}"]
+        return own if self.within.is_plain else [*own, self.within.method_name()]
+
+    def describe(self, item: str) -> str:
+        """How groups were weighted, and what was done within them."""
+        paper = "[group distributionally robust optimization](https://arxiv.org/abs/1911.08731)"
+        prose = (
+            f"Trained with {paper} (GroupDRO): the objective was the weighted sum of the mean losses of {self.num_groups} "
+            f"groups (column `{self.column}`), whose weights were multiplied by `exp({self.step_size:g} * mean loss)` of the "
+            "group after every optimization step and scaled to sum to one."
+        )
+        return prose if self.within.is_plain else f"{prose} Within the groups: {self.within.describe(item)}"
+
+    def citations(self) -> list[str]:
+        """GroupDRO's, and those of the rule within the groups."""
+        return [*super().citations(), *self.within.citations()]
+
+    def advice(self, statistics: Mapping[str, float]) -> str | None:
+        """That of the rule within the groups."""
+        return self.within.advice(statistics)

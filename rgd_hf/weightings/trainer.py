@@ -1,0 +1,163 @@
+"""How a Trainer holds its rule: chosen three ways, told of every step, saved and restored, described for the card."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rgd_hf.weighting import Items
+from rgd_hf.weightings import WEIGHTINGS, Weighting, WeightsError
+from rgd_hf.weightings.base import checked_weights, qualified_name
+from rgd_hf.weightings.choice import option_names, weighting_of
+
+# A mixin stands to the left of the Trainer class that it is mixed into; type checkers see the Trainer below it.
+if TYPE_CHECKING:
+    from transformers import Trainer as TrainerBase
+else:
+    TrainerBase = object
+
+STATE_NAME = "weighting.safetensors"
+
+
+class WeightingMixin(TrainerBase):
+    """The rule that weights the items of a training, and its state over the steps."""
+
+    _weighting: Weighting | None = None
+    _weighting_settings: tuple | None = None
+    _step_sums: Tensor | None = None
+
+    @property
+    def weighting(self) -> Weighting:
+        """The rule in use: the object or function that the Trainer was given, else the one that its arguments name."""
+        # A hyper-parameter search writes into the arguments.
+        settings = tuple(getattr(self.args, name) for name in sorted(option_names()))
+        if self._weighting is None or settings != self._weighting_settings:
+            self._set_weighting(weighting_of(self.args))
+        assert self._weighting is not None
+        return self._weighting
+
+    def _set_weighting(self, rule: Weighting) -> None:
+        self._weighting = self._complete(rule)
+        self._weighting_settings = tuple(getattr(self.args, name) for name in sorted(option_names()))
+
+    def _complete(self, rule: Weighting) -> Weighting:
+        """The rule that a class of Trainers makes of the chosen one."""
+        return rule
+
+    @property
+    def weigh_override(self) -> str | None:
+        """Where `weigh` is overridden: the name of that method; None where the rule alone decides."""
+        definer = next(cls for cls in type(self).__mro__ if "weigh" in vars(cls))
+        return None if definer is WeightingMixin else f"{qualified_name(definer)}.weigh"
+
+    @property
+    def reweights(self) -> bool:
+        """Whether anything but plain training (ERM) goes on."""
+        return not self.weighting.is_plain or self.weigh_override is not None
+
+    def weigh(self, items: Items, inputs: Any) -> Tensor:
+        """Weights of the items of a training micro-batch, by the rule; in steps that the schedule leaves out, all 1.
+
+        A class that overrides it is told of in the model card and has its weights checked, but a function or an object as
+        `reweighting` is simpler.
+
+        Args:
+            items: un-reduced losses and reference weights, `[batch]` or `[batch, tokens]`.
+            inputs: the batch they belong to, labels and `sample_weight` included.
+
+        Returns:
+            Detached float32 weights of the shape of `items.losses`, without the reference weights.
+        """
+        args, step, steps = self.args, self.state.global_step, self.state.max_steps
+        started = step >= args.reweighting_warmup_ratio * steps  # type: ignore[attr-defined]
+        stopped = args.reweighting_stop_ratio < 1 and step >= args.reweighting_stop_ratio * steps  # type: ignore[attr-defined]
+        items = items._replace(losses=items.losses.detach())
+        with torch.no_grad():
+            return (
+                self.weighting.weights(items)
+                if started and not stopped
+                else self.weighting.plain_weights(items)
+            )
+
+    def _weights_of(self, items: Items, inputs: Any) -> Tensor:
+        """What `weigh` gives, checked.
+
+        Raises:
+            WeightsError: it is no tensor, or not of the shape of the losses.
+        """
+        rule = self.weighting
+        giver = self.weigh_override or rule.giver
+        try:
+            weights = checked_weights(self.weigh(items, inputs), items.losses, giver)
+        except WeightsError as error:
+            raise WeightsError(f"{error} (optimizer step {self.state.global_step + 1}).") from None
+        if WEIGHTINGS.get(rule.name) is type(rule) and self.weigh_override is None:
+            return weights
+        # Nobody reads the weight of an item that does not count, but 0 * inf is NaN.
+        return torch.where(items.reference > 0, weights, 1.0)
+
+    # --- steps ------------------------------------------------------------------------------------------------------
+
+    def _start_rule(self) -> None:
+        self.weighting.reset(self.args.device)
+        self._step_sums = None
+
+    @torch.no_grad()
+    def _tell_rule(self, micro_batches: Iterable[Items], of_all_processes: bool = True) -> None:
+        """Tell the rule of a step before its first forward pass."""
+        counts: Tensor | None = None
+        for items in micro_batches:
+            found = self.weighting.counts(items)
+            if found is None:
+                return
+            counts = found if counts is None else counts + found
+        if counts is not None:
+            self.weighting.begin_step(
+                self.accelerator.reduce(counts, reduction="sum") if of_all_processes else counts
+            )
+
+    @torch.no_grad()
+    def _add_sums(self, items: Items) -> None:
+        """Add up what the rule needs to know of a micro-batch."""
+        sums = self.weighting.sums(items)
+        if sums is not None:
+            self._step_sums = sums if self._step_sums is None else self._step_sums + sums
+
+    @torch.no_grad()
+    def _end_step(self) -> None:
+        """Let the rule take in what was added up over a step, on all processes; nothing where it has."""
+        if self._step_sums is not None:
+            sums, self._step_sums = self._step_sums, None
+            self.weighting.update(self.accelerator.reduce(sums, reduction="sum"))
+
+    # --- checkpoints ------------------------------------------------------------------------------------------------
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        self._end_step()
+        rule = self.weighting
+        state = rule.state_dict()
+        if state and self.args.should_save:
+            config = {"weighting": json.dumps(rule.get_config())}
+            tensors = {name: value.detach().contiguous() for name, value in state.items()}
+            save_file(tensors, str(Path(output_dir) / STATE_NAME), metadata=config)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None or not self.weighting.state_dict():
+            return
+        state = self._saved_rule_state(Path(checkpoint))
+        if state is None:
+            raise ValueError(
+                f"{checkpoint} has no {STATE_NAME}, the state of {self.weighting.method_name()}: it was written with "
+                "another rule. Resume with that rule, or start a new training from the model of the checkpoint."
+            )
+        self.weighting.load_state_dict(state)
+
+    def _saved_rule_state(self, checkpoint: Path) -> dict[str, Tensor] | None:
+        path = checkpoint / STATE_NAME
+        return load_file(str(path)) if path.is_file() else None

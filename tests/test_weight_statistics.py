@@ -1,0 +1,107 @@
+"""What the logs say of the weights: against all items by hand, from log to log, and over resumes."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from rgd_hf.divergences import rgd_weights
+from rgd_hf.observers import NonFiniteLossError, WeightStatistics
+from rgd_hf.observers.statistics import stop_if_not_finite
+from rgd_hf.weighting import Items
+from rgd_hf.weightings import KL
+
+
+class OneProcess:
+    """What an observer needs of accelerate."""
+
+    @staticmethod
+    def gather(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
+
+    @staticmethod
+    def reduce(tensor: torch.Tensor, reduction: str) -> torch.Tensor:
+        return tensor
+
+
+def statistics_of(limit: float = math.inf) -> WeightStatistics:
+    statistics = WeightStatistics()
+    statistics.reset(torch.device("cpu"))
+    statistics.limit = limit
+    return statistics
+
+
+def log(statistics: WeightStatistics) -> dict[str, float]:
+    found = statistics.collect(statistics.merged(OneProcess))
+    statistics.reset(torch.device("cpu"), statistics.kept)
+    return found
+
+
+def by_hand(
+    losses: torch.Tensor, reference: torch.Tensor, weights: torch.Tensor, limit: float
+) -> dict[str, Any]:
+    """Of the items whose reference weight is 1; all others have 0."""
+    w, x = weights[reference > 0].double(), losses[reference > 0].double()
+    return {
+        "weight_mean": w.mean().item(),
+        "weight_max": w.max().item(),
+        "effective_sample_size": (w.sum() ** 2 / (len(w) * (w**2).sum())).item(),
+        "clipped_fraction": (x > limit).double().mean().item(),
+        "unweighted_loss": x.mean().item(),
+    }
+
+
+def test_every_statistic_is_that_of_the_items_since_the_last_log():
+    """Three logs, the largest weights and losses in the first: nothing of it may stand in the next."""
+    generator, statistics = torch.Generator().manual_seed(0), statistics_of(limit=1.0)
+    found = []
+    for scale in (3.0, 1.0, 2.0):
+        losses = torch.rand(30, generator=generator) * scale
+        reference = (torch.rand(30, generator=generator) > 0.3).float()
+        weights = rgd_weights(losses, tau=4.0)
+        for part in (slice(0, 7), slice(7, 30)):
+            items = Items(losses[part] * reference[part], reference[part])
+            statistics.observe(items, weights[part], step=1)
+        found.append(log(statistics))
+        assert found[-1] == pytest.approx(by_hand(losses, reference, weights, 1.0), rel=1e-5)
+    assert found[0]["weight_max"] > found[2]["weight_max"] > found[1]["weight_max"]
+    assert log(statistics) == {}
+    assert statistics.first_bad_steps(OneProcess.gather) == (math.inf, math.inf)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_the_first_bad_steps_are_remembered_over_logs(bad):
+    statistics = statistics_of()
+    weights = {4: math.nan, 5: -0.5, 6: -0.5}
+    for step, loss in enumerate([1.0, bad, bad, 1.0, 1.0, 1.0], start=1):
+        weight = weights.get(step, 1.0)
+        statistics.observe(Items(torch.tensor([loss]), torch.ones(1)), torch.tensor([weight]), step=step)
+        log(statistics)
+    assert statistics.first_bad_steps(OneProcess.gather) == (2, 4)
+    with pytest.raises(NonFiniteLossError, match="step 2,"):
+        stop_if_not_finite(2.0, "somewhere")
+
+
+@pytest.mark.parametrize("weight", [-1e-3, math.nan, math.inf, -math.inf])
+def test_a_weight_that_cannot_be_used_is_seen_among_others(weight):
+    statistics = statistics_of()
+    for step in (1, 2, 3):
+        weights = torch.tensor([1.0, 2.0, weight if step > 1 else 1.0])
+        statistics.observe(Items(torch.ones(3), torch.ones(3)), weights, step=step)
+    assert statistics.first_bad_steps(OneProcess.gather) == (math.inf, 2)
+
+
+def test_the_weight_of_an_item_that_does_not_count_is_no_bad_weight():
+    statistics = statistics_of()
+    items = Items(torch.tensor([1.0, 0.0]), torch.tensor([1.0, 0.0]))
+    statistics.observe(items, torch.tensor([2.0, -1.0]), step=1)
+    assert statistics.first_bad_steps(OneProcess.gather) == (math.inf, math.inf)
+    assert log(statistics)["weight_max"] == 2.0
+
+
+def test_saturation_is_warned_of_with_a_remedy():
+    advice = KL(tau=1.0).advice({"clipped_fraction": 0.9, "unweighted_loss": 1.8})
+    assert advice is not None and "--tau 3.6" in advice and "90%" in advice
+    assert KL(tau=1.0).advice({"clipped_fraction": 0.5, "unweighted_loss": 1.8}) is None
+    assert KL(tau=1.0).advice({}) is None
