@@ -115,3 +115,7 @@ check-gpu: $(VENV)/.dev  ## Check the library on this machine's GPU: correctness
 .PHONY: bench-overhead
 bench-overhead: $(VENV)/.recipes  ## Measure what re-weighting costs: step time and peak memory against the stock Trainer
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/cost/overhead.py
+
+.PHONY: bench-lm
+bench-lm: $(VENV)/.recipes  ## Measure token losses of language models: time and peak memory with logits, without, by others
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/cost/lm.py
