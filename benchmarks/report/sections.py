@@ -25,6 +25,7 @@ from benchmarks.report.methods import method_title
 from benchmarks.report.parts import Breakdown, by_difficulty, by_frequency
 from benchmarks.report.plots import plot_breakdowns, plot_methods
 from benchmarks.report.plots_training import logged_curves, plot_training
+from benchmarks.report.selection import by_rule
 from benchmarks.report.summary import (
     Row,
     Tuning,
@@ -81,7 +82,7 @@ def section(records: Records, dataset: str) -> tuple[list[str], Pictures]:
         _chance(found),
         "",
     ]
-    lines += _beyond(records, dataset, found)
+    lines += [*_beyond(records, dataset, found), *by_rule(records, dataset)]
     pictures: Pictures = {}
     others = [row for row in found if row.method != BASELINE and row.difference.n]
     if others:

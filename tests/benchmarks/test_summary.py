@@ -7,6 +7,7 @@ from study_lines import study
 
 from benchmarks.report.lines import Records, candidate_of
 from benchmarks.report.parts import by_difficulty, by_frequency, correctness
+from benchmarks.report.selection import by_rule
 from benchmarks.report.summary import (
     all_verdicts,
     difference,
@@ -119,3 +120,33 @@ def test_samples_survive_packing():
     bits = np.random.default_rng(0).random(413) < 0.7
     assert (correctness(run("a", "erm", 0, 0.5, samples=packed(list(bits)))) == bits).all()
     assert correctness(run("a", "erm", 0, 0.5)) is None
+
+
+def test_rules_choose_among_the_checkpoints_of_every_held_out_domain():
+    """Training domains prefer the first checkpoint, the oracle sees the last."""
+
+    def point(step, training, test, out):
+        return {"step": step, "x_out_accuracy": training, "y_out_accuracy": training, "x_in_ece": 0, "y_in_ece": 0} | {
+            "x_in_accuracy": test, "y_in_accuracy": test, "extra": out
+        }  # fmt: skip
+
+    lines = [
+        run(
+            "d",
+            method,
+            seed,
+            0.5,
+            part=part,
+            parts=2,
+            candidate="lr1",
+            checkpoints=[point(1, 0.9, 0.3, 0), point(2, 0.5, last, 0)],
+        )
+        | {"cell": f"d/{method}/{part}/{seed}", "metrics": {}}
+        for method, last in (("erm", 0.6), ("kl_tau1", 0.8))
+        for seed in (0, 1)
+        for part in ("x", "y")
+    ]
+    text = "\n".join(by_rule(Records({}, {}, {}, {"d": lines}), "d"))
+    chosen, oracle = text.split("by test-domain oracle")
+    assert "| KL, τ = 1 | 30.00 ± 0.00 | = 0.00 [0.00, 0.00] |" in chosen
+    assert "| KL, τ = 1 | 80.00 ± 0.00 | ▲ +20.00 [+20.00, +20.00] |" in oracle

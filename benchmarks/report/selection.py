@@ -1,0 +1,73 @@
+"""What other rules than the study's would have chosen among the checkpoints of trainings on several domains."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from benchmarks.report.formats import marked, mean_and_spread, table
+from benchmarks.report.lines import BASELINE, Record, Records, candidate_of
+from benchmarks.report.methods import in_order, method_title
+from rgd_hf.scripts.domains.selection import RULES
+from rgd_hf.statistics import mean_interval
+
+
+def by_rule(records: Records, dataset: str) -> list[str]:
+    """Markdown: a table a rule of DomainBed, one row a method; none where no line has checkpoints.
+
+    A rule chooses among the checkpoints of all settings that a seed was finally trained with, of each held-out domain; the
+    score is the mean accuracy over these domains.
+    """
+    lines: list[str] = []
+    runs = records.checkpointed.get(dataset, ())
+    for title, rule in RULES.values():
+        scores = {method: _scores(of_method, rule) for method, of_method in _by_method(runs).items()}
+        scores = {method: found for method, found in scores.items() if found}
+        if BASELINE not in scores:
+            continue
+        body = []
+        for method in in_order(set(scores)):
+            pairs = [
+                100 * (s - scores[BASELINE][seed])
+                for seed, s in scores[method].items()
+                if seed in scores[BASELINE]
+            ]
+            difference = "" if method == BASELINE else marked(mean_interval(pairs))
+            body.append([method_title(method), mean_and_spread(list(scores[method].values())), difference])
+        lines += [*table([f"by {title}", "accuracy (%, ± sd)", "− ERM (points)"], body), ""]
+    return lines
+
+
+def _by_method(runs: Sequence[Record]) -> dict[str, list[Record]]:
+    found: dict[str, list[Record]] = {}
+    for run in runs:
+        found.setdefault(run["method"], []).append(run)
+    return found
+
+
+def _scores(runs: Sequence[Record], rule: Any) -> dict[int, float]:
+    """By seed, of those in which every held-out domain has a checkpoint that the rule chose."""
+    domains = sorted({str(run["part"]) for run in runs if "+" not in run.get("part", "+")})
+    found = {}
+    for seed in sorted({run["seed"] for run in runs}):
+        of_seed = [_as_a_rule_reads_it(run) for run in runs if run["seed"] == seed]
+        choices = [rule(of_seed, domain, _environments(runs)) for domain in domains]
+        if domains and all(choice is not None for choice in choices):
+            found[seed] = float(np.mean([choice.accuracy for choice in choices]))
+    return found
+
+
+def _as_a_rule_reads_it(run: Record) -> Mapping[str, Any]:
+    parts = str(run["part"]).split("+")
+    return {
+        "name": run["cell"],
+        "held_out": parts,
+        "draw": candidate_of(run),
+        "checkpoints": run["checkpoints"],
+    }
+
+
+def _environments(runs: Sequence[Record]) -> list[str]:
+    suffix = "_out_accuracy"
+    names = {name for run in runs for name in run["checkpoints"][0] if name.endswith(suffix)}
+    return sorted(name.removesuffix(suffix) for name in names)
