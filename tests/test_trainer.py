@@ -17,6 +17,7 @@ from transformers import (
 from rgd_hf import ReweightedTrainer, ReweightedTrainingArguments, rgd_surrogate, rgd_weights
 from rgd_hf.divergences import divergences
 from rgd_hf.trainer import NonFiniteLossError
+from rgd_hf.weightings import WEIGHTINGS
 from tiny import (
     classification_data,
     gradients_of,
@@ -293,7 +294,7 @@ class TestSettings:
         [
             (
                 {"reweighting": "kld"},
-                "'kl', 'chi2', 'reverse_kl', 'target_ess', 'focal', 'tilted', 'cvar', 'group_dro', 'none'",
+                ", ".join(map(repr, WEIGHTINGS)),
             ),
             ({"tau": -1.0}, "positive, finite"),
             ({"reweighting_level": "word"}, "'auto', 'sample', 'token'"),
