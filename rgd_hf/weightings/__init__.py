@@ -11,6 +11,7 @@ from rgd_hf.weightings.focal import Focal
 from rgd_hf.weightings.function import Function
 from rgd_hf.weightings.group_dro import GroupDRO
 from rgd_hf.weightings.kl import KL
+from rgd_hf.weightings.lin_upper import LinUpper
 from rgd_hf.weightings.reverse_kl import ReverseKL
 from rgd_hf.weightings.target_ess import TargetESS
 from rgd_hf.weightings.tilted import Tilted
@@ -24,6 +25,7 @@ WEIGHTINGS: dict[str, type[Weighting]] = {
     "focal": Focal,
     "tilted": Tilted,
     "cvar": CVaR,
+    "lin_upper": LinUpper,
     "group_dro": GroupDRO,
     "none": Uniform,
 }
@@ -38,6 +40,7 @@ __all__ = [
     "Focal",
     "Function",
     "GroupDRO",
+    "LinUpper",
     "ReverseKL",
     "TargetESS",
     "Tilted",
