@@ -12,6 +12,7 @@ from rgd_hf.weightings.function import Function
 from rgd_hf.weightings.group_dro import GroupDRO
 from rgd_hf.weightings.kl import KL
 from rgd_hf.weightings.lin_upper import LinUpper
+from rgd_hf.weightings.relative_kl import RelativeKL
 from rgd_hf.weightings.reverse_kl import ReverseKL
 from rgd_hf.weightings.target_ess import TargetESS
 from rgd_hf.weightings.tilted import Tilted
@@ -22,6 +23,7 @@ WEIGHTINGS: dict[str, type[Weighting]] = {
     "chi2": Chi2,
     "reverse_kl": ReverseKL,
     "target_ess": TargetESS,
+    "relative_kl": RelativeKL,
     "focal": Focal,
     "tilted": Tilted,
     "cvar": CVaR,
@@ -41,6 +43,7 @@ __all__ = [
     "Function",
     "GroupDRO",
     "LinUpper",
+    "RelativeKL",
     "ReverseKL",
     "TargetESS",
     "Tilted",

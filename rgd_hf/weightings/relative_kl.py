@@ -1,0 +1,113 @@
+"""Weights of the KL divergence whose unit is the running mean of the losses.
+
+This module needs torch alone.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from rgd_hf.weighting import Items
+from rgd_hf.weightings.base import Weighting, check_losses
+from rgd_hf.weightings.divergence import CITATION, PAPER, check_tau
+
+
+@dataclass
+class RelativeKL(Weighting):
+    """`exp(z)` with `z = min(loss / scale, tau) / (tau + 1)`, where `scale` is a running mean of the losses.
+
+    Losses in another unit have the same weights, as with `target_ess`; but an item is not compared with those of its
+    micro-batch, so that a step does not depend on how it is cut. The scale is an exponential moving average of the steps'
+    mean losses, corrected for its start at 0; a step is weighted with the scale of the steps before it, and the first one,
+    which has none, with 1. Weights lie between 1 and `exp(tau / (tau + 1))`, below e.
+
+    Source: the weights are those of Kumar et al., TMLR 2024 (arXiv 2306.09222); to measure losses in units of their running
+    mean is this library's own.
+
+    Args:
+        tau: loss from which on weights stop growing, in units of the running mean loss; positive and finite.
+        decay: of the running mean, at least 0 and below 1: it remembers about `1 / (1 - decay)` steps.
+
+    Raises:
+        ValueError: a setting is not in its range.
+    """
+
+    tau: float = 2.0
+    decay: float = 0.99
+
+    name: ClassVar[str] = "relative_kl"
+    title: ClassVar[str] = "RGD"
+    citation: ClassVar[str | None] = CITATION
+
+    def __post_init__(self) -> None:
+        check_tau(self.tau)
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"decay must be at least 0 and below 1, not {self.decay!r}.")
+
+    def initial_state(self) -> dict[str, Tensor]:
+        """The moving average, and that of as many ones, which corrects it; both 0."""
+        return {"mean_loss": torch.zeros(()), "weight": torch.zeros(())}
+
+    def scale(self) -> Tensor:
+        """The running mean of the losses, 0-dimensional; infinite before the second step."""
+        return torch.where(self.state["weight"] > 0, self.state["mean_loss"] / self.state["weight"], math.inf)
+
+    def weights(self, items: Items) -> Tensor:
+        """The weights; the largest one for a NaN or infinite loss."""
+        check_losses(items.losses)
+        relative = items.losses.float() / self.scale().clamp(min=torch.finfo(torch.float32).tiny)
+        # Before there is a scale, an infinite loss over an infinite scale is NaN too.
+        relative = relative.nan_to_num(nan=self.tau, posinf=self.tau).clamp(max=self.tau)
+        return torch.exp(relative / (self.tau + 1))
+
+    def sums(self, items: Items) -> Tensor:
+        """Sum of the losses, and of what they count, float32 `[2]`."""
+        return torch.stack([(items.reference * items.losses).sum(), items.reference.sum()])
+
+    def update(self, sums: Tensor) -> None:
+        """Take the step's mean loss into the running mean; one that is not finite, or of no items, is left out."""
+        loss, count = sums
+        mean = loss / count
+        for name, value in (("mean_loss", mean), ("weight", torch.ones_like(mean))):
+            old = self.state[name]
+            new = self.decay * old + (1 - self.decay) * value
+            self.state[name] = torch.where(torch.isfinite(mean), new, old)
+
+    def clips_above(self) -> Tensor:
+        """`tau` times the scale."""
+        return self.tau * self.scale()
+
+    def bounds(self) -> tuple[float, float]:
+        """1 and the largest weight."""
+        return 1.0, math.exp(self.tau / (self.tau + 1))
+
+    def logs(self) -> dict[str, float]:
+        """`loss_scale`, where there is one."""
+        scale = self.scale().item()
+        return {"loss_scale": scale} if math.isfinite(scale) else {}
+
+    def details(self) -> list[str]:
+        """The divergence, and `tau` in its unit."""
+        return ["kl", f"tau={self.tau:g} mean losses"]
+
+    def describe(self, item: str) -> str:
+        """Formula, and what the unit is."""
+        return (
+            f"Trained with a variant of {PAPER} (KL divergence): in each optimization step, the gradient of every {item} was "
+            f"weighted by `exp(min(loss / scale, {self.tau:g}) / {self.tau + 1:g})` of its own, detached loss, where `scale` was "
+            f"the exponential moving average of the mean losses of the steps before (decay {self.decay:g})."
+        )
+
+    def advice(self, statistics: Mapping[str, float]) -> str | None:
+        """To raise `tau` where most losses lie above it."""
+        share = statistics.get("clipped_fraction", 0.0)
+        if share <= 0.5:
+            return None
+        return (
+            f"{share:.0%} of the losses since the last log lie above tau={self.tau:g} running mean losses, so most weights are "
+            "equal and re-weighting does little but scale the step. Raise tau."
+        )
