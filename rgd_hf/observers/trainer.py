@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rgd_hf.observers.base import Observer
 from rgd_hf.observers.statistics import WeightStatistics
+from rgd_hf.observers.summary import WeightsSummary
 from rgd_hf.weighting import Items
 
 # A mixin stands to the left of the Trainer class that it is mixed into; type checkers see the Trainer below it.
@@ -26,6 +27,7 @@ class ObserversMixin(TrainerBase):
         self.observers: list[Observer] = [self.statistics]
         super().__init__(*args, **kwargs)
         self.statistics.reset(self.args.device)
+        self.add_callback(WeightsSummary)
 
     def add_observer(self, observer: Observer | type[Observer]) -> None:
         """Let `observer` look at the items of every training micro-batch and their weights, from the next training on.
