@@ -176,6 +176,9 @@ class _Column:
         self.formats: list[NumberFormat] = []
         if not len(self.numbers) or _some(self.numbers, _LEADING_ZERO):
             return
+        if _every(self.numbers, r"^[+-]?\d+$"):
+            self.formats = [WHOLE]
+            return
         fitting = [known for known in _FORMATS if _every(self.numbers, known.pattern)]
         if fitting:
             self.formats = [known for known in fitting if known.marks_in(self.numbers)] or [WHOLE]

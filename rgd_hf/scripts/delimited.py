@@ -181,6 +181,7 @@ class _Survey:
 def _survey(text: str, separator: str, quoted: bool, skip_spaces: bool) -> _Survey:
     found = _Survey(separator, quoted, skip_spaces)
     before, waiting = 0, 0
+    marked = quoted and '"' in text
     try:
         for line, record in found.records(text):
             if found.blank(record):
@@ -194,7 +195,7 @@ def _survey(text: str, separator: str, quoted: bool, skip_spaces: bool) -> _Surv
             found.empty_lines, waiting = found.empty_lines + waiting, 0
             found.line_breaks += line - before > 1
             before = line
-            if quoted and any(cell.lstrip()[:1] == '"' and cell[0] != '"' for cell in record if cell):
+            if marked and any(cell.lstrip()[:1] == '"' and cell[0] != '"' for cell in record if cell):
                 found.space_before_quote = True
             width = len(found.header)
             if len(record) > width and not any(cell.strip() for cell in record[width:]):
