@@ -83,6 +83,22 @@ report: $(VENV)/.recipes  ## Rebuild the report and the README's table from the 
 test: $(VENV)/.dev  ## Run the tests, but for the slow ones
 	$(PYTEST) -m "not slow" -n $(TEST_WORKERS) --dist loadfile
 
+# Left out of the quick half: recipes and studies, which run whole scripts; process groups; the documentation's code.
+.PHONY: test-quick
+test-quick: $(VENV)/.dev  ## Run the library's own tests, one process each (under 2 minutes)
+	$(PYTEST) -m "not slow" -n $(TEST_WORKERS) --dist loadfile --ignore tests/recipes --ignore tests/benchmarks \
+		--ignore tests/distributed --ignore tests/docs --ignore tests/tools --ignore tests/gpu
+
+.PHONY: test-latest
+test-latest:  ## The same tests with the newest releases that pyproject.toml allows (in .venv-latest); tells what is new in them
+	@rm -f .venv-latest/.dev .venv-latest/.recipes
+	$(MAKE) venv VENV=.venv-latest CONSTRAINTS='--upgrade --upgrade-strategy eager'
+	$(MAKE) test VENV=.venv-latest; status=$$?; .venv-latest/bin/python tests/tools/upstream_report.py; exit $$status
+
+.PHONY: test-oldest
+test-oldest:  ## The same tests with the lower bounds of pyproject.toml (in .venv-oldest)
+	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=--lowest
+
 .PHONY: test-slow
 test-slow: $(VENV)/.dev  ## Run the slow tests
 	$(PYTEST) -m slow --timeout 3600
