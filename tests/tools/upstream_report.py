@@ -10,7 +10,9 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT)]
+sys.path[:0] = [str(ROOT / "tests" / "tools"), str(ROOT / "tests"), str(ROOT)]
+
+from test_upstream_private import PRIVATE, is_there  # noqa: E402
 
 from rgd_hf.heads import HEADS, READ  # noqa: E402
 from test_heads_table import differing_losses  # noqa: E402
@@ -50,11 +52,22 @@ def new_classes() -> list[str]:
     ]
 
 
+def moved_members() -> list[str]:
+    """Rows of the table of private members that are gone, each with what it was needed for."""
+    return [
+        f"{name}: {why}; look for what took its place, public if there is one, and change its row in "
+        "tests/tools/test_upstream_private.py"
+        for name, (_, why) in PRIVATE.items()
+        if not is_there(name)
+    ]
+
+
 def main() -> None:
     """Print the report."""
     for title, lines in (
         ("Other versions than those tested (make lock-newest raises them)", new_versions()),
         ("New model classes (until read, users' are checked on the first batch)", new_classes()),
+        ("Private members that have moved", moved_members()),
     ):
         print(f"\n{title}: {len(lines) or 'none'}")
         for line in lines:
