@@ -20,6 +20,7 @@ _HOME_OF = {
     "Comparison": "comparison",
     "compare": "comparison",
     "ReweightingMixin": "trainer",
+    "PerSampleLosses": "loss_sources",
     "ReweightedTrainer": "trainer",
     "ReweightedSeq2SeqTrainer": "trainer",
 }
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from rgd_hf.divergences import rgd_surrogate, rgd_weights
     from rgd_hf.group_dro import GroupDROMixin, GroupDROTrainer
     from rgd_hf.hard_examples import HardExamplesMixin
+    from rgd_hf.loss_sources import PerSampleLosses
     from rgd_hf.trainer import ReweightedSeq2SeqTrainer, ReweightedTrainer, ReweightingMixin
     from rgd_hf.training_args import (
         ReweightedSeq2SeqTrainingArguments,
@@ -43,6 +45,7 @@ __all__ = [
     "GroupDROMixin",
     "GroupDROTrainer",
     "HardExamplesMixin",
+    "PerSampleLosses",
     "RGDLoss",
     "ReweightedSeq2SeqTrainer",
     "ReweightedSeq2SeqTrainingArguments",

@@ -16,6 +16,7 @@ from transformers.modelcard import TASK_TAG_TO_NAME_MAPPING
 
 from rgd_hf.description import describe_weights, settings_in_use
 from rgd_hf.loading_snippet import find_task, loading_snippet
+from rgd_hf.loss_sources import OverriddenLosses
 from rgd_hf.weightings import Weighting
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ class ModelCardMixin(TrainerBase):
 
         def _bare_model(self) -> nn.Module: ...
         def _level(self) -> str: ...
+        def _loss_source(self) -> Any: ...
 
     def create_model_card(
         self,
@@ -274,8 +276,10 @@ class ModelCardMixin(TrainerBase):
         if not un_reduced:
             del settings["reweighting_level"]
         shown = {f"`{name}`": f"`{value}`" for name, value in settings.items() if value is not None}
-        function = getattr(self, "per_sample_loss_fn", None)
-        if function is not None:
+        function, source = getattr(self, "per_sample_loss_fn", None), self._loss_source()
+        if isinstance(source, OverriddenLosses):
+            shown["losses"] = f"of the method `{source.name}`"
+        elif function is not None:
             shown["losses"] = f"of the function `{getattr(function, '__name__', type(function).__name__)}`"
         section = f"## Re-weighting\n\n{prose}\n\n{_table('Setting', 'Value', shown)}"
         return "\n\n".join(filter(None, [section, _end_of_training(self.state.log_history)]))

@@ -16,13 +16,11 @@ from transformers.trainer_utils import has_length
 from rgd_hf.data import SAMPLE_WEIGHT, drop_repeats
 from rgd_hf.gradients import gradients_can_be_rescaled, rescale_gradients
 from rgd_hf.loss_sources import HeadLosses
-from rgd_hf.overrides import foreign_to_the_left, foreign_to_the_right, may_call
+from rgd_hf.overrides import foreign_to_the_left, foreign_to_the_right
 from rgd_hf.weighting import reference_at_level
 
 if TYPE_CHECKING:
-    from transformers import Trainer as TrainerBase
-
-    from rgd_hf.loss_sources import CustomLosses, OverriddenLosses
+    from rgd_hf.per_sample_losses import PerSampleLossesMixin as TrainerBase
 else:
     TrainerBase = object
 
@@ -71,15 +69,6 @@ class OptimizerStepMixin(TrainerBase):
     _step_finished = 0
     _step_mass: Tensor
     _step_loss: Tensor
-    args: Any
-
-    if TYPE_CHECKING:
-
-        @property
-        def reweights(self) -> bool: ...  # noqa: D102
-
-        def _loss_source(self) -> HeadLosses | CustomLosses | OverriddenLosses | None: ...
-        def _level(self) -> str: ...
 
     # --- who does a part of the step --------------------------------------------------------------------------------
 
@@ -88,11 +77,6 @@ class OptimizerStepMixin(TrainerBase):
         cls = type(self)
         behind = foreign_to_the_right(cls, OptimizerStepMixin, "training_step")
         return foreign_to_the_left(cls, OptimizerStepMixin, "training_step") + ([behind] if behind else [])
-
-    def _never_weighed(self) -> bool:
-        """Whether an override of `compute_loss` cannot come to that of this package, which it does not mention."""
-        overrides = foreign_to_the_left(type(self), OptimizerStepMixin, "compute_loss")
-        return any(not may_call(cls.__dict__["compute_loss"], "compute_loss") for cls in overrides)
 
     @property
     def _accumulates(self) -> bool:
@@ -351,10 +335,6 @@ class OptimizerStepMixin(TrainerBase):
                 "takes its step without self.compute_loss, so that nothing is re-weighted",
                 "take the loss of self.compute_loss(model, inputs) in it, or set reweighting='none'",
             )
-
-    @property
-    def _needs_weights(self) -> bool:
-        return self.reweights or self.args.class_weights is not None
 
     def _refuse_sample_weights(self, inputs: Any) -> None:
         if SAMPLE_WEIGHT in inputs:

@@ -1,0 +1,169 @@
+"""Where a Trainer's un-reduced losses come from: its model's head, a function of the user's, or a subclass's method."""
+
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from rgd_hf.heads import bare_model
+from rgd_hf.loss_sources import (
+    CustomLosses,
+    HeadLosses,
+    OverriddenLosses,
+    PerSampleLosses,
+    PerSampleLossFn,
+    find_loss_source,
+)
+from rgd_hf.overrides import foreign_to_the_left, foreign_to_the_right, may_call
+
+if TYPE_CHECKING:
+    from transformers import Trainer as TrainerBase
+else:
+    TrainerBase = object
+
+
+class PerSampleLossesMixin(TrainerBase):
+    """Finds what un-reduces the losses, and lets subclasses compute them: `compute_per_sample_losses`.
+
+    Attributes:
+        per_sample_loss_fn: `(outputs, labels) -> losses` of the user's, or None.
+    """
+
+    args: Any
+    per_sample_loss_fn: PerSampleLossFn | None = None
+    _source_found_for: tuple[Any, ...] | None = None
+    _source: HeadLosses | CustomLosses | OverriddenLosses | None = None
+
+    if TYPE_CHECKING:
+
+        @property
+        def reweights(self) -> bool: ...  # noqa: D102
+
+        def _is_plain(self) -> bool: ...
+
+    def compute_per_sample_losses(self, model: nn.Module, inputs: Any) -> PerSampleLosses:
+        """The losses of a batch before any reduction; the re-weighted counterpart of overriding `compute_loss`.
+
+        Override it for losses that need the inputs, a second model, or several heads. Everything else goes on from
+        what it returns: weights, class and sample weights, accumulation, several processes, the plain `eval_loss`.
+        `super().compute_per_sample_losses(model, inputs)` gives the losses of the model's own head, or of
+        `per_sample_loss_fn`.
+
+        Args:
+            model: the model, wrapped or not, in training or evaluation mode; it is called once.
+            inputs: a batch with its labels, without `sample_weight`.
+
+        Returns:
+            `PerSampleLosses`, or a plain tuple `(losses, outputs)` or `(losses, outputs, valid)`. Label smoothing,
+            which only training has, is in the losses of this method.
+        """
+        behind = getattr(super(), "compute_per_sample_losses", None)
+        if behind is not None:
+            return behind(model, inputs)
+        source = self._loss_source()
+        if isinstance(source, OverriddenLosses):
+            source.default_used = True
+            source = source.default
+        if source is None:
+            raise self._cannot_unreduce()
+        smoothing = 0.0 if self._is_plain() else self.args.label_smoothing_factor
+        batch = source.run(model, inputs, smoothing)
+        return PerSampleLosses(batch.losses, batch.outputs, batch.valid, batch.auxiliary)
+
+    @property
+    def _has_own_losses(self) -> bool:
+        return self.per_sample_loss_fn is not None or self._overridden_losses() is not None
+
+    def _overridden_losses(self) -> type | None:
+        """The class whose `compute_per_sample_losses` is used in place of this one's."""
+        cls = type(self)
+        left = foreign_to_the_left(cls, PerSampleLossesMixin, "compute_per_sample_losses")
+        return (
+            left[0] if left else foreign_to_the_right(cls, PerSampleLossesMixin, "compute_per_sample_losses")
+        )
+
+    def _loss_source(self) -> HeadLosses | CustomLosses | OverriddenLosses | None:
+        """What un-reduces the losses; None where everything is the stock Trainer's."""
+        found_for = (self.model, self.args.class_weights, self.reweights)
+        if self._source_found_for != found_for:
+            self._source_found_for = None
+            self._source = self._find_loss_source()
+            self._source_found_for = found_for
+        return self._source
+
+    @property
+    def unreduces_losses(self) -> bool:
+        """Whether the losses are this library's; otherwise everything is the stock Trainer's."""
+        return self._loss_source() is not None
+
+    def _find_loss_source(self) -> HeadLosses | CustomLosses | OverriddenLosses | None:
+        overridden = self._overridden_losses()
+        if not self._has_own_losses and (
+            # A loss of the user's that is not un-reduced is the stock Trainer's affair.
+            self.compute_loss_func is not None
+            or foreign_to_the_right(type(self), PerSampleLossesMixin, "compute_loss")
+            or (not self._needs_weights and self._never_weighed())
+        ):
+            return None
+        source = find_loss_source(
+            self.accelerator.unwrap_model(self.model, keep_torch_compile=False),
+            self.per_sample_loss_fn,
+            self.label_names,
+            self.args.class_weights,
+            self.train_dataset,
+            self.args.device,
+        )
+        if overridden is None:
+            return source
+        name = f"{overridden.__name__}.compute_per_sample_losses"
+        if source is None and self.args.class_weights is not None:
+            raise ValueError(
+                f"class_weights need to know the class of each item, which {name} does not tell: leave them out and "
+                "multiply the losses there."
+            )
+        return OverriddenLosses(self.compute_per_sample_losses, name, source)
+
+    def _never_weighed(self) -> bool:
+        """Whether an override of `compute_loss` cannot come to that of this package, which it does not mention."""
+        overrides = foreign_to_the_left(type(self), PerSampleLossesMixin, "compute_loss")
+        return any(not may_call(cls.__dict__["compute_loss"], "compute_loss") for cls in overrides)
+
+    @property
+    def _needs_weights(self) -> bool:
+        return self.reweights or self.args.class_weights is not None
+
+    def _level(self) -> str:
+        level, source = self.args.reweighting_level, self._loss_source()
+        by_token = source is not None and source.token_level
+        if level == "auto":
+            return "token" if by_token else "sample"
+        if level == "token" and source is not None and not by_token:
+            raise ValueError(
+                f"reweighting_level='token' needs a loss for every token, but {source.name} has one loss a sample: "
+                "use 'sample' or 'auto'."
+            )
+        return level
+
+    def _cannot_unreduce(self) -> Exception:
+        if self.compute_loss_func is not None:
+            return ValueError(
+                "compute_loss_func returns a loss that is already reduced, so it cannot be re-weighted. Pass "
+                "per_sample_loss_fn=(outputs, labels) -> un-reduced losses instead, or set reweighting='none'."
+            )
+        name = type(self).__name__
+        if bypassed := foreign_to_the_right(type(self), PerSampleLossesMixin, "compute_loss"):
+            return NotImplementedError(
+                f"{bypassed.__name__}.compute_loss computes a loss of its own, which {name} would never call: reduced "
+                f"to one number, it cannot be re-weighted. Give {name} a method compute_per_sample_losses(self, model, "
+                "inputs) that returns (losses, outputs), with one loss a sample or token before any reduction "
+                "(docs/subclasses.md shows how); or set reweighting='none' to train on that loss as it is."
+            )
+        return NotImplementedError(
+            f"rgd_hf cannot un-reduce the loss of {type(self._bare_model()).__name__}: it is no task head of "
+            "transformers that rgd_hf knows. Pass per_sample_loss_fn=(outputs, labels) -> un-reduced losses, one "
+            f"element a sample or token; or, where that needs the inputs or another model, give {name} a method "
+            "compute_per_sample_losses(self, model, inputs) that returns (losses, outputs); or set "
+            "reweighting='none' to train on the model's own loss."
+        )
+
+    def _bare_model(self) -> nn.Module:
+        return bare_model(self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
