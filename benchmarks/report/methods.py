@@ -2,24 +2,16 @@
 
 import re
 
-TITLES = {
+from rgd_hf.weightings import WEIGHTINGS
+
+_NOT_RULES = {
     "erm": "ERM",
     "erm_lr_scaled": "ERM, learning rate × mean weight",
-    "chi2": "χ²",
-    "reverse_kl": "reverse KL",
-    "focal": "focal loss",
     "label_smoothing": "label smoothing",
     "class_weights": "class weights",
-    "cvar": "CVaR",
-    "tilted": "tilted loss",
 }
-_PARTS = (
-    (r"ess_(\d+)", r"ESS \1 %"),
-    (r"kl_tau([\d.]+)", r"KL, τ = \1"),
-    (r"kl", "KL"),
-    (r"chi2", "χ²"),
-    (r"reverse_kl", "reverse KL"),
-)
+TITLES = {name: rule.short or name for name, rule in WEIGHTINGS.items()} | _NOT_RULES
+_PARTS = ((r"ess_(\d+)", r"ESS \1 %"), (r"(\w+?)_tau([\d.]+)", r"{}, τ = \2"))
 _ENDINGS = {
     "_normalized": ", mean-one weights",
     "_first_half": ", first half only",
@@ -35,25 +27,16 @@ def method_title(name: str) -> str:
         if name.endswith(ending):
             return method_title(name.removesuffix(ending)) + words
     for pattern, words in _PARTS:
-        if re.fullmatch(pattern, name):
-            return re.sub(pattern, words, name)
+        found = re.fullmatch(pattern, name)
+        if found:
+            return found.expand(words).format(TITLES.get(found[1], found[1]))
     return name.replace("_", " ")
 
 
 def in_order(names: set[str]) -> list[str]:
-    """ERM and what stands in for it, KL, ESS and other divergences, then rivals; numbers by size."""
-    families = (
-        "erm",
-        "kl",
-        "ess",
-        "chi2",
-        "reverse_kl",
-        "focal",
-        "label_smoothing",
-        "class_weights",
-        "cvar",
-        "tilted",
-    )
+    """ERM and what stands in for it, the rules in the order of their table, other methods; numbers by size."""
+    rules = [name for name in WEIGHTINGS if name != "none"]
+    families = ("erm", *("ess" if name == "target_ess" else name for name in rules), *list(_NOT_RULES)[2:])
 
     def key(name: str) -> tuple:
         found = [i for i, family in enumerate(families) if name.startswith(family)]

@@ -20,13 +20,13 @@ from rgd_hf.weightings.uniform import Uniform
 
 WEIGHTINGS: dict[str, type[Weighting]] = {
     "kl": KL,
-    "chi2": Chi2,
-    "reverse_kl": ReverseKL,
     "target_ess": TargetESS,
     "relative_kl": RelativeKL,
+    "chi2": Chi2,
+    "reverse_kl": ReverseKL,
     "focal": Focal,
-    "tilted": Tilted,
     "cvar": CVaR,
+    "tilted": Tilted,
     "lin_upper": LinUpper,
     "group_dro": GroupDRO,
     "none": Uniform,

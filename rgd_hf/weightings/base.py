@@ -30,6 +30,7 @@ class Weighting:
     Attributes:
         name: by which `reweighting` chooses it, once it has a row in `WEIGHTINGS`; empty for a rule of a user's own.
         title: of the method, for tables and cards; by default the name of the class.
+        short: a word or two for it in plots and tables of a study.
         citation: BibTeX of the source, or None.
         options: which fields of `ReweightingArguments` hold the settings, by the name of the setting. Settings that are not
             among them are given in `reweighting_args`.
@@ -40,6 +41,7 @@ class Weighting:
 
     name: ClassVar[str] = ""
     title: ClassVar[str] = ""
+    short: ClassVar[str] = ""
     citation: ClassVar[str | None] = None
     options: ClassVar[Mapping[str, str]] = {}
     columns: tuple[str, ...] = ()

@@ -15,6 +15,7 @@ class Chi2(Divergence):
     """
 
     name = "chi2"
+    short = "χ²"
     divergence = "chi-squared divergence"
     expression = "1 + {z}"
 

@@ -65,6 +65,7 @@ class CVaR(Weighting):
 
     name: ClassVar[str] = "cvar"
     title: ClassVar[str] = "CVaR"
+    short: ClassVar[str] = "CVaR"
     options: ClassVar[Mapping[str, str]] = {"fraction": "cvar_fraction"}
     compares_items = True
     citation: ClassVar[str | None] = """\

@@ -60,6 +60,7 @@ class Focal(Weighting):
 
     name: ClassVar[str] = "focal"
     title: ClassVar[str] = "Focal loss"
+    short: ClassVar[str] = "focal loss"
     options: ClassVar[Mapping[str, str]] = {"gamma": "focal_gamma"}
     citation: ClassVar[str | None] = """\
 @inproceedings{lin2017focal,

@@ -49,6 +49,7 @@ class GroupDRO(Weighting):
 
     name: ClassVar[str] = "group_dro"
     title: ClassVar[str] = "GroupDRO"
+    short: ClassVar[str] = "GroupDRO"
     citation: ClassVar[str | None] = """\
 @inproceedings{sagawa2020distributionally,
   title     = {Distributionally Robust Neural Networks for Group Shifts: On the Importance of Regularization for Worst-Case

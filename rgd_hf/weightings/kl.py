@@ -15,6 +15,7 @@ class KL(Divergence):
     """
 
     name = "kl"
+    short = "KL"
     divergence = "KL divergence"
     expression = "exp({z})"
 

@@ -39,6 +39,7 @@ class LinUpper(Weighting):
 
     name: ClassVar[str] = "lin_upper"
     title: ClassVar[str] = "LinUpper"
+    short: ClassVar[str] = "LinUpper"
     compares_items = True
     citation: ClassVar[str | None] = """\
 @inproceedings{sow2025dynamic,

@@ -41,6 +41,7 @@ class RelativeKL(Weighting):
 
     name: ClassVar[str] = "relative_kl"
     title: ClassVar[str] = "RGD"
+    short: ClassVar[str] = "relative KL"
     citation: ClassVar[str | None] = CITATION
 
     def __post_init__(self) -> None:

@@ -16,6 +16,7 @@ class ReverseKL(Divergence):
     """
 
     name = "reverse_kl"
+    short = "reverse KL"
     divergence = "reverse KL divergence"
     expression = "1 / (1 - {z})"
 

@@ -112,6 +112,7 @@ class TargetESS(Weighting):
 
     name: ClassVar[str] = "target_ess"
     title: ClassVar[str] = "RGD"
+    short: ClassVar[str] = "ESS"
     citation: ClassVar[str | None] = CITATION
     options: ClassVar[Mapping[str, str]] = {"target": "target_ess"}
     compares_items = True

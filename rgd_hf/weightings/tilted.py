@@ -61,6 +61,7 @@ class Tilted(Weighting):
 
     name: ClassVar[str] = "tilted"
     title: ClassVar[str] = "Tilted loss"
+    short: ClassVar[str] = "tilted loss"
     options: ClassVar[Mapping[str, str]] = {"tilt": "tilt"}
     compares_items = True
     citation: ClassVar[str | None] = """\

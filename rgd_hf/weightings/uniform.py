@@ -15,6 +15,7 @@ class Uniform(Weighting):
 
     name = "none"
     title = "ERM"
+    short = "ERM"
     is_plain = True
 
     def weights(self, items: Items) -> Tensor:

@@ -1,1 +1,1 @@
-"""Tabular classification and regression: tables, networks, rivals, and their comparison."""
+"""Tabular classification and regression: tables, networks, baselines, and their comparison."""
