@@ -12,6 +12,7 @@ from typing import Any
 from datasets import ClassLabel, Dataset, DatasetDict
 from transformers import PreTrainedTokenizerBase
 
+from rgd_hf.data import SAMPLE_WEIGHT
 from rgd_hf.scripts.column_types import MISSING_NUMBERS
 from rgd_hf.scripts.data_files import require_columns, say_warning
 from rgd_hf.scripts.errors import UserError, listed
@@ -230,7 +231,9 @@ def tokenize(
     labels: Labels,
     max_length: int | None,
 ) -> DatasetDict:
-    """Token ids, `labels` and `length` of every split; other columns are dropped, padding is left to the collator.
+    """Token ids, `labels` and `length` of every split, and `sample_weight` where there is one; padding is left to the collator.
+
+    Other columns are dropped: the model has no use for them.
 
     Args:
         data: splits with the text and label columns.
@@ -241,7 +244,7 @@ def tokenize(
         max_length: longer texts are cut; never above the tokenizer's own limit, which None stands for.
 
     Raises:
-        UserError: a split lacks a column or has a label that `labels` does not allow.
+        UserError: a split lacks a column, has a label that `labels` does not allow, or a sample weight that is no number.
     """
     limit = min(max_length or tokenizer.model_max_length, tokenizer.model_max_length)
     done = DatasetDict()
@@ -260,5 +263,22 @@ def tokenize(
         encoded = dataset.map(
             encode, batched=True, remove_columns=dataset.column_names, desc=f"Tokenizing {split}"
         )
+        if SAMPLE_WEIGHT in dataset.column_names:
+            encoded = encoded.add_column(SAMPLE_WEIGHT, _sample_weights(dataset, where))
         done[split] = encoded.add_column("labels", encoded_labels)
     return done
+
+
+def _sample_weights(dataset: Dataset, where: str) -> list[float]:
+    weights = []
+    for row, value in enumerate(dataset[SAMPLE_WEIGHT]):
+        try:
+            weights.append(float(value))
+        except (TypeError, ValueError):
+            weights.append(math.nan)
+        if not (math.isfinite(weights[-1]) and weights[-1] >= 0):
+            raise UserError(
+                f"the column {SAMPLE_WEIGHT!r} of {where} has {value!r} in row {row}: it multiplies each sample's share of "
+                "the loss, so it takes finite numbers of at least 0. Correct it, or rename the column to leave it out."
+            )
+    return weights

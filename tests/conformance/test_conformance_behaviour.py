@@ -280,6 +280,7 @@ def test_callbacks_can_be_added_and_removed(ours, tmp_path):
     ids=str,
 )
 def test_writes_the_same_files(ours, args, tmp_path):
+    """But for the weights' statistics in checkpoints, and the pickled arguments, whose name keeps them from being pushed."""
     stock, trainer = trainers(tmp_path, ours, **args)
     for each in (stock, trainer):
         each.train()
@@ -288,6 +289,8 @@ def test_writes_the_same_files(ours, args, tmp_path):
         {str(path.relative_to(tmp_path / name)) for path in (tmp_path / name).rglob("*") if path.is_file()}
         for name in ("stock", "ours")
     )
+    found = {name for name in found if not name.endswith("weight_statistics.safetensors")}
+    found = {"training_args.bin" if name == "_training_args.bin" else name for name in found}
     assert found == expected
     assert (tmp_path / "ours" / "model.safetensors").exists()
 

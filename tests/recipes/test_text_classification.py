@@ -135,3 +135,18 @@ def test_tokenize_keeps_what_training_needs(tiny_model_dir):
         UserError, match=r"the validation split lacks the column\(s\) 'b'; found: 'a', 'label'"
     ):
         tokenize(data, tokenizer, ["a", "b"], "label", labels, max_length=6)
+
+
+def test_sample_weights_are_kept_and_checked(tiny_model_dir):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    labels = Labels(SINGLE, ("n", "p"))
+
+    def tokenized(weights):
+        rows = {"a": ["good", "bad"], "label": [1, 0], "sample_weight": weights}
+        return tokenize(DatasetDict(train=columns(**rows)), tokenizer, ["a"], "label", labels, None)["train"]
+
+    assert tokenized([2, 0])["sample_weight"] == [2.0, 0.0]
+    assert tokenized(["0.5", "1"])["sample_weight"] == [0.5, 1.0]
+    for bad in ([1.0, -1.0], [1.0, None], ["1", "much"], [float("nan"), 1.0]):
+        with pytest.raises(UserError, match=r"'sample_weight' of the train split has .* in row [01]"):
+            tokenized(bad)

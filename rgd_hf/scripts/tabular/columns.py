@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from rgd_hf.data import SAMPLE_WEIGHT
 from rgd_hf.scripts.column_types import MISSING_NUMBERS
 from rgd_hf.scripts.errors import UserError, listed
 from rgd_hf.scripts.tabular.preprocessing import as_dates, as_numbers, is_day_first
@@ -77,6 +78,11 @@ def choose_columns(
         if problem:
             unusable.setdefault(problem, []).append(name)
             continue
+        if name == SAMPLE_WEIGHT:
+            warn(
+                f"the column {name!r} is predicted from like any other: this recipe takes no weights of samples. "
+                f"--drop_columns {name} leaves it out."
+            )
         kind = kinds.get(name) or infer_kind(frame[name], warn)
         _warn_of_lost_values(frame[name], kind, warn)
         if kind != "date":
