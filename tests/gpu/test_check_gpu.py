@@ -3,7 +3,7 @@
 import json
 import sys
 
-from cost import check_gpu
+from benchmarks.cost import check_gpu
 
 
 def checked(tmp_path, monkeypatch, *arguments):
