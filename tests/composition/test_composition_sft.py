@@ -127,7 +127,8 @@ def test_kl_has_the_gradient_of_the_surrogate(settings, completions, make_args):
 @SETTINGS
 def test_none_trains_as_the_stock_sft_trainer(settings, completions, make_args):
     if "label_smoothing_factor" in settings:
-        settings = settings | {"eval_strategy": "no"}
+        # TRL's chunked loss, the default of some releases, has none.
+        settings = settings | {"eval_strategy": "no", "loss_type": "nll"}
     runs = []
     for cls, ours in ((trl.SFTTrainer, {}), (ReweightedSFTTrainer, {"reweighting": "none"})):
         trainer = trainer_of(
@@ -174,5 +175,12 @@ def test_lora_through_peft_config(make_args):
 @pytest.mark.parametrize("reweighting", ["kl", "none"])
 def test_another_loss_type_is_refused(reweighting, make_args):
     """DFT weights tokens by their own probability; training on plain losses instead would be silent."""
-    with pytest.raises(ValueError, match="loss_type"):
+    stock = trainer_of(trl.SFTTrainer, make_args, loss_type="dft")
+    if stock.compute_loss_func is not None:  # before TRL 1.16
+        refusal = "compute_loss_func"
+        if reweighting == "none":
+            pytest.skip(f"trl {trl.__version__} hands DFT to the Trainer, which trains on it as it is")
+    else:
+        refusal = "loss_type"
+    with pytest.raises(ValueError, match=refusal):
         trainer_of(ReweightedSFTTrainer, make_args, ours={"reweighting": reweighting}, loss_type="dft")
