@@ -1,5 +1,6 @@
 """Columns of the batches that the model is not shown: sample weights, numbers of samples, what rules and observers read."""
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import datasets
@@ -23,6 +24,18 @@ if TYPE_CHECKING:
     from rgd_hf.weightings import Weighting
 else:
     TrainerBase = object
+
+_LIKE_WEIGHTS = {
+    *("weight", "weights", "sample_weights", "sampleweight", "sample-weight"),
+    *(
+        "example_weight",
+        "example_weights",
+        "instance_weight",
+        "instance_weights",
+        "loss_weight",
+        "loss_weights",
+    ),
+}
 
 
 class ColumnsMixin(TrainerBase):
@@ -64,6 +77,8 @@ class ColumnsMixin(TrainerBase):
         dataloader_key: str | None = None,
     ):
         read = self._columns_read()
+        if is_training:
+            self._hint_at_weights(dataset)
         collator = self.data_collator
         self.data_collator = SampleWeightCollator(collator)
         for column in read:
@@ -83,6 +98,21 @@ class ColumnsMixin(TrainerBase):
             )
         finally:
             self.data_collator = collator
+
+    def _hint_at_weights(self, dataset: Any) -> None:
+        """Say so where a column looks like one of sample weights, but is none."""
+        names = getattr(dataset, "column_names", None)
+        if not self.args.remove_unused_columns or not isinstance(names, list) or SAMPLE_WEIGHT in names:
+            return
+        self._set_signature_columns_if_needed()
+        used: Any = self._signature_columns
+        for name in names:
+            if name.lower() in _LIKE_WEIGHTS and name not in used:
+                warnings.warn(
+                    f"The training set's column {name!r} is not used. If it holds a weight for every sample, rename it: "
+                    f"train_dataset.rename_column({name!r}, {SAMPLE_WEIGHT!r}).",
+                    stacklevel=2,
+                )
 
     def prediction_step(
         self,

@@ -1,6 +1,7 @@
 """Where un-reduced losses come from: the head that the model is known to have, or a function of the user's."""
 
 import inspect
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -64,7 +65,7 @@ class HeadLosses:
     def __init__(self, head: Head, model: nn.Module, class_weights: Tensor | None):
         self.head, self.model, self.class_weights = head, model, class_weights
         self.name, self.token_level = head.name, head.token_level
-        self._checked = False
+        self._checked = self._smoothing_said = False
         self._fused_head = FusedHead(model, head.positions_after)
         self._known = is_read(model)
 
@@ -134,6 +135,9 @@ class HeadLosses:
         withheld = {*head.label_names, *head.optional_label_names, SAMPLE_WEIGHT}
         forward = {k: v for k, v in inputs.items() if k not in withheld}
         forward |= head.prepare(self.model, inputs)
+        if label_smoothing and not self._smoothing_said:
+            self._smoothing_said = True
+            _say_if_not_smoothed(config)
         losses = None
         if logits or head.targets is None or isinstance(model, nn.DataParallel):
             outputs = model(**forward)
@@ -144,6 +148,16 @@ class HeadLosses:
             losses = head.losses(outputs, inputs, config, label_smoothing)
         auxiliary = head.auxiliary(outputs, config, self.model)
         return BatchLosses(outputs, losses, valid.to(losses.device), reference.to(losses.device), auxiliary)
+
+
+def _say_if_not_smoothed(config: Any) -> None:
+    kind = getattr(config, "problem_type", None)
+    if kind in ("multi_label_classification", "regression"):
+        warnings.warn(
+            f"label_smoothing_factor changes nothing here: it moves mass between classes that exclude one another, which "
+            f"{kind} does not have. The losses are not smoothed.",
+            stacklevel=2,
+        )
 
 
 class CustomLosses:

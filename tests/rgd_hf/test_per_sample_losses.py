@@ -176,6 +176,31 @@ def test_inputs_that_are_the_labels_reach_both(make_args):
     assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-5)
 
 
+# --- what would be left out without a word ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["weight", "sample_weights", "Weight"])
+def test_a_column_that_looks_like_weights_gets_a_hint(name, make_args):
+    from datasets import Dataset
+
+    rows = [{k: v.tolist() for k, v in row.items()} for row in classification_data(8)]
+    data = Dataset.from_list([row | {name: 1.0} for row in rows])
+    with pytest.warns(UserWarning, match=rf"rename_column\('{name}', 'sample_weight'\)"):
+        ReweightedTrainer(tiny_bert(), make_args(), train_dataset=data).train()
+
+
+@pytest.mark.parametrize("num_labels", [1, 3])
+def test_smoothing_that_changes_nothing_is_said(num_labels, make_args):
+    data = classification_data(8)
+    for row in data:
+        row["labels"] = torch.rand(num_labels).round() if num_labels > 1 else torch.rand(())
+    trainer = ReweightedTrainer(
+        tiny_bert(num_labels=num_labels), make_args(label_smoothing_factor=0.1), train_dataset=data
+    )
+    with pytest.warns(UserWarning, match="label_smoothing_factor changes nothing here"):
+        trainer.train()
+
+
 # --- arguments of subclasses ----------------------------------------------------------------------------------------
 
 
