@@ -21,15 +21,14 @@ from rgd_hf.evaluation import PlainEvaluationMixin
 from rgd_hf.gradients import check_gradients_can_be_rescaled, steps_in_backward
 from rgd_hf.hub import ModelCardMixin
 from rgd_hf.loss_sources import BatchLosses, CustomLosses, HeadLosses, PerSampleLossFn
-from rgd_hf.observers.statistics import NonFiniteLossError, stop_if_not_finite
-from rgd_hf.observers.trainer import ObserversMixin
+from rgd_hf.observers.logs import LogsMixin
+from rgd_hf.observers.statistics import NonFiniteLossError
 from rgd_hf.optimizer_step import OptimizerStepMixin, at_least_one_item
 from rgd_hf.overrides import check_order, foreign_to_the_left, parameters_to_the_right
 from rgd_hf.per_sample_losses import PerSampleLossesMixin
 from rgd_hf.push import PushMixin
 from rgd_hf.training_args import ReweightingArguments, check_reweighting, take_weighting, with_settings
 from rgd_hf.weighting import Items, losses_at_level, reference_at_level
-from rgd_hf.weightings import WeightsError
 from rgd_hf.weightings.trainer import WeightingMixin
 
 __all__ = ["NonFiniteLossError", "ReweightedSeq2SeqTrainer", "ReweightedTrainer", "ReweightingMixin"]
@@ -40,7 +39,7 @@ class ReweightingMixin(
     ModelCardMixin,
     WeightingMixin,
     ColumnsMixin,
-    ObserversMixin,
+    LogsMixin,
     PlainEvaluationMixin,
     OptimizerStepMixin,
     PerSampleLossesMixin,
@@ -291,7 +290,7 @@ class ReweightingMixin(
             reference = reference_at_level(reference, level, batch.get(SAMPLE_WEIGHT))
             yield Items(torch.zeros_like(reference), reference, batch)
 
-    # --- logs, checkpoints, and what stops a run --------------------------------------------------------------------
+    # --- a training --------------------------------------------------------------------
 
     def train(self, *args: Any, **kwargs: Any):
         """As the Trainer's.
@@ -311,59 +310,6 @@ class ReweightingMixin(
         self._check_set_up()
         self._start_observers()
         return super()._inner_training_loop(*args, **kwargs)
-
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """As the Trainer's; training logs also carry what the weights did since the last one, and what observers saw."""
-        more: dict[str, Any] = {}
-        # Every process comes here with a training log, which the Trainer itself gathers the loss for.
-        if "loss" in logs and self.unreduces_losses:
-            self._stop_if_not_weighed()
-            self._stop_if_not_finite()
-            self._end_step()
-            logs.update(self.weighting.logs())
-            for observer in self.observers:
-                if observer is self.statistics and not self.reweights:
-                    continue
-                found = self._collect(observer)
-                numbers = {name: value for name, value in found.items() if isinstance(value, int | float)}
-                logs.update(numbers)
-                more.update({name: value for name, value in found.items() if name not in numbers})
-            self._warn_once(logs)
-        super().log(logs, *args, **kwargs)
-        # Reporters take numbers alone.
-        if more:
-            self.state.log_history[-1].update(more)
-
-    def _warn_once(self, statistics: dict[str, float]) -> None:
-        # At the start every loss is at chance level, which says nothing about the rest of the run.
-        settled = max(0.1, self.args.reweighting_warmup_ratio) * self.state.max_steps
-        if self._warned or self.state.global_step < settled:
-            return
-        advice = self.weighting.advice(statistics)
-        if advice is not None:
-            self._warned = True
-            warnings.warn(advice, stacklevel=3)
-
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        self._stop_if_not_weighed()
-        self._stop_if_not_finite()
-        super()._save_checkpoint(*args, **kwargs)
-
-    def _stop_if_not_finite(self) -> None:
-        stops = self.stop_on_non_finite_loss
-        if not (stops or self.reweights):
-            return
-        bad_loss, bad_weight = self.statistics.first_bad_steps(self.accelerator.gather)
-        # A loss that is not finite may well have such a weight, but not the other way round within a step.
-        if bad_weight < bad_loss:
-            giver = self.weigh_override or self.weighting.giver
-            raise WeightsError(
-                f"{giver} returned a negative, NaN or infinite weight at optimizer step {bad_weight:.0f}, so the parameters "
-                f"are no longer usable. Weights have to be finite and at least 0: clamp them. Checkpoints in "
-                f"{self.args.output_dir!r} were written before that step and are kept."
-            )
-        if stops or stops is None:
-            stop_if_not_finite(bad_loss, self.args.output_dir)
 
 
 class ReweightedTrainer(ReweightingMixin, Trainer):

@@ -6,11 +6,14 @@ from typing import Any
 import pytest
 import torch
 
+from rgd_hf import ReweightedTrainer
 from rgd_hf.divergences import rgd_weights
-from rgd_hf.observers import NonFiniteLossError, WeightStatistics
+from rgd_hf.observers import NonFiniteLossError, WeightHistogram, WeightStatistics
+from rgd_hf.observers.histogram import HISTOGRAM
 from rgd_hf.observers.statistics import stop_if_not_finite
 from rgd_hf.weighting import Items
 from rgd_hf.weightings import KL
+from tiny import classification_data, tiny_bert
 
 
 class OneProcess:
@@ -105,3 +108,22 @@ def test_saturation_is_warned_of_with_a_remedy():
     assert advice is not None and "--tau 3.6" in advice and "90%" in advice
     assert KL(tau=1.0).advice({"clipped_fraction": 0.5, "unweighted_loss": 1.8}) is None
     assert KL(tau=1.0).advice({}) is None
+
+
+def test_a_log_that_began_before_the_interruption_has_all_its_items(make_args, tmp_path):
+    """Checkpoints between two logs hold the statistics and the histogram so far."""
+
+    def train(resume=None):
+        args = make_args(max_steps=6, logging_steps=3, save_strategy="steps", save_steps=2)
+        trainer = ReweightedTrainer(tiny_bert(), args, train_dataset=classification_data(48))
+        trainer.add_observer(WeightHistogram)
+        trainer.train(resume_from_checkpoint=resume)
+        return [log for log in trainer.state.log_history if "weight_mean" in log]
+
+    names = ["weight_mean", "weight_max", "effective_sample_size", "clipped_fraction", "unweighted_loss"]
+    whole = train()
+    resumed = train(str(tmp_path / "out" / "checkpoint-2"))
+    assert len(whole) == len(resumed) == 2
+    for expected, found in zip(whole, resumed, strict=True):
+        assert [found[name] for name in names] == pytest.approx([expected[name] for name in names])
+        assert found[HISTOGRAM] == expected[HISTOGRAM] and sum(found[HISTOGRAM]) == 24

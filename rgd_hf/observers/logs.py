@@ -1,0 +1,84 @@
+"""What a training logs of its weights, what it warns of once, and what ends it."""
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from rgd_hf.observers.statistics import stop_if_not_finite
+from rgd_hf.observers.trainer import ObserversMixin
+from rgd_hf.weightings import WeightsError
+
+if TYPE_CHECKING:
+    from rgd_hf.weightings import Weighting
+
+
+class LogsMixin(ObserversMixin):
+    """Training logs of weights, the stop on losses and weights that cannot be used."""
+
+    # Of the ReweightingMixin that derives from this class.
+    stop_on_non_finite_loss: bool | None
+    args: Any
+    _warned = False
+
+    if TYPE_CHECKING:
+        weighting: Weighting
+        weigh_override: str | None
+
+        @property
+        def reweights(self) -> bool: ...  # noqa: D102
+        @property
+        def unreduces_losses(self) -> bool: ...  # noqa: D102
+        def _end_step(self) -> None: ...
+        def _stop_if_not_weighed(self) -> None: ...
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """As the Trainer's; training logs also carry what the weights did since the last one, and what observers saw."""
+        more: dict[str, Any] = {}
+        # Every process comes here with a training log, which the Trainer itself gathers the loss for.
+        if "loss" in logs and self.unreduces_losses:
+            self._stop_if_not_weighed()
+            self._stop_if_not_finite()
+            self._end_step()
+            logs.update(self.weighting.logs())
+            for observer in self.observers:
+                if observer is self.statistics and not self.reweights:
+                    continue
+                found = self._collect(observer)
+                numbers = {name: value for name, value in found.items() if isinstance(value, int | float)}
+                logs.update(numbers)
+                more.update({name: value for name, value in found.items() if name not in numbers})
+            self._warn_once(logs)
+        super().log(logs, *args, **kwargs)
+        # Reporters take numbers alone.
+        if more:
+            self.state.log_history[-1].update(more)
+
+    def _warn_once(self, statistics: dict[str, float]) -> None:
+        # At the start every loss is at chance level, which says nothing about the rest of the run.
+        settled = max(0.1, self.args.reweighting_warmup_ratio) * self.state.max_steps
+        if self._warned or self.state.global_step < settled:
+            return
+        advice = self.weighting.advice(statistics)
+        if advice is not None:
+            self._warned = True
+            warnings.warn(advice, stacklevel=3)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        self._stop_if_not_weighed()
+        self._stop_if_not_finite()
+        super()._save_checkpoint(*args, **kwargs)
+
+    def _stop_if_not_finite(self) -> None:
+        stops = self.stop_on_non_finite_loss
+        if not (stops or self.reweights):
+            return
+        bad_loss, bad_weight = self.statistics.first_bad_steps(self.accelerator.gather)
+        # A loss that is not finite may well have such a weight, but not the other way round within a step.
+        if bad_weight < bad_loss:
+            giver = self.weigh_override or self.weighting.giver
+            raise WeightsError(
+                f"{giver} returned a negative, NaN or infinite weight at optimizer step {bad_weight:.0f}, so the parameters "
+                f"are no longer usable. Weights have to be finite and at least 0: clamp them. Checkpoints in "
+                f"{self.args.output_dir!r} were written before that step and are kept."
+            )
+        if stops or stops is None:
+            stop_if_not_finite(bad_loss, self.args.output_dir)
