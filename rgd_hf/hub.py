@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import EvalResult, ModelCard
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from torch import nn
-from transformers import PreTrainedTokenizerBase, TimmWrapperConfig
+from transformers import PreTrainedTokenizerBase
 from transformers.modelcard import TASK_TAG_TO_NAME_MAPPING
 
 from rgd_hf.description import describe_weights, settings_in_use
@@ -136,7 +136,8 @@ class ModelCardMixin(TrainerBase):
         origin = finetuned_from or _origin(model)
         base_model = origin if _is_on_hub(origin) else None
         config: Any = getattr(model, "config", None)
-        if isinstance(config, TimmWrapperConfig) and base_model is not None:
+        # Not by class: transformers' class of these configurations imports timm.
+        if getattr(config, "model_type", None) == "timm_wrapper" and base_model is not None:
             license = license or (config.pretrained_cfg or {}).get("license")
         tags = [tags] if isinstance(tags, str) else list(tags or [])
         tags = [*tags, *(tag for tag in TAGS if tag not in tags)]

@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 from torch import nn
-from transformers import PreTrainedModel, TimmWrapperConfig
+from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto as auto
 
 
@@ -114,7 +114,7 @@ def loading_snippet(
     """
     task = find_task(model)
     # The configuration of a timm model says how images are prepared.
-    has_pipeline = has_processor or isinstance(getattr(model, "config", None), TimmWrapperConfig)
+    has_pipeline = has_processor or _is_timm(model)
     if adapter_of is not None:
         lines = _load_adapter(model, task, name, adapter_of)
     elif task is not None and task.pipeline is not None and has_pipeline:
@@ -166,3 +166,8 @@ def _load_adapter(model: nn.Module, task: Task | None, name: str, base: str) -> 
         f'base = {cls}.from_pretrained("{base}"{labels})',
         f'model = PeftModel.from_pretrained(base, "{name}")',
     ]
+
+
+def _is_timm(model: nn.Module) -> bool:
+    # Not by class: transformers' class of these configurations imports timm.
+    return getattr(getattr(model, "config", None), "model_type", None) == "timm_wrapper"
