@@ -102,7 +102,7 @@ def test_the_trainers_gradient_is_that_of_the_objective(make_args, name, objecti
         ("focal_gamma", 0.0, "focal_gamma must be a positive"),
         ("tilt", math.inf, "tilt must be a positive"),
         ("cvar_fraction", 1.5, "above 0 and at most 1"),
-        ("reweighting", "cvr", "'cvar'"),
+        ("reweighting", "cvr", "'cvar', 'tilted'"),
     ],
 )
 def test_values_that_are_not_allowed_are_named(make_args, setting, value, said):
