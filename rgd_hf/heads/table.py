@@ -1,7 +1,7 @@
 """The table: which head belongs to which model class of transformers, and the classes that have none.
 
 The auto classes' lists say what is trained for a task; the sets below say which of those compute another loss than
-the task's common one. `tests/test_heads_table.py` reads the loss out of the source of every class in the table, so
+the task's common one. `tests/rgd_hf/test_heads_table.py` reads the loss out of the source of every class in the table, so
 that a new release of transformers cannot slip in a loss that is not the head's.
 """
 

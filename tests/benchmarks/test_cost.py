@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
 
 from rgd_hf import ReweightedTrainer
 from rgd_hf.weightings.choice import by_losses_alone
-from tiny import classification_data, tiny_bert
+from tests.helpers.tiny import classification_data, tiny_bert
 
 # `nonzero` is what indexing with a mask becomes: its output's shape depends on the data.
 WAITING = {

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rgd_hf import ReweightedTrainer, rgd_surrogate
-from tiny import classification_data, tiny_bert
+from tests.helpers.tiny import classification_data, tiny_bert
 
 peft = pytest.importorskip("peft")
 VIRTUAL = 3

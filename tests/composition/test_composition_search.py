@@ -8,7 +8,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from rgd_hf import ReweightedTrainer, ReweightedTrainingArguments
 from rgd_hf.divergences import largest_weight
-from tiny import classification_data, parameters_of, tiny_bert
+from tests.helpers.tiny import classification_data, parameters_of, tiny_bert
 
 optuna = pytest.importorskip("optuna")
 optuna.logging.set_verbosity(optuna.logging.ERROR)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from tiny import learned
+from tests.helpers.tiny import learned
 
 TIMES = ("runtime", "_per_second", "preparation_time", "total_flos")
 WEIGHT_STATISTICS = {

@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from rgd_hf import ReweightedTrainer, rgd_surrogate
-from tiny import assert_all_is_learned, stack
+from tests.helpers.tiny import assert_all_is_learned, stack
 
 TAU = 1.0
 SIZE = {

@@ -10,7 +10,7 @@ from cut_tasks import Collator, make_data, make_model, oracle_losses
 from torch import Tensor
 
 from rgd_hf import rgd_surrogate, rgd_weights
-from tiny import parameters_of
+from tests.helpers.tiny import parameters_of
 
 LEARNING_RATE = {"sgd": 0.5, "adamw_torch": 0.02}
 ADAM_EPSILON = 1e-4  # far above the rounding errors of a small gradient, which AdamW divides by its size

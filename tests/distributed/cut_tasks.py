@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import BertForTokenClassification, GPT2Config, GPT2LMHeadModel
 
-from tiny import tiny_bert, tiny_config
+from tests.helpers.tiny import tiny_bert, tiny_config
 
 TASKS = ("sequence", "token", "causal", "own")
 """Sequence classification, token classification, causal LM, and a token-level `per_sample_loss_fn`."""

@@ -16,7 +16,7 @@ from cut_tasks import Collator, make_data, make_model, own_losses
 from torch.utils.data import IterableDataset
 
 from rgd_hf import ReweightedTrainer, ReweightedTrainingArguments
-from tiny import parameters_of
+from tests.helpers.tiny import parameters_of
 
 
 class Stream(IterableDataset):

@@ -30,7 +30,7 @@ def launch(scenario: str, processes: int, folder: Path, timeout: float = 500) ->
         "OMP_NUM_THREADS": "1",
         "DS_ACCELERATOR": "cpu",
         "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent), str(HERE.parent.parent)]),
+        "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent.parent)]),
     }
     ranks = []
     for rank in range(processes):

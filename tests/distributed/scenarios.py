@@ -26,7 +26,7 @@ from transformers import (
 from transformers.distributed import DistributedConfig
 
 from rgd_hf.trainer import NonFiniteLossError
-from tiny import learned, parameters_of, tiny_bert
+from tests.helpers.tiny import learned, parameters_of, tiny_bert
 
 torch.set_num_threads(1)
 # Every train() collects garbage; what importing left behind is not worth looking through each time.

@@ -12,7 +12,7 @@ from rgd_hf.losses import single_label_losses
 from rgd_hf.training_args import ReweightingArguments
 from rgd_hf.weighting import Items, losses_at_level, reference_at_level, token_reference
 from rgd_hf.weightings.choice import weighting_of
-from tiny import parameters_of
+from tests.helpers.tiny import parameters_of
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from cut_cases import FOUR_PROCESSES, FSDP_SETTINGS, ONE_PROCESS, RESUMED, TWO_P
 from cut_tasks import TASKS, Collator, make_data, make_model
 from cut_training import train
 
-from tiny import assert_all_is_learned
+from tests.helpers.tiny import assert_all_is_learned
 
 pytestmark = pytest.mark.timeout(600)  # the first test of a scenario waits for its launch
 

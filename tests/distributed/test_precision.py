@@ -7,7 +7,7 @@ from cut_tasks import Collator, make_data, make_model, own_losses
 from cut_training import make_trainer
 
 from rgd_hf import rgd_weights
-from tiny import parameters_of
+from tests.helpers.tiny import parameters_of
 
 TASKS = ("sequence", "token", "causal", "own")
 

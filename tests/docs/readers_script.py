@@ -25,7 +25,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from tiny import classification_data, tiny_bert, tiny_config
+from tests.helpers.tiny import classification_data, tiny_bert, tiny_config
 
 Variables = dict[str, Any]
 MakeArgs = Callable[..., TrainingArguments]

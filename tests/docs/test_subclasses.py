@@ -9,7 +9,14 @@ import torch
 
 from docs.readers_script import word_tokenizer
 from rgd_hf import rgd_weights
-from tiny import classification_data, gradients_of, parameters_of, relative_error, stack, tiny_bert
+from tests.helpers.tiny import (
+    classification_data,
+    gradients_of,
+    parameters_of,
+    relative_error,
+    stack,
+    tiny_bert,
+)
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "subclasses.md").read_text(encoding="utf-8")
 BLOCKS = [

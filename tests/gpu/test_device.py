@@ -14,7 +14,7 @@ from gpu.conftest import DEVICE, ON_GPU
 from gpu.tasks import TASKS
 from rgd_hf import HardExamplesMixin, ReweightedTrainer, rgd_surrogate
 from rgd_hf.trainer import NonFiniteLossError
-from tiny import parameters_of, relative_error
+from tests.helpers.tiny import parameters_of, relative_error
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 TAU = 1.5

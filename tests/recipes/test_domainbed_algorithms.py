@@ -20,7 +20,7 @@ from rgd_hf.scripts.domains.miro import Variances, miro_penalty
 from rgd_hf.scripts.domains.swad import LossValley, WeightAverage
 from rgd_hf.scripts.domains.sweep import Job
 from rgd_hf.scripts.domains.views import ImageView
-from tiny import parameters_of
+from tests.helpers.tiny import parameters_of
 
 torch.manual_seed(0)
 

@@ -9,7 +9,7 @@ from transformers import Trainer
 from rgd_hf import Comparison, ReweightedTrainer, ReweightedTrainingArguments, compare
 from rgd_hf.comparison import is_greater_better, number, signed
 from rgd_hf.statistics import mean_interval
-from tiny import classification_data, tiny_bert
+from tests.helpers.tiny import classification_data, tiny_bert
 
 METHODS = ["ERM", "RGD (kl, tau=1)"]
 

@@ -5,7 +5,7 @@ import torch
 from transformers import Trainer
 
 from rgd_hf import ReweightedTrainer
-from tiny import classification_data, stack, tiny_bert
+from tests.helpers.tiny import classification_data, stack, tiny_bert
 
 DATA = classification_data(13)
 

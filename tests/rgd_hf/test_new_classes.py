@@ -9,7 +9,7 @@ from transformers import BertForMaskedLM, BertForSequenceClassification, LlamaCo
 
 from rgd_hf import ReweightedTrainer, RGDLoss
 from rgd_hf.heads import HEADS, READ, is_read
-from tiny import classification_data, parameters_of, tiny_bert, tiny_config
+from tests.helpers.tiny import classification_data, parameters_of, tiny_bert, tiny_config
 
 
 def newer(base, monkeypatch, changed=None):

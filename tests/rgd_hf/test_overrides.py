@@ -7,7 +7,14 @@ from torch.nn import functional as F
 from transformers import Trainer
 
 from rgd_hf import GroupDROTrainer, HardExamplesMixin, ReweightedTrainer, ReweightingMixin, rgd_weights
-from tiny import classification_data, gradients_of, parameters_of, relative_error, stack, tiny_bert
+from tests.helpers.tiny import (
+    classification_data,
+    gradients_of,
+    parameters_of,
+    relative_error,
+    stack,
+    tiny_bert,
+)
 
 SAMPLES = 12
 CLASS_WEIGHTS = [1.0, 3.0, 0.5]

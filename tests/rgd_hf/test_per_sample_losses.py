@@ -7,7 +7,14 @@ from torch.nn import functional as F
 from transformers import Trainer
 
 from rgd_hf import ReweightedTrainer, ReweightingMixin, rgd_surrogate, rgd_weights
-from tiny import classification_data, gradients_of, parameters_of, relative_error, stack, tiny_bert
+from tests.helpers.tiny import (
+    classification_data,
+    gradients_of,
+    parameters_of,
+    relative_error,
+    stack,
+    tiny_bert,
+)
 
 
 class Doubled(ReweightedTrainer):

@@ -5,7 +5,7 @@ from transformers import Trainer
 
 from rgd_hf import ReweightedTrainer
 from rgd_hf.observers.summary import weights_summary
-from tiny import classification_data, tiny_bert
+from tests.helpers.tiny import classification_data, tiny_bert
 
 
 def trained(make_args, cls=ReweightedTrainer, **arguments):

@@ -10,12 +10,12 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT / "tests" / "tools"), str(ROOT / "tests"), str(ROOT)]
+sys.path[:0] = [str(ROOT / "tests" / "tools"), str(ROOT / "tests" / "rgd_hf"), str(ROOT)]
 
+from test_heads_table import differing_losses  # noqa: E402
 from test_upstream_private import PRIVATE, is_there  # noqa: E402
 
 from rgd_hf.heads import HEADS, READ  # noqa: E402
-from test_heads_table import differing_losses  # noqa: E402
 
 WATCHED = ("torch", "transformers", "accelerate", "peft", "trl", "datasets")
 

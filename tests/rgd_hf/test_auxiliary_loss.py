@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from transformers import MixtralConfig, MixtralForCausalLM
 
 from rgd_hf import ReweightedTrainer, rgd_weights
-from tiny import gradients_of, parameters_of, relative_error, stack
+from tests.helpers.tiny import gradients_of, parameters_of, relative_error, stack
 
 
 def tiny_mixtral() -> MixtralForCausalLM:

@@ -4,6 +4,7 @@ import logging
 
 import pytest
 import torch
+from test_linear_losses import Largest
 from torch import nn
 from torch.nn import functional as F
 from transformers import (
@@ -23,8 +24,7 @@ from transformers import (
 
 from rgd_hf import ReweightedTrainer, rgd_surrogate
 from rgd_hf.heads import FusedHead
-from test_linear_losses import Largest
-from tiny import parameters_of
+from tests.helpers.tiny import parameters_of
 
 VOCABULARY = 40
 SIZE = dict(

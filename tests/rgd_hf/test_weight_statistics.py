@@ -13,7 +13,7 @@ from rgd_hf.observers.histogram import HISTOGRAM
 from rgd_hf.observers.statistics import stop_if_not_finite
 from rgd_hf.weighting import Items
 from rgd_hf.weightings import KL
-from tiny import classification_data, tiny_bert
+from tests.helpers.tiny import classification_data, tiny_bert
 
 
 class OneProcess:

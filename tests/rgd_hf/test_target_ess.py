@@ -11,7 +11,14 @@ from torch.nn import functional as F
 from transformers import TrainerCallback
 
 from rgd_hf import ReweightedTrainer, ReweightedTrainingArguments, RGDLoss, ess_weights
-from tiny import classification_data, gradients_of, parameters_of, relative_error, stack, tiny_bert
+from tests.helpers.tiny import (
+    classification_data,
+    gradients_of,
+    parameters_of,
+    relative_error,
+    stack,
+    tiny_bert,
+)
 
 
 def effective_sample_size(weights, reference):

@@ -10,7 +10,14 @@ from transformers import (
 )
 
 from rgd_hf import ReweightedTrainer, RGDLoss
-from tiny import classification_data, parameters_of, relative_error, stack, tiny_bert, tiny_config
+from tests.helpers.tiny import (
+    classification_data,
+    parameters_of,
+    relative_error,
+    stack,
+    tiny_bert,
+    tiny_config,
+)
 
 
 def tiny_gpt2():

@@ -18,7 +18,7 @@ from rgd_hf import ReweightedTrainer, ReweightedTrainingArguments, rgd_surrogate
 from rgd_hf.divergences import divergences
 from rgd_hf.trainer import NonFiniteLossError
 from rgd_hf.weightings import WEIGHTINGS
-from tiny import (
+from tests.helpers.tiny import (
     classification_data,
     gradients_of,
     parameters_of,

@@ -32,7 +32,7 @@ from rgd_hf import ReweightedTrainer, ReweightedTrainingArguments
 from rgd_hf.hub import TAGS
 from rgd_hf.hub_errors import HubError
 from rgd_hf.loading_snippet import loading_snippet
-from tiny import classification_data, tiny_bert, tiny_config
+from tests.helpers.tiny import classification_data, tiny_bert, tiny_config
 
 
 def word_tokenizer() -> PreTrainedTokenizerFast:

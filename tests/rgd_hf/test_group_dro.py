@@ -16,7 +16,7 @@ from transformers import TrainingArguments
 from rgd_hf import rgd_weights
 from rgd_hf.group_dro import OLD_STATE_NAME, GroupDROTrainer
 from rgd_hf.weightings.trainer import STATE_NAME
-from tiny import classification_data, parameters_of, relative_error, stack, tiny_bert
+from tests.helpers.tiny import classification_data, parameters_of, relative_error, stack, tiny_bert
 
 GROUPS = 4  # the last one never occurs
 BATCH = 8
@@ -159,10 +159,10 @@ def test_settings_and_batches_that_cannot_work(make_args):
 
 
 def test_two_processes_take_the_steps_of_one(tmp_path):
-    tests = Path(__file__).parent
+    root = Path(__file__).parents[2]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
     command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", __file__, str(tmp_path)]
-    environment = os.environ | {"PYTHONPATH": f"{tests}{os.pathsep}{tests.parent}", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
     model, weights = brute_force("kl")

@@ -5,9 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch.nn import functional as F
-
-from rgd_hf.heads import Head, find_head, logits_of
 from test_heads_equal_models import (
     BATCH,
     CLASSES,
@@ -18,6 +15,9 @@ from test_heads_equal_models import (
     text_batch,
     token_labels,
 )
+from torch.nn import functional as F
+
+from rgd_hf.heads import Head, find_head, logits_of
 
 
 def head_of(model: Any) -> Head:

@@ -8,7 +8,7 @@ from transformers import BertForTokenClassification
 
 from rgd_hf import ReweightedTrainer, ReweightedTrainingArguments, rgd_weights
 from rgd_hf.class_weights import class_weights_of, weight_of_items
-from tiny import (
+from tests.helpers.tiny import (
     classification_data,
     gradients_of,
     parameters_of,

@@ -12,7 +12,7 @@ from rgd_hf import ReweightedTrainer, ReweightedTrainingArguments
 from rgd_hf.weightings.cvar import cvar_weights
 from rgd_hf.weightings.focal import focal_weights
 from rgd_hf.weightings.tilted import tilted_weights
-from tiny import classification_data, gradients_of, relative_error, stack, tiny_bert
+from tests.helpers.tiny import classification_data, gradients_of, relative_error, stack, tiny_bert
 
 
 def batch_of(seed, n=12):

@@ -28,7 +28,7 @@ from rgd_hf.weightings import (
     WeightsError,
 )
 from rgd_hf.weightings.choice import by_losses_alone, settings_of, weighting_of
-from tiny import classification_data, parameters_of, relative_error, stack, tiny_bert
+from tests.helpers.tiny import classification_data, parameters_of, relative_error, stack, tiny_bert
 
 OTHER_SETTINGS = {
     "kl": KL(tau=2.5),

@@ -17,7 +17,7 @@ from rgd_hf import HardExamplesMixin, ReweightedTrainer, ReweightedTrainingArgum
 from rgd_hf.observers.hard_examples import add_by_sample
 from rgd_hf.weighting import Items
 from tests.benchmarks.test_cost import CountSteps, CountWaits
-from tiny import classification_data, tiny_bert
+from tests.helpers.tiny import classification_data, tiny_bert
 
 
 class RecordingTrainer(HardExamplesMixin, ReweightedTrainer):
@@ -246,7 +246,7 @@ import json, sys
 from dataclasses import astuple
 from pathlib import Path
 from test_hard_examples import pad, varied_data
-from tiny import tiny_bert
+from tests.helpers.tiny import tiny_bert
 from rgd_hf import HardExamplesMixin, ReweightedTrainer, ReweightedTrainingArguments
 
 class Plain(HardExamplesMixin, ReweightedTrainer): pass
@@ -265,7 +265,9 @@ found = trainer.hard_examples(37)
 def test_two_processes_are_as_one(tmp_path):
     here = Path(__file__).parent
     script = tmp_path / "train.py"
-    script.write_text(f"import sys\nsys.path[:0] = [{str(here)!r}, {str(here.parent)!r}]\n{TWO_PROCESSES}")
+    script.write_text(
+        f"import sys\nsys.path[:0] = [{str(here)!r}, {str(here.parents[1])!r}]\n{TWO_PROCESSES}"
+    )
 
     def run(processes: int, batch: int, resume: str) -> list:
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
