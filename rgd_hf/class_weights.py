@@ -32,7 +32,7 @@ def parse(setting: str) -> list[float] | None:
         weights = []
     if not weights or not all(math.isfinite(w) and w >= 0 for w in weights) or not any(weights):
         raise ValueError(
-            f"class_weights must be {BALANCED!r} or non-negative numbers, one a class, joined by commas "
+            f"class_weights must be {BALANCED!r} or non-negative numbers, one per class, joined by commas "
             f"('1,2.5,0.5'), not all 0. Found {setting!r}."
         )
     return weights
@@ -43,11 +43,11 @@ def class_weights_of(setting: str, num_classes: int, dataset: Any, label_name: s
 
     Args:
         setting: `"balanced"` or numbers joined by commas.
-        num_classes: of the model.
-        dataset: the training set; only read for `"balanced"`. One with an attribute of a label column's name (`labels`,
-            say) that has an integer for every sample is not read sample by sample.
-        label_name: its label column (`label` and `label_ids` are looked for too). Labels that are no class (-100, 255)
-            do not count.
+        num_classes: number of classes of the model.
+        dataset: the training set; only read for `"balanced"`. Where it has an attribute named like a label column
+            (`labels`, say) with one integer per sample, that attribute is read instead of every sample.
+        label_name: the label column of `dataset` (`label` and `label_ids` are looked for too). Labels that are not a
+            class (-100, 255) are not counted.
 
     Returns:
         float32 `[num_classes]`. `"balanced"` gives `items / (classes * items of the class)`, so that classes have the
@@ -117,7 +117,7 @@ def weight_of_items(classes: Tensor, class_weights: Tensor) -> Tensor:
         class_weights: float32 `[classes]`.
 
     Returns:
-        float32, one element an item.
+        float32, one element per item.
     """
     class_weights = class_weights.to(classes.device)
     if classes.is_floating_point():

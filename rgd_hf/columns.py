@@ -1,4 +1,4 @@
-"""Columns of the batches that the model is not shown: sample weights, numbers of samples, what rules and observers read."""
+"""Columns of the batches that are hidden from the model: sample weights, sample indices, inputs of rules and observers."""
 
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -39,10 +39,10 @@ _LIKE_WEIGHTS = {
 
 
 class ColumnsMixin(TrainerBase):
-    """Brings columns from the data set to the rule and the observers, past the model.
+    """Carries columns from the data set past the model to the rule and the observers.
 
     Attributes:
-        hidden_columns: further columns of the batches that the model is not shown.
+        hidden_columns: further columns of the batches that are hidden from the model.
     """
 
     hidden_columns: tuple[str, ...] = ()
@@ -52,12 +52,12 @@ class ColumnsMixin(TrainerBase):
         weighting: Weighting
 
     def _columns_read(self) -> tuple[str, ...]:
-        """The columns that the rule and the observers read, but for the losses' own."""
+        """The columns that the rule and the observers read."""
         observed = [column for observer in self.observers for column in observer.columns]
         return tuple(dict.fromkeys([*self.weighting.columns, *observed]))
 
     def _without_columns(self, inputs: Any) -> dict[str, Any]:
-        """`inputs` as the model is shown them, sample weights apart."""
+        """`inputs` without the hidden columns (`sample_weight` is handled elsewhere)."""
         hidden = {*self.hidden_columns, *self._columns_read()}
         return {name: value for name, value in inputs.items() if name not in hidden}
 
@@ -100,7 +100,7 @@ class ColumnsMixin(TrainerBase):
             self.data_collator = collator
 
     def _hint_at_weights(self, dataset: Any) -> None:
-        """Say so where a column looks like one of sample weights, but is none."""
+        """Warn about a column whose name suggests sample weights but is not `sample_weight`."""
         names = getattr(dataset, "column_names", None)
         if not self.args.remove_unused_columns or not isinstance(names, list) or SAMPLE_WEIGHT in names:
             return
@@ -109,7 +109,7 @@ class ColumnsMixin(TrainerBase):
         for name in names:
             if name.lower() in _LIKE_WEIGHTS and name not in used:
                 warnings.warn(
-                    f"The training set's column {name!r} is not used. If it holds a weight for every sample, rename it: "
+                    f"The training set's column {name!r} is not used. If it holds a weight per sample, rename it: "
                     f"train_dataset.rename_column({name!r}, {SAMPLE_WEIGHT!r}).",
                     stacklevel=2,
                 )
@@ -122,6 +122,6 @@ class ColumnsMixin(TrainerBase):
         ignore_keys: list[str] | None = None,
         **kwargs,
     ):
-        """As the Trainer's; the model is not shown the columns either."""
+        """As the Trainer's, with the hidden columns removed."""
         inputs = self._without_columns(inputs)
         return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys=ignore_keys, **kwargs)

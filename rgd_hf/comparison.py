@@ -32,11 +32,11 @@ class Comparison:
     """Scores of several methods that were trained from the same seeds; printing it shows a table and a verdict.
 
     Attributes:
-        scores: of each method by seed, `{"ERM": {0: 0.81, 1: 0.79}, "RGD (kl, tau=1)": ...}`; the first method is the
-            baseline of all differences.
-        metric: what the scores are.
+        scores: the score of each method for each seed, `{"ERM": {0: 0.81, 1: 0.79}, "RGD (kl, tau=1)": ...}`; the first
+            method is the baseline of all differences.
+        metric: name of the metric that was scored, as `trainer.evaluate()` names it.
         greater_is_better: whether a larger score is a better one.
-        runs: all that was recorded of each run.
+        runs: the full record of each run.
     """
 
     scores: Mapping[str, Mapping[int, float]]
@@ -78,7 +78,7 @@ class Comparison:
         return f"{method} is {'better' if better else 'WORSE'} than {self.baseline}: {interval}."
 
     def rows(self) -> list[list[str]]:
-        """The table: a header, and one row a method."""
+        """The table: a header, and one row per method."""
         rows = [["method", "seeds", self.metric, f"difference to {self.baseline}", "95 % interval"]]
         for method, scores in self.scores.items():
             row = [method, str(len(scores)), mean_and_spread([*scores.values()]), "", ""]
@@ -130,19 +130,21 @@ def compare(
 
     Args:
         make_trainer: takes a seed and one of `reweightings`, and builds a new model and its Trainer with them. The global
-            seeds are set before it is called, so that new layers start alike.
-        seeds: of the runs; from two on there is an interval, five are a good number to begin with.
+            seeds are set before it is called, so that new layers are initialized the same for every method.
+        seeds: random seeds; each method is trained once per seed. Two or more give an interval; five are a good start.
         reweightings: names, or weightings as `ReweightedTrainer` takes them; the first is the baseline of the differences.
-        metric: of `trainer.evaluate()`.
-        greater_is_better: by default true, unless `metric` ends with a name such as `loss`, `mse` or `perplexity`.
-        output_dir: of the lines, and of one folder a run that replaces the `output_dir` of its arguments.
+        metric: the metric to compare, as `trainer.evaluate()` names it.
+        greater_is_better: whether a larger value of `metric` is better; by default true, unless its name ends with one
+            such as `loss`, `mse` or `perplexity`.
+        output_dir: folder for the results (`runs.jsonl`) and for one sub-folder per run, which replaces the
+            `output_dir` of its arguments.
 
     Returns:
         The comparison; `print` shows it.
 
     Raises:
-        ValueError: `make_trainer` does not use what it is given, a metric that is not there, fewer than two
-            re-weightings, or an `output_dir` with runs of other settings.
+        ValueError: `make_trainer` does not use the seed or re-weighting it is given, `metric` is not among the metrics,
+            there are fewer than two re-weightings, or `output_dir` holds runs with other settings.
     """
     labels = {_label(reweighting): reweighting for reweighting in reweightings}
     if len(labels) < max(2, len(reweightings)):
@@ -192,7 +194,7 @@ def comparison_of(
     Args:
         runs: each with `method` (its name in the table), `seed` and `metrics`; the first one's method is the baseline.
         metric: one of `metrics`.
-        greater_is_better: as `compare` takes it.
+        greater_is_better: as in `compare`.
     """
     scores: dict[str, dict[int, float]] = {}
     for run in runs:
@@ -208,7 +210,7 @@ def is_greater_better(metric: str) -> bool:
 
 
 def number(value: float) -> str:
-    """With three digits, and four decimals at least where it is below 1: `"0.0123"`, `"12.3"`."""
+    """`value` with three digits, and at least four decimals where it is below 1: `"0.0123"`, `"12.3"`."""
     if not math.isfinite(value):
         return str(value)
     digits = 4 if abs(value) < 1 else max(0, 3 - len(str(int(abs(value)))))
@@ -216,7 +218,7 @@ def number(value: float) -> str:
 
 
 def signed(value: float) -> str:
-    """As `number`, with its sign; nothing is printed as minus zero."""
+    """Like `number`, with the sign; minus zero is printed as plus zero."""
     text = number(value)
     return text if text.startswith("-") and float(text) != 0 else f"+{text.lstrip('-')}"
 
@@ -265,7 +267,7 @@ def _check_trainer(trainer: Any, seed: int, reweighting: Any) -> None:
 
 
 def _settings(trainer: Any) -> dict[str, Any]:
-    """What decides the result of a run but for its seed, as JSON."""
+    """Everything but the seed that decides the result of a run, as JSON."""
     args = {
         name: value for name, value in trainer.args.to_dict().items() if not name.startswith(_NOT_SETTINGS)
     }

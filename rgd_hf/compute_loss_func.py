@@ -32,19 +32,19 @@ class RGDLoss:
 
     Exact under gradient accumulation and on several processes (with `average_tokens_across_devices=True`, the
     Trainer's default), because the weighted losses are summed and divided by the items of the whole optimizer step,
-    which the Trainer counts. Where no gradient is asked for, in evaluation, the loss is plain. What the function of
-    outputs and labels cannot see it does not have: `normalize_weights`, sample-level weights of token losses, sample
-    and class weights, logs of the weights: use `ReweightedTrainer` for those.
+    which the Trainer counts. Without gradients, as in evaluation, the loss is the plain mean. Whatever needs more than
+    outputs and labels is not available here: `normalize_weights`, sample-level weights of token losses, sample and
+    class weights, logs of the weights. Use `ReweightedTrainer` for those.
 
     Args:
-        model: the model that is trained (before any wrapping); says which loss its head has.
+        model: the model that is trained, before any wrapping; its class decides which loss is computed.
         reweighting: a name, as the field of `ReweightingArguments`; an object of `rgd_hf.weightings`; or a function of
             losses `[items]` to weights `[items]`.
-        tau: loss from which on weights stop growing, for the divergences.
-        target_ess: effective sample size of the `"kl"` weights, in place of tau.
+        tau: clipping threshold of the divergences, in units of the loss: losses above it get the same weight. Default 1.
+        target_ess: effective sample size of the `"kl"` weights as a fraction of the items, in place of `tau`.
 
     Raises:
-        NotImplementedError: the losses of the model's head cannot be un-reduced from its outputs and labels alone.
+        NotImplementedError: the per-sample losses of the model's head need more than its outputs and labels.
         ValueError: a setting is not allowed.
 
     References:
@@ -64,18 +64,18 @@ class RGDLoss:
         if self.weighting.state_dict() or self.weighting.columns:
             raise ValueError(
                 f"{self.weighting.method_name()} reads other columns of the batch or keeps a state over the steps, which a "
-                "loss function of the stock Trainer does not see: use ReweightedTrainer."
+                "loss function of the stock Trainer has no access to: use ReweightedTrainer."
             )
         bare = bare_model(model)
         head = find_head(model)
         if head is None or head not in _FROM_LABELS_ALONE:
             raise NotImplementedError(
-                f"RGDLoss cannot un-reduce the loss of {type(bare).__name__} from its outputs and labels alone. Use "
+                f"RGDLoss cannot compute per-sample losses of {type(bare).__name__} from its outputs and labels alone. Use "
                 "ReweightedTrainer (with per_sample_loss_fn where the head is not known)."
             )
         if not is_read(bare):
             raise NotImplementedError(
-                f"{type(bare).__name__} is newer than this release of rgd_hf, and RGDLoss cannot hold its losses against "
+                f"{type(bare).__name__} is newer than this release of rgd_hf, and RGDLoss cannot compare its losses with "
                 "the model's own, which it never sees. Use ReweightedTrainer, which does so on the first batch."
             )
         self.head: Head = head
@@ -89,9 +89,9 @@ class RGDLoss:
         """The sum of the weighted losses divided by the number of items.
 
         Args:
-            outputs: of the model, run without labels.
-            labels: of the batch.
-            num_items_in_batch: elements of the labels in the whole optimizer step that are not -100, as the Trainer
+            outputs: outputs of the model, which was called without labels.
+            labels: labels of the batch.
+            num_items_in_batch: number of label elements in the whole optimizer step that are not -100, as the Trainer
                 counts them; None to average over this batch.
 
         Returns:

@@ -1,4 +1,4 @@
-"""What the batches carry beside the model's inputs: a weight for every sample, 0 for padding."""
+"""Columns that batches carry besides the model's inputs: the weight and the index of each sample."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,12 +18,12 @@ SAMPLE_INDEX = "sample_index"
 
 
 class ColumnCollator:
-    """Carry one column of numbers around a collator that may not know it.
+    """Carry one numeric column past a collator that may not know it.
 
     Args:
-        collator: makes a batch of a list of examples.
+        collator: turns a list of examples into a batch.
         column: name of the column.
-        dtype: of the column in the batch; that of the values where None.
+        dtype: dtype of the column in the batch; None keeps the dtype of the values.
     """
 
     def __init__(self, collator: Callable[[list[Any]], Any], column: str, dtype: torch.dtype | None = None):
@@ -44,10 +44,10 @@ class ColumnCollator:
 
 
 class SampleWeightCollator(ColumnCollator):
-    """Carry the `sample_weight` column, float32, around a collator.
+    """Carry the `sample_weight` column, float32, past a collator.
 
     Args:
-        collator: makes a batch of a list of examples.
+        collator: turns a list of examples into a batch.
     """
 
     def __init__(self, collator: Callable[[list[Any]], Any]):
@@ -63,8 +63,8 @@ def drop_repeats(batch: Any, gradient_state: Any, process_index: int, num_proces
     Args:
         batch: the newest batch of this process, changed in place.
         gradient_state: accelerate's `GradientState`, which knows the dataloader in use.
-        process_index: of this process.
-        num_processes: of the run.
+        process_index: index of this process.
+        num_processes: number of processes of the run.
     """
     loader = gradient_state.active_dataloader
     if num_processes == 1 or loader is None or not gradient_state.end_of_dataloader:
@@ -99,7 +99,7 @@ def _samples_in_last_batch(loader: DataLoader, filled_up: int) -> int | None:
 
 
 class NumberedExamples(Dataset):
-    """The examples of a map-style data set, each with its number."""
+    """The examples of a map-style data set, each with its index."""
 
     def __init__(self, dataset: Any):
         self.dataset = dataset
@@ -119,16 +119,17 @@ class NumberedExamples(Dataset):
 def _with_number(example: Any, key: Any) -> dict[str, Any]:
     if not isinstance(example, Mapping):
         raise ValueError(
-            f"Samples are numbered in training sets whose examples are dicts, not {type(example).__name__}."
+            f"Samples can only be indexed in training sets whose examples are dicts, not {type(example).__name__}."
         )
     return {**example, SAMPLE_INDEX: example.get(SAMPLE_INDEX, key)}
 
 
 def check_numbered(dataset: Any) -> None:
-    """Raise `ValueError` unless the samples of `dataset` have numbers, that is, unless it is map-style."""
+    """Raise `ValueError` unless the samples of `dataset` have indices, that is, unless it is map-style."""
     streamed = isinstance(dataset, IterableDataset | datasets.IterableDataset)
     if streamed or not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
         raise ValueError(
-            f"Samples are called by their number in the training set, but {type(dataset).__name__} has none: give a "
-            "map-style data set (with __getitem__ and __len__), or do not ask for hard examples (record_examples=False)."
+            f"Hard examples are reported by their index in the training set, but {type(dataset).__name__} has no "
+            "indices: give a map-style data set (with __getitem__ and __len__), or turn hard examples off "
+            "(record_examples=False)."
         )

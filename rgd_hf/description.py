@@ -1,4 +1,4 @@
-"""How a run's losses were weighted, in words: for model cards and tables. The rule is asked for what is its own."""
+"""How a run's losses were weighted, in words, for model cards and tables; each rule describes itself."""
 
 from dataclasses import fields
 from typing import Any
@@ -9,10 +9,10 @@ from rgd_hf.weightings.choice import option_names, parsed, weighting_of
 
 
 def settings_in_use(args: Any, rule: Weighting) -> dict[str, Any]:
-    """The fields of `ReweightingArguments` that decide what is trained, and the rule's settings, by name.
+    """The fields of `ReweightingArguments` that affect the training, and the settings of the rule, by name.
 
     Args:
-        args: with the fields of `ReweightingArguments`.
+        args: arguments that have the fields of `ReweightingArguments`.
         rule: the rule in use.
     """
     config = rule.get_config()
@@ -48,10 +48,10 @@ def describe_weights(args: Any, rule: Weighting, item: str, override: str | None
     """A paragraph on the weights of a run.
 
     Args:
-        args: with the fields of `ReweightingArguments`.
+        args: arguments that have the fields of `ReweightingArguments`.
         rule: the rule in use.
-        item: what has a weight, `"sample"` or `"token"`.
-        override: the method that weights in the rule's place, which may call it.
+        item: what is weighted, `"sample"` or `"token"`.
+        override: name of the method that computes weights instead of the rule (and may call it), or None.
     """
     prose = rule.describe(item)
     if override is not None:

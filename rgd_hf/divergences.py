@@ -12,7 +12,7 @@ With `z = min(loss, tau) / (tau + 1)`:
 | `reverse_kl` | `1 / (1 - z)`   | `tau + 1`          | `-(tau+1) * log(1 - z)`                              |
 | `none`       | `1`             | `1`                | `loss` (empirical risk minimization, ERM)            |
 
-Beyond `tau` the weight stays at its largest value and the surrogate goes on in a straight line.
+Above `tau` the weight stays at its largest value and the surrogate continues linearly.
 `kl` is the form the paper states; the exact `chi2` and `reverse_kl` forms are derived here from the f-divergences
 and the same clipping rule, not read in the paper.
 
@@ -52,17 +52,17 @@ def rgd_weights(losses: Tensor, divergence: str = "kl", tau: float = 1.0) -> Ten
     """Weight of each loss in re-weighted gradient descent (arXiv 2306.09222, Algorithm 1).
 
     Args:
-        losses: un-reduced losses, any shape with at least one dimension, any floating-point dtype. They are meant
+        losses: unreduced losses, any shape with at least one dimension, any floating-point dtype. They are meant
             to be non-negative; a negative loss gets a weight below 1. A NaN or infinite loss gets the largest
             weight, so that a weight is always finite and the bad value stays visible in the weighted loss.
         divergence: `"kl"`, `"chi2"`, `"reverse_kl"` or `"none"` (all ones).
-        tau: clipping threshold, in units of the loss; losses above it share the largest weight.
+        tau: clipping threshold, in units of the loss: losses above it get the same, largest weight.
 
     Returns:
         float32 weights of the same shape, detached from the graph.
 
     Raises:
-        TypeError: `losses` is no tensor.
+        TypeError: `losses` is not a tensor.
         ValueError: `losses` is 0-dimensional or not floating-point, `divergence` is unknown, or `tau` is not
             positive and finite. Each message says what is allowed.
 
@@ -76,13 +76,13 @@ def rgd_weights(losses: Tensor, divergence: str = "kl", tau: float = 1.0) -> Ten
 def rgd_surrogate(losses: Tensor, divergence: str = "kl", tau: float = 1.0) -> Tensor:
     """The function G of each loss whose gradient is the re-weighted gradient: dG/dloss = `rgd_weights(loss)`.
 
-    Minimizing the mean of G by plain gradient descent takes the very steps of re-weighted gradient descent, which
-    makes it the oracle for tests and an objective for second-order methods. G(0) = 0.
+    Minimizing the mean of G by plain gradient descent takes exactly the steps of re-weighted gradient descent, which
+    makes it an oracle for tests and an objective for second-order methods. G(0) = 0.
 
     Args:
-        losses: as for `rgd_weights`.
-        divergence: as for `rgd_weights`.
-        tau: as for `rgd_weights`.
+        losses: unreduced losses, as for `rgd_weights`.
+        divergence: name of the divergence, as for `rgd_weights`.
+        tau: clipping threshold, as for `rgd_weights`.
 
     Returns:
         float32 tensor of the same shape, differentiable with respect to `losses`.

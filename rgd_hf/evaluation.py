@@ -28,7 +28,7 @@ class PlainEvaluationMixin(TrainerBase):
     Attributes:
         eval_losses: after an evaluation, on every process: the plain loss of each sample of the evaluation set, the
             mean over the sample's items, in the order of `EvalLoopOutput.predictions`; float32 `[samples]` on the CPU,
-            NaN for a sample without items. None where the losses are the stock Trainer's affair.
+            NaN for a sample without items. None where the loss is the stock Trainer's, which has no losses per sample.
     """
 
     eval_losses: Tensor | None = None
@@ -45,7 +45,7 @@ class PlainEvaluationMixin(TrainerBase):
         """Mean of the valid `losses` of one evaluation batch (plus the model's auxiliary loss).
 
         Args:
-            losses: un-reduced, `[batch]` or `[batch, items]`, 0 where not valid.
+            losses: unreduced, `[batch]` or `[batch, items]`, 0 where not valid.
             valid: bool, of the same shape.
             auxiliary: 0-dimensional, or None.
 
@@ -78,7 +78,7 @@ class PlainEvaluationMixin(TrainerBase):
         ignore_keys: list[str] | None = None,
         **kwargs,
     ):
-        """As the Trainer's; evaluation counts every sample once, so a `sample_weight` column is left out."""
+        """As the Trainer's; evaluation counts every sample once, so a `sample_weight` column is ignored."""
         inputs = {k: v for k, v in inputs.items() if k != SAMPLE_WEIGHT}
         outer, self._evaluates_loss_only = self._evaluates_loss_only, prediction_loss_only
         try:

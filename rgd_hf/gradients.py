@@ -35,7 +35,7 @@ def steps_in_backward(args: Any) -> bool:
 
 
 def gradients_can_be_rescaled(args: Any, deepspeed: bool) -> bool:
-    """Whether the gradients of a step can be reached between backward and clipping; arguments as below."""
+    """Whether gradients can be rescaled between backward and clipping; arguments as in the next function."""
     return not deepspeed and not steps_in_backward(args)
 
 
@@ -43,14 +43,14 @@ def check_gradients_can_be_rescaled(args: Any, deepspeed: bool, asked_by: str) -
     """Raise `ValueError` where the gradients of a step cannot be reached between backward and clipping.
 
     Args:
-        args: `TrainingArguments`.
+        args: the `TrainingArguments`.
         deepspeed: whether DeepSpeed owns the gradients.
-        asked_by: what needs the rescaling, for the message.
+        asked_by: the setting that needs the rescaling, for the message.
     """
     if deepspeed:
         raise ValueError(
             f"{asked_by} rescales the gradients once an accumulated optimizer step, but DeepSpeed partitions and "
-            "reduces them inside its engine, so this cannot hold exactly. Leave it off (un-normalized re-weighting "
+            "reduces them inside its engine, so this cannot be exact. Leave it off (un-normalized re-weighting "
             "works with DeepSpeed), set gradient_accumulation_steps=1, or use DDP or FSDP."
         )
     if steps_in_backward(args):

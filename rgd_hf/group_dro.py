@@ -25,18 +25,17 @@ OLD_STATE_NAME = "group_weights.json"
 
 
 class GroupDROMixin(_Base):
-    """GroupDRO for any class that derives from `ReweightingMixin` and a Trainer; put it to their left.
+    """GroupDRO for any class that derives from `ReweightingMixin` and a Trainer; list it first among the base classes.
 
-    The groups are weighted as `rgd_hf.weightings.GroupDRO` says, and whatever `reweighting` is chosen applies on top of
-    them, within the groups. Group weights are saved with every checkpoint, and training logs have them as
-    `group_weight_<name>`.
+    Groups are weighted by `rgd_hf.weightings.GroupDRO`, and the chosen `reweighting` weights the samples within each
+    group. Group weights are saved with every checkpoint and logged as `group_weight_<name>`.
 
     Args:
-        num_groups: number of groups; each sample's group is a whole number below it.
-        group_step_size: of the exponentiated gradient ascent (default 0.01).
+        num_groups: number of groups; each sample's group is an integer from 0 to `num_groups - 1`.
+        group_step_size: step size of the exponentiated gradient ascent on the group weights (default 0.01).
         group_column: the column of the batches that holds the groups, int `[batch]` (default `"group"`). The model
             never sees it.
-        group_names: names for the logs (default: the numbers).
+        group_names: names of the groups for the logs (default: their numbers).
 
     Raises:
         ValueError: as for `rgd_hf.weightings.GroupDRO`.
@@ -69,8 +68,8 @@ class GroupDROMixin(_Base):
 
     def _cannot_unreduce(self) -> Exception:
         return NotImplementedError(
-            "GroupDRO weights the losses of samples, but the loss of this Trainer and model is one that rgd_hf cannot "
-            "un-reduce: override compute_per_sample_losses, or pass per_sample_loss_fn."
+            "GroupDRO weights per-sample losses, but those of this Trainer and model are not known to rgd_hf: "
+            "override compute_per_sample_losses, or pass per_sample_loss_fn."
         )
 
     @property

@@ -15,7 +15,7 @@ else:
 
 
 class HardExamplesMixin(TrainerBase):
-    """Adds the observer `HardExamples` to any class that derives from `ReweightingMixin`; put it to their left.
+    """Adds the observer `HardExamples` to any class that derives from `ReweightingMixin`; list it first among the bases.
 
         class MyTrainer(HardExamplesMixin, ReweightedTrainer): ...
 
@@ -25,7 +25,7 @@ class HardExamplesMixin(TrainerBase):
             print(example.weight, example.loss, train[example.index])
 
     Args:
-        record_examples: False for a Trainer without any of this.
+        record_examples: whether to record the weights and losses of each sample (default True).
 
     Raises:
         ValueError: as for `HardExamples`.
@@ -45,7 +45,7 @@ class HardExamplesMixin(TrainerBase):
                 check_numbered(self.train_dataset)
 
     def hard_examples(self, count: int) -> list[HardExample]:
-        """`HardExamples.most_weighted`.
+        """The `count` training samples with the largest mean weight; see `HardExamples.most_weighted`.
 
         Raises:
             RuntimeError: nothing was recorded: no training, or `record_examples=False`.

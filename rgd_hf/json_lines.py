@@ -8,7 +8,7 @@ from typing import Any
 
 
 def read_lines(path: Path) -> list[Any]:
-    """The objects of a file, in order; a line that is no JSON (the last one of a killed process) is passed over.
+    """The objects of a file, in order; a line that is not valid JSON (the last one of a killed process) is skipped.
 
     Args:
         path: a file; one that does not exist has no lines.
@@ -23,11 +23,11 @@ def read_lines(path: Path) -> list[Any]:
 
 
 def append_line(path: Path, record: Mapping[str, Any]) -> None:
-    """Add one object at the end of a file; it is on the disk when this returns.
+    """Append one object to a file; it is on disk when this returns.
 
     Args:
-        path: of the file; it and its directory are made where they are missing.
-        record: what `json` cannot write is written as a string.
+        path: the file; it and its directory are created if missing.
+        record: the object; values that `json` cannot write are written as strings.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab+") as file:

@@ -2,8 +2,8 @@
 
 The logits of a language model, `[tokens, vocabulary]`, are the largest tensor of a training step. Here they exist one
 tile of the vocabulary at a time: the forward pass keeps a running logsumexp and the logit of each target, and the
-backward pass makes each tile again, this time as the gradient of its logits. What is multiplied, in which dtype, and
-what is float32 is what `torch.nn.Linear` and a float32 `cross_entropy` do to the same tile.
+backward pass recomputes each tile, this time as the gradient of its logits. Products and dtypes are those of
+`torch.nn.Linear` followed by a float32 `cross_entropy` on the same tile.
 
 Why not `torch.nn.functional.linear_cross_entropy` (torch 2.13 and later) with `reduction="none"`: its losses have the
 dtype of the hidden states (bfloat16 losses make bfloat16 weights), it smooths no labels without the full logits, and it
@@ -36,19 +36,19 @@ def linear_token_losses(
     """Cross-entropy of each token under the logits `softcap * tanh(scale * (hidden @ weight.T + bias) / softcap)`.
 
     Args:
-        hidden: what goes into the head, `[tokens, hidden size]`, any floating-point dtype.
+        hidden: input of the head, `[tokens, hidden size]`, any floating-point dtype.
         weight: `[vocabulary, hidden size]`. Inside autocast both are cast, as those of `torch.nn.Linear` are.
         targets: token ids `[tokens]`, none of them ignored.
         bias: `[vocabulary]`.
         label_smoothing: share of the target mass spread evenly over the vocabulary.
-        scale: what the logits are multiplied with after the projection.
-        softcap: what bounds the scaled logits, smoothly; None for no bound.
+        scale: factor of the logits after the projection.
+        softcap: smooth bound of the scaled logits; None for no bound.
 
     Returns:
         float32 `[tokens]`. Differentiable once, with respect to `hidden`, `weight` and `bias`.
 
     Raises:
-        IndexError: a target is no row of `weight` (on a GPU, a device-side assertion).
+        IndexError: a target is not a row of `weight` (on a GPU, a device-side assertion).
     """
     return _LinearTokenLosses.apply(hidden, weight, targets, bias, label_smoothing, scale, softcap)
 
@@ -60,15 +60,15 @@ def chunked_token_losses(
     vocabulary: int,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Cross-entropy of each token under any head that treats tokens one by one, a few tokens at a time.
+    """Cross-entropy of each token under any head that treats tokens independently, a chunk of tokens at a time.
 
-    The backward pass makes the logits of each chunk again (`torch.utils.checkpoint`, dropout included).
+    The backward pass recomputes the logits of each chunk (`torch.utils.checkpoint`, dropout included).
 
     Args:
         logits_of: hidden states `[n, hidden size]` to logits `[n, vocabulary]`.
         hidden: `[tokens, hidden size]`.
         targets: token ids `[tokens]`, none of them ignored.
-        vocabulary: number of logits of a token; says how many tokens a chunk has.
+        vocabulary: number of logits per token; decides how many tokens a chunk has.
         label_smoothing: as in `linear_token_losses`.
 
     Returns:

@@ -11,12 +11,12 @@ class Task(NamedTuple):
     """A task of the Hub: the auto class of its models, and how its pipeline is called.
 
     Attributes:
-        auto_class: name of the class in `transformers`.
+        auto_class: name of the auto class in `transformers`.
         model_names: class names of the task's models, by model type.
-        pipeline: its name as `pipeline(...)` and `pipeline_tag` know it; None where transformers has none.
-        imports: lines that the call needs.
+        pipeline: name of the task for `pipeline(...)` and `pipeline_tag`; None where transformers has no pipeline.
+        imports: import lines that the call needs.
         argument: Python expression for the call's argument, in which `model` is the pipeline.
-        pair_argument: the same for a model that reads two texts.
+        pair_argument: the same for a model that reads pairs of texts.
     """
 
     auto_class: str
@@ -105,7 +105,7 @@ def loading_snippet(
     Args:
         model: the trained model, unwrapped, no adapter.
         name: repository on the Hub, or folder.
-        has_processor: whether its tokenizer, image processor or feature extractor is saved beside it.
+        has_processor: whether its tokenizer, image processor or feature extractor is saved with it.
         adapter_of: name of the base model where `name` holds a PEFT adapter.
         pairs: whether it was trained on pairs of texts.
 

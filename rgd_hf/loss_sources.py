@@ -1,4 +1,4 @@
-"""Where un-reduced losses come from: the head that the model is known to have, or a function of the user's."""
+"""Where unreduced losses come from: the head of a known model class, or a user's function or method."""
 
 import inspect
 import warnings
@@ -20,9 +20,9 @@ class PerSampleLosses(NamedTuple):
     """What `compute_per_sample_losses` returns for one batch.
 
     Attributes:
-        losses: before any reduction, one element an item: `[batch]`, or `[batch, tokens]` of a loss per token.
-        outputs: of the model, for the metrics.
-        valid: bool of the shape of `losses`, the items that count; None for all.
+        losses: unreduced losses, one element per item: `[batch]`, or `[batch, tokens]` for a loss per token.
+        outputs: outputs of the model, for the metrics.
+        valid: bool mask of the shape of `losses`, true for the items that count; None if all do.
         auxiliary: 0-dimensional loss of the batch as a whole, which is added to the (weighted) mean of the losses and
             is never weighted itself, e.g. a penalty on the parameters or on the batch's features; None for none.
     """
@@ -34,11 +34,11 @@ class PerSampleLosses(NamedTuple):
 
 
 class BatchLosses(NamedTuple):
-    """What one forward pass gave.
+    """The result of one forward pass.
 
     Attributes:
-        outputs: of the model, run without its labels.
-        losses: un-reduced, `[batch]` or `[batch, tokens]`.
+        outputs: outputs of the model, which was called without labels.
+        losses: unreduced losses, `[batch]` or `[batch, tokens]`.
         valid: bool of the same shape, the items that have a loss.
         reference: float32 of the same shape: class weights, 0 where not valid.
         auxiliary: 0-dimensional loss that the model adds to the mean of its losses, or None.
@@ -55,7 +55,7 @@ class HeadLosses:
     """The losses of a head that the library knows; its items can be counted before the forward pass.
 
     Args:
-        head: of `find_head`.
+        head: what `find_head` returned.
         model: the bare model, without wrappers.
         class_weights: float32 `[classes]`, or None.
     """
@@ -100,7 +100,7 @@ class HeadLosses:
         if known.shape != valid.shape:
             raise ValueError(
                 f"class_weights know the classes of {list(known.shape)} items ({self.name}), but {by} returned losses "
-                f"of shape {list(valid.shape)}: leave class_weights out and multiply the losses instead."
+                f"of shape {list(valid.shape)}: remove class_weights and multiply the losses instead."
             )
         return self._reference(valid, inputs)
 
@@ -154,7 +154,7 @@ def _say_if_not_smoothed(config: Any) -> None:
     kind = getattr(config, "problem_type", None)
     if kind in ("multi_label_classification", "regression"):
         warnings.warn(
-            f"label_smoothing_factor changes nothing here: it moves mass between classes that exclude one another, which "
+            f"label_smoothing_factor has no effect here: it moves probability between mutually exclusive classes, which "
             f"{kind} does not have. The losses are not smoothed.",
             stacklevel=2,
         )
@@ -183,7 +183,7 @@ class CustomLosses:
         """One forward pass of `model` without labels; `function` may always look at the logits.
 
         Raises:
-            ValueError: `function` returned no un-reduced losses, or a mask that does not fit them; or it failed on
+            ValueError: `function` did not return unreduced losses, or its mask does not fit them; or it failed on
                 a batch without label columns.
         """
         labels = {name: inputs[name] for name in self.label_names if name in inputs}
@@ -210,8 +210,8 @@ class OverriddenLosses:
 
     Args:
         method: `(model, inputs) -> PerSampleLosses` or a tuple of its first elements; bound.
-        name: of the method, with its class.
-        default: what the method of `ReweightingMixin` un-reduces losses with, or None; knows the items' classes.
+        name: name of the method, with its class.
+        default: the loss source that the method of `ReweightingMixin` would use, or None; knows the items' classes.
     """
 
     counted_ahead = False
@@ -227,7 +227,7 @@ class OverriddenLosses:
         """One call of the method, which may always look at the logits.
 
         Raises:
-            ValueError: it returned no un-reduced losses, or leaves out a setting that reaches the default alone.
+            ValueError: it did not return unreduced losses, or ignores a setting that only the default applies.
         """
         self.default_used = False
         returned = self.method(model, {k: v for k, v in inputs.items() if k != SAMPLE_WEIGHT})
@@ -254,11 +254,11 @@ class OverriddenLosses:
 
 
 def checked_losses(returned: PerSampleLosses, by: str) -> BatchLosses:
-    """Raise `ValueError` unless `returned` are un-reduced losses, with a mask that fits them if any.
+    """Raise `ValueError` unless `returned` has unreduced losses, and a mask that fits them if any.
 
     Args:
-        returned: losses of a user's function.
-        by: its name, for the messages.
+        returned: losses that a user's function returned.
+        by: name of the function in messages.
     """
     losses, outputs, valid, auxiliary = returned
     if not isinstance(losses, Tensor) or losses.dim() == 0:
@@ -267,7 +267,7 @@ def checked_losses(returned: PerSampleLosses, by: str) -> BatchLosses:
             found = "a 0-dimensional loss, one already reduced over the batch"
         raise ValueError(
             f"{by} returned {found}. Weighting it would only rescale the step: return the "
-            "un-reduced losses, one element a sample or token (`reduction='none'` in torch)."
+            "unreduced losses, one element per sample or token (`reduction='none'` in torch)."
         )
     if valid is None:
         valid = torch.ones_like(losses, dtype=torch.bool)
@@ -278,7 +278,7 @@ def checked_losses(returned: PerSampleLosses, by: str) -> BatchLosses:
         )
     if auxiliary is not None and (not isinstance(auxiliary, Tensor) or auxiliary.dim() != 0):
         raise ValueError(
-            f"{by} returned an auxiliary loss that is no 0-dimensional tensor: it belongs to the batch as a whole. "
+            f"{by} returned an auxiliary loss that is not a 0-dimensional tensor: it belongs to the batch as a whole. "
             "Add what belongs to a sample to its loss."
         )
     return BatchLosses(outputs, losses, valid, token_reference(valid), auxiliary)
@@ -301,15 +301,15 @@ def find_loss_source(
     train_dataset: Any,
     device: torch.device,
 ) -> HeadLosses | CustomLosses | None:
-    """What un-reduces the losses of `model` (unwrapped, but a PEFT model as it is); None where nothing does.
+    """The source of the unreduced losses of `model` (without wrappers except PEFT's); None if they are not known.
 
     Args:
         model: the model.
-        per_sample_loss_fn: goes before the head that the model is known to have.
+        per_sample_loss_fn: the user's function, which takes precedence over the head of the model; or None.
         label_names: columns that go to `per_sample_loss_fn` and not to the model.
         class_weights: `"balanced"`, numbers joined by commas, or None.
-        train_dataset: whose labels `"balanced"` counts.
-        device: of the class weights.
+        train_dataset: the training set, whose labels `"balanced"` counts.
+        device: device of the class weights.
 
     Raises:
         ValueError: class weights for items without classes, or as for `class_weights_of`.

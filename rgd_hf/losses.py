@@ -1,8 +1,8 @@
-"""Un-reduced losses of the task heads that transformers trains, one function a task.
+"""Unreduced losses of the task heads that transformers trains, one function per task.
 
 Every function takes the model's logits and the targets and returns float32 losses before any reduction. Items whose
-target is ignored get a loss of exactly 0; which items count is said in `rgd_hf.heads`. Nothing here waits for the
-device, and no logits are copied but for the upcast to float32 that the models' own losses make too.
+target is ignored get a loss of exactly 0; `rgd_hf.heads` decides which items count. Nothing here waits for the
+device, and the only copy of the logits is the upcast to float32 that the models' own losses make too.
 """
 
 import torch
@@ -108,14 +108,14 @@ def token_losses(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -
 
 
 def positions_in_front(positions: int, tokens: int) -> int:
-    """How many positions of a model's head lie in front of the labels' first one.
+    """Number of positions of a model's head that precede the first label.
 
     Raises:
         ValueError: there are fewer positions than labels.
     """
     if positions < tokens:
         raise ValueError(
-            f"The model returned logits at {positions} positions for {tokens} labels a sample. Pad and truncate labels "
+            f"The model returned logits at {positions} positions for {tokens} labels per sample. Pad and truncate labels "
             "together with the inputs."
         )
     return positions - tokens
@@ -159,8 +159,8 @@ def question_answering_losses(
     """Half the cross-entropy of the answer's start plus half that of its end, for each sample.
 
     As in transformers, a negative position counts as position 0, and one past the last token is ignored: it adds 0.
-    (The models then average starts and ends over those that are left; this loss leaves the sum of the two to the
-    sample, so that it is the models' own wherever a start is ignored together with its end.)
+    (The models then average starts and ends separately, each over those that remain; here they are added per sample,
+    which gives the models' own loss wherever a start is ignored together with its end.)
 
     Args:
         start_logits: `[batch, tokens]`, any floating-point dtype.

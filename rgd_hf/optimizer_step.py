@@ -29,7 +29,7 @@ class _LossCall:
     """One call of the outermost `compute_loss`, by whoever runs the backward pass.
 
     Attributes:
-        mass: 0-dimensional sum of what the batch's items count, before any division; None until known.
+        mass: 0-dimensional sum of the (reference) weights of the batch's items; None until known.
         losses: what this package's `compute_loss` returned in it, once or several times.
         scale_known: whether the caller has since asked whether the loss is scaled (`loss_is_scaled_for_ga`).
         used: whether the backward pass came to one of `losses`.
@@ -158,7 +158,7 @@ class OptimizerStepMixin(TrainerBase):
 
         Raises:
             NotImplementedError: an override takes this package's part of the step out of the way, or does something
-                to it that does not hold exactly in this set-up; the message names it and says how to go on.
+                to it that cannot be exact in this set-up; the message names the override and what to do.
         """
         if self._loss_source() is None:
             self._refuse_sample_weights(inputs)
@@ -248,15 +248,15 @@ class OptimizerStepMixin(TrainerBase):
             if len(call.losses) > 1 and self.args.normalize_weights and self._is_cut:
                 raise self._refusal(
                     "compute_loss", "calls super().compute_loss more than once, and normalize_weights gives each call "
-                    "a sum of weights of its own",
+                    "its own sum of weights",
                     "leave normalize_weights off, or train on one process with gradient_accumulation_steps=1",
                 )  # fmt: skip
             return mean
         if self.is_in_train and torch.is_grad_enabled() and self._foreign_training_steps():
             if self._accumulates:
                 raise self._refusal(
-                    "training_step", "calls compute_loss by itself, so that nothing says which share of the "
-                    "accumulated step its loss has",
+                    "training_step", "calls compute_loss by itself, so that the share of its loss in the accumulated "
+                    "step is not known",
                     "set gradient_accumulation_steps=1 (and raise per_device_train_batch_size)",
                 )  # fmt: skip
             num_items = at_least_one_item(self.accelerator.reduce(mass, reduction="sum"))
@@ -299,7 +299,7 @@ class OptimizerStepMixin(TrainerBase):
         if not any(call.losses for call in calls):
             raise self._refusal(
                 "compute_loss",
-                "never comes to the loss of ReweightingMixin, so that nothing is re-weighted",
+                "never reaches the loss of ReweightingMixin, so that nothing is re-weighted",
                 "rename it to compute_per_sample_losses(self, model, inputs) and return (losses, outputs) with the losses "
                 "before any reduction; or add to what super().compute_loss returns; or set reweighting='none'",
             )
@@ -314,7 +314,7 @@ class OptimizerStepMixin(TrainerBase):
         if self._accumulates and (len(calls) > 1 or not calls[0].scale_known):
             raise self._refusal(
                 "training_step",
-                "calls compute_loss by itself, so that nothing says which share of the accumulated step its loss has",
+                "calls compute_loss by itself, so that the share of its loss in the accumulated step is not known",
                 "set gradient_accumulation_steps=1 (and raise per_device_train_batch_size)",
             )
 
@@ -339,8 +339,8 @@ class OptimizerStepMixin(TrainerBase):
     def _refuse_sample_weights(self, inputs: Any) -> None:
         if SAMPLE_WEIGHT in inputs:
             raise NotImplementedError(
-                f"The batches have a column {SAMPLE_WEIGHT!r}, but the loss is one that rgd_hf cannot un-reduce, so its "
-                "samples cannot be weighted: override compute_per_sample_losses or pass per_sample_loss_fn (see "
+                f"The batches have a column {SAMPLE_WEIGHT!r}, but the per-sample losses of this model are not known, so they "
+                "cannot be weighted: override compute_per_sample_losses or pass per_sample_loss_fn (see "
                 "docs/subclasses.md), or remove or rename the column."
             )
 

@@ -10,8 +10,8 @@ from transformers import Trainer
 _VERIFIED = {
     ("transformers.trainer", "Trainer.compute_loss"),
     ("transformers.trainer", "Trainer.training_step"),
-    # The mean of the tokens' losses, which the head of causal language modelling gives un-reduced (its other losses,
-    # `loss_type`, are refused); beside it come entropy, token accuracy and number of tokens, which are not logged.
+    # The mean of the tokens' losses, which the head of causal language modelling gives unreduced (its other losses,
+    # `loss_type`, are refused); it also logs entropy, token accuracy and number of tokens, which ours does not.
     ("trl.trainer.sft_trainer", "SFTTrainer.compute_loss"),
     # Moves activations to the CPU around the Trainer's own step.
     ("trl.trainer.sft_trainer", "SFTTrainer.training_step"),
@@ -20,15 +20,15 @@ _VERIFIED = {
 
 
 def check_order(cls: type, mixin: type) -> None:
-    """Raise `TypeError` where the Trainer stands to the left of `mixin`, whose methods would then never be called."""
+    """Raise `TypeError` if a Trainer is listed before `mixin`, whose methods would then never be called."""
     order = cls.__mro__
     if Trainer in order and order.index(Trainer) < order.index(mixin):
         bases = [base.__name__ for base in cls.__bases__]
         first = [base.__name__ for base in cls.__bases__ if issubclass(base, mixin)] or [mixin.__name__]
         ordered = ", ".join([*first, *(name for name in bases if name not in first)])
         raise TypeError(
-            f"class {cls.__name__}({', '.join(bases)}): {mixin.__name__} has to stand to the left of the Trainer class "
-            f"that it changes, or none of its methods is ever called. Write class {cls.__name__}({ordered})."
+            f"class {cls.__name__}({', '.join(bases)}): {mixin.__name__} must be listed before the Trainer class that it "
+            f"changes, or none of its methods is ever called. Write class {cls.__name__}({ordered})."
         )
 
 

@@ -1,4 +1,4 @@
-"""Where a Trainer's un-reduced losses come from: its model's head, a function of the user's, or a subclass's method."""
+"""Where a Trainer's unreduced losses come from: its model's head, a user's function, or a subclass's method."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +22,10 @@ else:
 
 
 class PerSampleLossesMixin(TrainerBase):
-    """Finds what un-reduces the losses, and lets subclasses compute them: `compute_per_sample_losses`.
+    """Finds the source of the unreduced losses, and lets subclasses compute them: `compute_per_sample_losses`.
 
     Attributes:
-        per_sample_loss_fn: `(outputs, labels) -> losses` of the user's, or None.
+        per_sample_loss_fn: the user's function `(outputs, labels) -> losses`, or None.
     """
 
     args: Any
@@ -43,7 +43,7 @@ class PerSampleLossesMixin(TrainerBase):
     def compute_per_sample_losses(self, model: nn.Module, inputs: Any) -> PerSampleLosses:
         """The losses of a batch before any reduction; the re-weighted counterpart of overriding `compute_loss`.
 
-        Override it for losses that need the inputs, a second model, or several heads. Everything else goes on from
+        Override it for losses that need the inputs, a second model, or several heads. Everything else follows from
         what it returns: weights, class and sample weights, accumulation, several processes, the plain `eval_loss`.
         `super().compute_per_sample_losses(model, inputs)` gives the losses of the model's own head, or of
         `per_sample_loss_fn`.
@@ -82,7 +82,7 @@ class PerSampleLossesMixin(TrainerBase):
         )
 
     def _loss_source(self) -> HeadLosses | CustomLosses | OverriddenLosses | None:
-        """What un-reduces the losses; None where everything is the stock Trainer's."""
+        """The source of the unreduced losses; None where everything is the stock Trainer's."""
         found_for = (self.model, self.args.class_weights, self.reweights)
         if self._source_found_for != found_for:
             self._source_found_for = None
@@ -98,7 +98,7 @@ class PerSampleLossesMixin(TrainerBase):
     def _find_loss_source(self) -> HeadLosses | CustomLosses | OverriddenLosses | None:
         overridden = self._overridden_losses()
         if not self._has_own_losses and (
-            # A loss of the user's that is not un-reduced is the stock Trainer's affair.
+            # A user's loss that is already reduced is left to the stock Trainer.
             self.compute_loss_func is not None
             or foreign_to_the_right(type(self), PerSampleLossesMixin, "compute_loss")
             or (not self._needs_weights and self._never_weighed())
@@ -117,7 +117,7 @@ class PerSampleLossesMixin(TrainerBase):
         name = f"{overridden.__name__}.compute_per_sample_losses"
         if source is None and self.args.class_weights is not None:
             raise ValueError(
-                f"class_weights need to know the class of each item, which {name} does not tell: leave them out and "
+                f"class_weights need the class of each item, which {name} does not return: remove class_weights and "
                 "multiply the losses there."
             )
         return OverriddenLosses(self.compute_per_sample_losses, name, source)
@@ -138,7 +138,7 @@ class PerSampleLossesMixin(TrainerBase):
             return "token" if by_token else "sample"
         if level == "token" and source is not None and not by_token:
             raise ValueError(
-                f"reweighting_level='token' needs a loss for every token, but {source.name} has one loss a sample: "
+                f"reweighting_level='token' needs a loss for every token, but {source.name} has one loss per sample: "
                 "use 'sample' or 'auto'."
             )
         return level
@@ -147,20 +147,20 @@ class PerSampleLossesMixin(TrainerBase):
         if self.compute_loss_func is not None:
             return ValueError(
                 "compute_loss_func returns a loss that is already reduced, so it cannot be re-weighted. Pass "
-                "per_sample_loss_fn=(outputs, labels) -> un-reduced losses instead, or set reweighting='none'."
+                "per_sample_loss_fn=(outputs, labels) -> unreduced losses instead, or set reweighting='none'."
             )
         name = type(self).__name__
         if bypassed := foreign_to_the_right(type(self), PerSampleLossesMixin, "compute_loss"):
             return NotImplementedError(
-                f"{bypassed.__name__}.compute_loss computes a loss of its own, which {name} would never call: reduced "
+                f"{bypassed.__name__}.compute_loss computes its own loss, which {name} would never call: reduced "
                 f"to one number, it cannot be re-weighted. Give {name} a method compute_per_sample_losses(self, model, "
-                "inputs) that returns (losses, outputs), with one loss a sample or token before any reduction "
+                "inputs) that returns (losses, outputs), with one loss per sample or token before any reduction "
                 "(docs/subclasses.md shows how); or set reweighting='none' to train on that loss as it is."
             )
         return NotImplementedError(
-            f"rgd_hf cannot un-reduce the loss of {type(self._bare_model()).__name__}: it is no task head of "
-            "transformers that rgd_hf knows. Pass per_sample_loss_fn=(outputs, labels) -> un-reduced losses, one "
-            f"element a sample or token; or, where that needs the inputs or another model, give {name} a method "
+            f"The per-sample losses of {type(self._bare_model()).__name__} are not known: it is not a transformers "
+            "task head that rgd_hf supports. Pass per_sample_loss_fn=(outputs, labels) -> unreduced losses, one "
+            f"element per sample or token; or, where that needs the inputs or another model, give {name} a method "
             "compute_per_sample_losses(self, model, inputs) that returns (losses, outputs); or set "
             "reweighting='none' to train on the model's own loss."
         )

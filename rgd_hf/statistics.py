@@ -1,8 +1,8 @@
-"""Statistics of paired differences: their mean with an interval, what few of them can see, Holm's correction.
+"""Statistics of paired differences: mean with interval, smallest detectable difference, Holm's correction.
 
-Two methods that are trained from the same seed differ by one number. A handful of such numbers, one a seed (or one a
-data set), is all that says whether a method helps. Differences of scores are taken to be normal: Student's t is then
-exact for any number of seeds from two on, where a bootstrap of five values covers their mean too seldom.
+Two methods trained from the same seed give one difference of scores per seed (or per data set), and a handful of these
+decides whether a method helps. The differences are assumed to be normal: Student's t is then exact from two seeds on,
+whereas a bootstrap of five values covers their mean too rarely.
 """
 
 import math
@@ -23,10 +23,10 @@ class Estimate(NamedTuple):
     """A mean with its 95 % interval.
 
     Attributes:
-        mean: of the values; NaN for none.
+        mean: mean of the values; NaN if there are none.
         low: lower end of the interval; None for fewer than two values.
-        high: upper end; None likewise.
-        n: how many values.
+        high: upper end of the interval; None for fewer than two values.
+        n: number of values.
     """
 
     mean: float
@@ -44,7 +44,7 @@ class Estimate(NamedTuple):
         return "loss" if self.high < 0 else "tie"
 
     def rounded(self, decimals: int) -> "Estimate":
-        """The same with so many decimals: an interval that is printed as ending at 0 does not exclude it."""
+        """The estimate rounded to `decimals`: an interval that is printed as ending at 0 does not exclude 0."""
         low, high = (None if end is None else round(end, decimals) + 0.0 for end in (self.low, self.high))
         return Estimate(round(self.mean, decimals) + 0.0, low, high, self.n)
 
@@ -53,7 +53,7 @@ def mean_interval(values: Sequence[float]) -> Estimate:
     """The mean of paired differences and its 95 % interval, Student's t.
 
     Args:
-        values: one difference a seed, or one a data set. Values that are all equal have an interval of no width.
+        values: one difference per seed, or one per data set. If all are equal, the interval has width 0.
     """
     array = _rounded(values)
     n = len(array)
@@ -69,7 +69,7 @@ def paired_p(values: Sequence[float]) -> float:
     It is below 0.05 where the interval of `mean_interval` excludes 0, and only there.
 
     Args:
-        values: one difference a seed, or one a data set.
+        values: one difference per seed, or one per data set.
 
     Returns:
         The p value; NaN for fewer than two values; 1 where all are 0, 0 where all are equal and not 0.
@@ -84,16 +84,16 @@ def paired_p(values: Sequence[float]) -> float:
 
 
 def smallest_detectable(values: Sequence[float], power: float = POWER) -> float:
-    """The smallest true mean that so many differences of such a spread would show in most cases.
+    """The smallest true mean difference that this number of values, with their spread, detects with the given power.
 
-    A tie says something only beside it: a gain below this may well be there, unseen.
+    A tie should be read together with it: a smaller gain may exist and go undetected.
 
     Args:
-        values: one difference a seed; their number and standard deviation count, their mean does not.
-        power: share of the cases in which the interval would exclude 0 (two-sided paired t test at 5 %).
+        values: one difference per seed; only their number and standard deviation matter, not their mean.
+        power: probability that the interval excludes 0 (two-sided paired t test at 5 %).
 
     Returns:
-        In the unit of the values; NaN for fewer than two of them, 0 where all are equal.
+        A difference in the unit of the values; NaN for fewer than two of them, 0 where all are equal.
     """
     array = _rounded(values)
     n = len(array)
@@ -111,10 +111,10 @@ def smallest_detectable(values: Sequence[float], power: float = POWER) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P values corrected for their number (Holm, Scandinavian Journal of Statistics 1979), in the same order.
+    """P values corrected for multiple testing (Holm, Scandinavian Journal of Statistics 1979), in the same order.
 
     Args:
-        p_values: of one family of tests; a NaN is not counted and stays.
+        p_values: the p values of one family of tests; NaN values are not counted and stay NaN.
     """
     corrected = np.array(p_values, dtype=float)
     known = np.flatnonzero(~np.isnan(corrected))

@@ -1,6 +1,6 @@
-"""The Trainer that weights every sample's gradient by a function of its own loss.
+"""The Trainer that weights the gradient of each sample by a function of its own loss.
 
-One way through: batch -> model -> un-reduced losses -> weights -> one scalar -> backward. A step's objective is
+One way through: batch -> model -> unreduced losses -> weights -> one scalar -> backward. A step's objective is
 `sum_i w_i * loss_i / N`, where `w_i` is the detached weight of item i (a sample or a token) and N the number of items
 of the WHOLE optimizer step: all its micro-batches, all processes.
 """
@@ -49,27 +49,27 @@ class ReweightingMixin(
     Put it first: `class MyTrainer(ReweightingMixin, Seq2SeqTrainer)`. All arguments of the Trainer are kept.
 
     Args:
-        per_sample_loss_fn: `(outputs, labels) -> losses` for models whose losses the library cannot un-reduce.
+        per_sample_loss_fn: `(outputs, labels) -> losses` for models whose per-sample losses the library does not know.
             `outputs` is what the model's forward returned without labels; `labels` is the tensor of the batch (a dict
-            of tensors where the Trainer has several `label_names`). Return the losses before any reduction, one
-            element an item: `[batch]` or `[batch, tokens]`; or a pair of them and a bool tensor of the same shape
-            that says which items count.
+            of tensors where the Trainer has several `label_names`). Return unreduced losses, one element per item:
+            `[batch]` or `[batch, tokens]`; or a pair of them and a bool mask of the same shape that marks the items
+            that count.
         **settings: fields of `ReweightingArguments` (`reweighting`, `tau`, `target_ess`, `normalize_weights`, ...); each
             overrides that of `args`. `reweighting` may also be an object of `rgd_hf.weightings` (`KL(tau=3.0)`), or a
             function of losses `[items]` to weights `[items]` (see `rgd_hf.weightings.Function`). `class_weights` may be a
-            list or tensor of one non-negative number a class.
+            list or tensor with one non-negative number per class.
 
     Attributes:
         stop_on_non_finite_loss: whether a NaN or infinite training loss ends the run with an error. None, the default,
-            does so wherever losses are re-weighted; with `reweighting="none"` the run then goes on, as the stock
-            Trainer's would.
+            does so wherever losses are re-weighted; with `reweighting="none"` the run then continues, as with the stock
+            Trainer.
 
     Raises:
         NotImplementedError: the model's head is not known and no `per_sample_loss_fn` is given
             (with `reweighting="none"` such a model trains as with the stock Trainer).
-        ValueError: a setting is not allowed, or cannot hold exactly in this set-up.
+        ValueError: a setting is not allowed, or cannot be exact in this set-up.
         NonFiniteLossError: in training, at the next log, checkpoint or end after a loss was NaN or infinite. No
-            checkpoint is written from then on.
+            further checkpoint is written.
         WeightsError: in training, a rule or function returned weights of a wrong shape (at once); or a negative, NaN or
             infinite one (at the next log, checkpoint or end).
 
@@ -141,13 +141,13 @@ class ReweightingMixin(
         level = self._level()
         if rule.compares_items and level == "sample" and args.train_batch_size == 1:
             raise ValueError(
-                f"{rule.method_name()} compares the samples of one micro-batch with one another, but it has a single one: "
+                f"{rule.method_name()} compares the samples of one micro-batch with one another, but there is only one: "
                 "raise per_device_train_batch_size (and lower gradient_accumulation_steps)."
             )
         if self.per_sample_loss_fn is None and getattr(args, "loss_type", "nll") == "dft":
             raise ValueError(
-                "loss_type='dft' of TRL's SFTTrainer weights tokens in a way of its own, which re-weighted training "
-                "would silently leave out: set loss_type='nll'."
+                "loss_type='dft' of TRL's SFTTrainer has its own weights of tokens, which re-weighted training would "
+                "silently ignore: set loss_type='nll'."
             )
         if isinstance(source, CustomLosses) and args.label_smoothing_factor:
             raise ValueError(
@@ -169,11 +169,11 @@ class ReweightingMixin(
                 return
             if "loss_is_scaled_for_ga" in cls.__dict__:
                 raise ValueError(
-                    f"{cls.__name__}.loss_is_scaled_for_ga says how a compute_loss of its own is scaled, but here the "
-                    "loss is that of ReweightingMixin, which knows its scale: remove it from the class."
+                    f"{cls.__name__}.loss_is_scaled_for_ga describes the scale of that class's own compute_loss, but here "
+                    "the loss is that of ReweightingMixin, which knows its scale: remove it from the class."
                 )
 
-    # --- batch -> model -> un-reduced losses -> weights -> one scalar -----------------------------------------------
+    # --- batch -> model -> unreduced losses -> weights -> one scalar ------------------------------------------------
 
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -189,8 +189,8 @@ class ReweightingMixin(
             inputs: a batch with its labels, and optionally `sample_weight` `[batch]`.
             return_outputs: whether to return the model's outputs too. Without them (as in training, unless an override
                 asks for them) the losses of a language model need no logits: see `fused_lm_head`.
-            num_items_in_batch: items of a whole optimizer step, all processes, to divide by in place of the batch's
-                own. Has no say inside `training_step`.
+            num_items_in_batch: number of items of a whole optimizer step over all processes, to divide by in place of
+                the batch's own. Ignored inside `training_step`.
 
         Returns:
             0-dimensional float32 loss, or `(loss, outputs)`.
@@ -223,15 +223,15 @@ class ReweightingMixin(
         return (loss, outputs) if return_outputs else loss
 
     def _shows(self, return_outputs: bool) -> bool:
-        """Whether anybody looks at the outputs that `compute_loss` returns: not when only the loss is evaluated."""
+        """Whether the outputs that `compute_loss` returns are used: not when only the loss is evaluated."""
         in_front = foreign_to_the_left(type(self), ReweightingMixin, "compute_loss")
         return return_outputs and bool(in_front or not self._evaluates_loss_only)
 
     def _is_plain(self) -> bool:
-        """Whether the loss is asked for to evaluate, not to train.
+        """Whether the loss is computed for evaluation rather than training.
 
         Raises:
-            NotImplementedError: it is asked for to train, but without a gradient.
+            NotImplementedError: it is computed for training, but without a gradient.
         """
         if self._evaluates or torch.is_grad_enabled():
             return self._evaluates

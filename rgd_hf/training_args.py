@@ -32,85 +32,88 @@ class ReweightingArguments:
     reweighting: str = field(
         default="kl",
         metadata={
-            "help": "How losses are weighted: by the divergence 'kl' (the paper's main one), 'chi2' or 'reverse_kl', or by "
-            "another rule; or 'none', plain training (ERM), the fair baseline.",
+            "help": "How each sample is weighted by its loss: by the divergence 'kl' (the paper's main one), 'chi2' or "
+            "'reverse_kl', or by another rule; 'none' is plain training (ERM), the fair baseline.",
             "choices": WEIGHTINGS.keys(),
         },
     )
     reweighting_args: str | None = field(
         default=None,
         metadata={
-            "help": "Settings of the rule that have no option of their own, as 'name=value,name=value': those of its class "
-            "in rgd_hf.weightings."
+            "help": "Further settings of the chosen rule, as 'name=value,name=value': those of its class in "
+            "rgd_hf.weightings that have no option of their own, e.g. 'decay=0.9' with 'relative_kl'."
         },
     )
     tau: float = field(
         default=1.0,
         metadata={
-            "help": "Loss from which on weights stop growing, in units of the loss (> 0). Raise it where most losses "
-            "lie above it (many classes, label smoothing, mixup): see clipped_fraction in the logs. For the divergences."
+            "help": "Clipping threshold of 'kl', 'chi2' and 'reverse_kl', in units of the loss (> 0): losses above tau get "
+            "the same weight. Raise it if most losses are above it (many classes, label smoothing, mixup): see "
+            "clipped_fraction in the logs."
         },
     )
     target_ess: float | None = field(
         default=None,
         metadata={
-            "help": "In place of tau: find the temperature of the 'kl' weights in every micro-batch, so that their effective "
-            "sample size is this fraction of its items (above 0, below 1; 0.9 is gentle). Their mean is one, and the "
-            "unit of the losses does not matter."
+            "help": "Instead of tau: in every micro-batch, choose the temperature of the 'kl' weights so that their effective "
+            "sample size is this fraction of its items (between 0 and 1; 0.9 is gentle). The weights have mean one and "
+            "do not depend on the scale of the losses."
         },
     )
     reweighting_level: str = field(
         default="auto",
         metadata={
-            "help": "What gets a weight of its own: every 'sample' (its loss is the mean over its tokens), every "
-            "'token', or 'auto': the level at which the model's own loss averages.",
+            "help": "What is weighted: each 'sample' (its loss is the mean over its tokens), each 'token', or 'auto', the "
+            "level that the model's own loss averages over.",
             "choices": list(LEVELS),
         },
     )
     normalize_weights: bool = field(
         default=False,
         metadata={
-            "help": "Scale the weights to mean one over each optimizer step, so that the step size is that of plain "
-            "training (the paper's weights lie between 1 and e)."
+            "help": "Scale the weights to mean one over each optimizer step, so that the step size stays that of plain "
+            "training (the paper's weights are between 1 and e)."
         },
     )
     reweighting_warmup_ratio: float = field(
         default=0.0,
         metadata={
-            "help": "Fraction of the training steps, from the start, in which all weights are 1 (0 to 1)."
+            "help": "Fraction of the training steps at the start during which all weights are 1 (0 to 1)."
         },
     )
     reweighting_stop_ratio: float = field(
         default=1.0,
         metadata={
-            "help": "Fraction of the training steps after which all weights are 1 again (0 to 1; 1 for never)."
+            "help": "Fraction of the training steps after which all weights are 1 again (0 to 1; 1 means never)."
         },
     )
     focal_gamma: float = field(
-        default=2.0, metadata={"help": "Of 'focal': exponent that plays down easy samples (> 0)."}
+        default=2.0,
+        metadata={"help": "Exponent of the 'focal' rule (> 0): the larger, the less easy samples count."},
     )
     tilt: float = field(
-        default=1.0, metadata={"help": "Of 'tilted': weights grow with exp(tilt * loss) (> 0)."}
+        default=1.0, metadata={"help": "Tilt of the 'tilted' rule (> 0): weights grow with exp(tilt * loss)."}
     )
     cvar_fraction: float = field(
         default=0.5,
         metadata={
-            "help": "Of 'cvar': share of a micro-batch's items, its largest losses, that is trained on."
+            "help": "Fraction of a micro-batch's items that the 'cvar' rule trains on: those with the largest losses "
+            "(above 0, at most 1)."
         },
     )
     class_weights: str | None = field(
         default=None,
         metadata={
-            "help": "Weights of the classes in the distribution that re-weighting departs from: 'balanced' (from the "
-            "training set's labels) or one number a class, joined by commas. With 'none' it is class-weighted ERM."
+            "help": "Class weights, multiplied with the weights of the chosen rule: 'balanced' (from the labels of the "
+            "training set) or one number per class, joined by commas. With 'none' this is class-weighted ERM."
         },
     )
 
     fused_lm_head: bool = field(
         default=True,
         metadata={
-            "help": "Make the token losses of language models inside the LM head, tile by tile, without the [tokens, "
-            "vocabulary] logits, wherever the losses are the same; False for the full logits."
+            "help": "Compute the token losses of language models tile by tile inside the LM head, without the [tokens, "
+            "vocabulary] logits, wherever the losses are the same; False computes the full logits."
         },
     )
 
@@ -126,7 +129,7 @@ def check_reweighting(args: "ReweightingArguments", weighting: Weighting | None 
 
     Args:
         args: the settings.
-        weighting: the rule, where it is not the one that `args` name.
+        weighting: the rule in use, if it is not the one that `args` name.
     """
     check_settings(args)
     weighting = weighting_of(args) if weighting is None else weighting
@@ -143,7 +146,7 @@ def check_reweighting(args: "ReweightingArguments", weighting: Weighting | None 
     if start >= stop and not weighting.is_plain:
         raise ValueError(
             f"Losses are re-weighted after reweighting_warmup_ratio={start:g} of the steps and before "
-            f"reweighting_stop_ratio={stop:g} of them, so never: give a larger reweighting_stop_ratio, or "
+            f"reweighting_stop_ratio={stop:g} of them, that is, never: set a larger reweighting_stop_ratio, or "
             "reweighting='none'."
         )
 
@@ -159,14 +162,14 @@ class ReweightedSeq2SeqTrainingArguments(ReweightingArguments, Seq2SeqTrainingAr
 
 
 def take_weighting(given: dict[str, Any]) -> tuple[Weighting | None, dict[str, Any]]:
-    """The rule in `given`, where it is an object or a function and no name; and the fields that stand for it.
+    """The rule in `given`, if it is an object or a function rather than a name, and the fields that describe it.
 
     Args:
         given: fields of `ReweightingArguments`, where `reweighting` may be an object or a function.
 
     Raises:
         TypeError: `reweighting` is neither a name nor a rule.
-        ValueError: `given` has settings of rules chosen by name beside an object.
+        ValueError: `given` has an object and also settings of rules that are chosen by name.
     """
     given = dict(given)
     if isinstance(given.get("reweighting_args"), Mapping):
@@ -178,8 +181,8 @@ def take_weighting(given: dict[str, Any]) -> tuple[Weighting | None, dict[str, A
     unread = sorted(of_named_rules & set(given))
     if unread:
         raise ValueError(
-            f"{', '.join(unread)} is for rules that are chosen by name, but reweighting is {rule.method_name()}: give the "
-            "object its settings itself."
+            f"{', '.join(unread)} is for rules that are chosen by name, but reweighting is {rule.method_name()}: pass the "
+            "settings to the object itself."
         )
     defaults = {name: ReweightingArguments.__dataclass_fields__[name].default for name in of_named_rules}
     return rule, given | defaults | settings_of(rule)

@@ -1,4 +1,4 @@
-"""From un-reduced losses to the items that are weighted: level and reference distribution.
+"""From unreduced losses to the items that are weighted: level and reference distribution.
 
 This module needs torch alone.
 """
@@ -16,8 +16,8 @@ class Items(NamedTuple):
 
     Attributes:
         losses: float32, `[batch]` or `[batch, tokens]`; exactly 0 where `reference` is 0.
-        reference: float32 of the same shape: weight of each item in the reference distribution that re-weighting
-            departs from; 0 for items that do not count, 1 for plain data.
+        reference: float32 of the same shape: weight of each item before re-weighting (class and sample weights); 0 for
+            items that do not count, 1 where nothing else is set.
         batch: the batch they belong to, with its labels and other columns.
     """
 
@@ -27,11 +27,11 @@ class Items(NamedTuple):
 
 
 def token_reference(valid: Tensor, class_weight: Tensor | None = None) -> Tensor:
-    """Weight of each item of a head, before levels and sample weights.
+    """Weight of each item of a head before sample weights are applied.
 
     Args:
         valid: bool `[batch]` or `[batch, tokens]`, the items that have a loss.
-        class_weight: the weight of each item's class, of the same shape; 1 where None.
+        class_weight: the weight of each item's class, of the same shape; None for 1 everywhere.
 
     Returns:
         float32 of the same shape, 0 where not valid.
@@ -40,18 +40,18 @@ def token_reference(valid: Tensor, class_weight: Tensor | None = None) -> Tensor
 
 
 def reference_at_level(reference: Tensor, level: str, sample_weight: Tensor | None = None) -> Tensor:
-    """Weight of each item of `level` in the reference distribution.
+    """Reference weight of each item at `level`.
 
     Args:
-        reference: of `token_reference`, `[batch]` or `[batch, tokens]`.
-        level: at `"sample"` a sample of several tokens counts once if any of them does; `"token"` counts each.
-        sample_weight: non-negative `[batch]`; 1 where None.
+        reference: what `token_reference` returned, `[batch]` or `[batch, tokens]`.
+        level: `"sample"` counts a sample once if any of its tokens counts; `"token"` counts each token.
+        sample_weight: non-negative `[batch]`; None for 1 everywhere.
 
     Returns:
         float32 `[batch]` at level `"sample"`, else of the shape of `reference`.
 
     Raises:
-        ValueError: `sample_weight` does not have one element a sample.
+        ValueError: `sample_weight` does not have one element per sample.
     """
     if level == "sample" and reference.dim() > 1:
         reference = (reference.flatten(1) > 0).any(dim=1).float()
@@ -67,11 +67,11 @@ def reference_at_level(reference: Tensor, level: str, sample_weight: Tensor | No
 
 
 def losses_at_level(losses: Tensor, reference: Tensor, level: str) -> Tensor:
-    """Un-reduced losses at `level`: at `"sample"`, the weighted mean over each sample's tokens.
+    """Unreduced losses at `level`: at `"sample"`, the weighted mean over each sample's tokens.
 
     Args:
         losses: `[batch]` or `[batch, tokens]`.
-        reference: of `token_reference`, of the same shape.
+        reference: what `token_reference` returned, of the same shape.
         level: `"sample"` or `"token"`.
 
     Returns:

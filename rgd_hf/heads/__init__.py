@@ -1,6 +1,6 @@
-"""Which un-reduced loss belongs to which model, and which of its items count.
+"""Heads: the unreduced loss of each kind of model, and the items that have one.
 
-A head knows two things about a batch: from the labels alone, the items (samples, or tokens of samples) that have a
+A head computes two things for a batch: from the labels alone, which items (samples, or tokens of samples) have a
 loss; and from the model's outputs, the loss of each of them. The first gives the number of items of a whole
 optimizer step before any forward pass.
 """

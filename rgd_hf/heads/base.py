@@ -1,4 +1,4 @@
-"""What a head is, and what every head needs of a batch and of a model's outputs."""
+"""The interface of a head, and helpers that heads share."""
 
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
@@ -24,10 +24,10 @@ def _nothing_to_check(inputs: Inputs, config: Any) -> None:
 
 @dataclass(frozen=True)
 class Head:
-    """How a kind of model head turns a batch into un-reduced losses.
+    """How a kind of model head turns a batch into unreduced losses.
 
     Attributes:
-        name: as messages call it, e.g. `"sequence classification"`.
+        name: name of the head in messages, e.g. `"sequence classification"`.
         label_names: the batch columns that are withheld from the model's forward and used here instead. Every batch
             must have them.
         valid: `(inputs, config) -> bool [batch] or [batch, items]`: the items that have a loss. Reads the batch
@@ -35,21 +35,21 @@ class Head:
         losses: `(outputs, inputs, config, label_smoothing) -> float32`, of the shape of `valid`, 0 where not valid.
             `outputs` is what the model's forward returned when the labels were withheld; `inputs` still has them.
         token_level: items are `[batch, items]` (tokens, pixels) and the model's own loss is their mean, so that
-            `"token"` is the default level; otherwise there is one loss a sample and `"sample"` is the only level.
-        check: `(inputs, config) -> None`; raises `ValueError` where the labels do not fit the model, saying how.
-            Called once, on the first batch; the only one that may wait for the device.
+            `"token"` is the default level; otherwise there is one loss per sample and `"sample"` is the only level.
+        check: `(inputs, config) -> None`; raises a `ValueError` that explains why labels do not fit the model. Called
+            once, on the first batch; the only one of these functions that may wait for the device.
         optional_label_names: columns withheld from the forward where a batch has them.
-        prepare: `(model, inputs) -> dict`: what the forward needs besides `inputs` once the labels are withheld,
-            e.g. the decoder's input ids, which a model that sees labels makes itself.
-        auxiliary: `(outputs, config, model) -> 0-dimensional Tensor or None`: what the model adds to the mean of
-            the losses, its coefficient included (e.g. the load-balancing loss of a mixture of experts). It belongs to
-            the batch, not to an item, so it is never weighted.
-        targets: `(inputs, config) -> Tensor [batch, items]`: of language models whose logits come from an output
-            embedding: the token id that each of the last positions has to predict, -100 where ignored, of the shape of
-            `valid`; with it the losses can be had without logits. None where there is no such thing.
-        positions_after: positions behind that of the last target, which predict nothing.
+        prepare: `(model, inputs) -> dict`: further inputs that the forward needs when the labels are withheld, e.g.
+            the decoder's input ids, which the model otherwise derives from the labels.
+        auxiliary: `(outputs, config, model) -> 0-dimensional Tensor or None`: the auxiliary loss that the model adds to
+            the mean of the losses, times its coefficient (e.g. the load-balancing loss of a mixture of experts). It
+            belongs to the batch, not to an item, so it is never weighted.
+        targets: `(inputs, config) -> Tensor [batch, items]`, for language models whose logits come from an output
+            embedding: the token id that each of the last positions predicts, -100 where ignored, of the shape of
+            `valid`; it allows computing the losses without logits. None for other heads.
+        positions_after: number of positions after that of the last target, which predict nothing.
         classes: `(inputs, config) -> Tensor`: the class of each item for class weights, integers of the shape of
-            `valid` (anything where not valid) or probabilities `[batch, classes]`; None where items have no class.
+            `valid` (any value where not valid) or probabilities `[batch, classes]`; None if items have no class.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Head:
 
 
 def bare_model(model: Any) -> Any:
-    """The model of transformers inside a PEFT model; any other as it is."""
+    """The transformers model inside a PEFT model; any other model unchanged."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
@@ -89,8 +89,8 @@ def logits_of(outputs: Any) -> Tensor:
         logits = outputs[0] if outputs[0].ndim > 0 else outputs[1]
     if logits is None:
         raise ValueError(
-            "The model returned no logits (fused or chunked losses leave them out), so its losses cannot be "
-            "un-reduced. Turn the fused loss off (for Liger: use_liger_kernel=False or "
+            "The model returned no logits (fused or chunked losses do not compute them), so its losses per sample "
+            "cannot be computed. Turn the fused loss off (for Liger: use_liger_kernel=False or "
             "fused_linear_cross_entropy=False; for TRL: loss_type='nll')."
         )
     return logits
@@ -112,10 +112,10 @@ def check_class_indices(
 
     Args:
         labels: class indices, any shape.
-        ignored: the label that has no loss.
-        num_classes: None where the number of classes is not known before the forward pass.
-        what: what the classes are, e.g. `"classes"`.
-        remedy: how to go on.
+        ignored: the label of items without a loss.
+        num_classes: number of classes; None if it is not known before the forward pass.
+        what: name of the classes in the message, e.g. `"token ids"`.
+        remedy: a sentence on what to do.
     """
     if labels.is_floating_point():
         raise ValueError(f"Labels are {labels.dtype}, but must be integer indices of {what}. {remedy}")
@@ -127,5 +127,5 @@ def check_class_indices(
         allowed = "0 or more" if num_classes is None else f"between 0 and {num_classes - 1}"
         raise ValueError(
             f"The first batch has labels from {low} to {high}, but they must be {allowed} ({what}), or {ignored} "
-            f"where they are to be ignored. {remedy}"
+            f"to be ignored. {remedy}"
         )

@@ -1,4 +1,4 @@
-"""Heads with one loss a sample over classes: sequences, images, videos, audio, and multiple choice."""
+"""Heads with one loss per sample over classes: sequences, images, videos, audio, and multiple choice."""
 
 from functools import partial
 from typing import Any
@@ -47,7 +47,7 @@ def _check_single_label(inputs: Inputs, config: Any, soft: bool = False) -> None
     if labels.numel() != labels.shape[0]:
         raise ValueError(
             f"The labels of the first batch have shape {tuple(labels.shape)} and dtype {labels.dtype}, but "
-            "single-label classification needs one class index a sample. Make multi-hot labels or class "
+            "single-label classification needs one class index per sample. Make multi-hot labels or class "
             "probabilities floating-point."
         )
     if config.model_type in ("deberta", "deberta-v2") or not labels.is_floating_point():

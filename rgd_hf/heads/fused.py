@@ -1,15 +1,15 @@
-"""Token losses out of the LM head itself, so that a model's forward makes no logits.
+"""Token losses computed inside the LM head, so that a model's forward pass makes no logits.
 
-For one forward pass the head (the model's output embedding) answers with the losses of its tokens. Everything else is
+For one forward pass the head (the model's output embedding) returns the losses of its tokens. Everything else is
 the model's own forward, so that adapters, tuned prompts, auxiliary losses, gradient checkpointing, and the hooks by which
 DDP, FSDP and DeepSpeed gather weights and count gradients work as they do with logits.
 
 Whether that is exact is measured, not looked up by the model's class. The first batch goes through the model once more,
-without gradients and as in evaluation (no dropout, no random numbers, no statistics of batch norm), and the head answers
-with numbers that are known: a ramp over the vocabulary, zeros, and a large constant. What comes out where the logits
-should be says what the model does behind its head: nothing, a constant bias (BART), a factor (Cohere, Granite), a soft
-cap (Gemma), or a factor and a cap; these are applied to the tiles too. Anything else, a head that is called not once or
-does not treat tokens one by one, or an error keeps the full logits, with an info in the log.
+without gradients and in evaluation mode (no dropout, no random numbers, no batch norm statistics), and the head returns
+known numbers: a ramp over the vocabulary, zeros, and a large constant. What the model returns as logits then reveals what
+it does after its head: nothing, a constant bias (BART), a factor (Cohere, Granite), a soft cap (Gemma), or a factor and a
+cap; these are applied to the tiles too. In all other cases (another operation, a head that is not called exactly once or
+does not treat tokens independently, an error) the full logits are kept, with an info in the log.
 """
 
 import functools
@@ -37,9 +37,9 @@ class AfterHead:
     """What a model does to the logits of its head: `softcap * tanh(scale * (logits + bias) / softcap)`.
 
     Attributes:
-        vocabulary: logits of a token.
-        scale: 1 for none.
-        softcap: None for none.
+        vocabulary: number of logits per token.
+        scale: factor of the logits; 1 for none.
+        softcap: bound of the logits; None for none.
         bias: float32 `[vocabulary]`, or None.
     """
 
@@ -63,14 +63,14 @@ class _NotExactError(Exception):
 
 @dataclass
 class _Pass:
-    """One forward pass: what the head was asked for, and what was seen.
+    """The record of one forward pass.
 
     Attributes:
-        answer: hidden states `[batch, positions, hidden size]` -> losses `[batch, tokens]`.
-        vocabulary: logits of a token.
-        calls: of the head.
-        losses: as the head gave them, and `through` its hooks.
-        returned: what came out where the logits should be.
+        answer: function of the head, hidden states `[batch, positions, hidden size]` -> losses `[batch, tokens]`.
+        vocabulary: number of logits per token.
+        calls: number of calls of the head.
+        losses: the losses that the head returned, and `through` its hooks.
+        returned: what the model returned in place of logits.
     """
 
     answer: Callable[[Tensor], Tensor]
@@ -86,7 +86,7 @@ class FusedHead:
 
     Args:
         model: the bare model, without wrappers; its `get_output_embeddings()` is the head.
-        positions_after: positions of the head's input behind that of the last target.
+        positions_after: number of positions of the head's input after that of the last target.
     """
 
     def __init__(self, model: Any, positions_after: int = 0):
@@ -116,8 +116,8 @@ class FusedHead:
 
         Args:
             wrapped: the model with its wrappers.
-            inputs: what it is called with, without labels.
-            targets: token ids that the last positions have to predict, `[batch, tokens]`, -100 where ignored.
+            inputs: inputs of the model, without labels.
+            targets: token ids that the last positions predict, `[batch, tokens]`, -100 where ignored.
             label_smoothing: as in `linear_token_losses`.
 
         Returns:
@@ -125,7 +125,7 @@ class FusedHead:
             the model needs its logits, the outputs with them, and None.
 
         Raises:
-            RuntimeError: the model uses its head in another way than with the first batch.
+            RuntimeError: the model uses its head in a different way than in the first batch.
             ValueError: there are more targets than positions.
         """
         if self._after is None and not self._keeps_logits:
@@ -149,7 +149,7 @@ class FusedHead:
         losses = logits_of(outputs)
         if seen.calls > 1 or losses.shape != seen.losses.shape:
             raise RuntimeError(
-                f"{type(self.model).__name__} uses its LM head in another way than with the first batch. Set "
+                f"{type(self.model).__name__} uses its LM head in a different way than in the first batch. Set "
                 "fused_lm_head=False."
             )
         if losses.dtype != torch.float32:
@@ -322,7 +322,7 @@ def _recognized(found: Tensor, vocabulary: int) -> AfterHead:
 
 
 class _HostCount:
-    """The number of true elements of a mask, copied to the host while the device goes on.
+    """The number of true elements of a mask, copied to the host while the device continues.
 
     Args:
         mask: bool, any shape.

@@ -1,4 +1,4 @@
-"""Extractive question answering: one loss a sample, half for the answer's start and half for its end."""
+"""Extractive question answering: one loss per sample, half for the answer's start and half for its end."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -38,7 +38,7 @@ def _check(inputs: Inputs, config: Any) -> None:
         if positions.is_floating_point() or positions.numel() != positions.shape[0]:
             raise ValueError(
                 f"{name} has shape {tuple(positions.shape)} and dtype {positions.dtype}, but must be one integer "
-                "token index a sample, [batch]."
+                "token index per sample, [batch]."
             )
 
 

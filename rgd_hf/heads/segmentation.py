@@ -1,4 +1,4 @@
-"""Semantic segmentation: one loss a pixel, or their mean over an image."""
+"""Semantic segmentation: one loss per pixel, or their mean over an image."""
 
 from typing import Any
 

@@ -223,11 +223,11 @@ def _ignores_minus_100(config: Any) -> bool:
 
 
 def find_head(model: nn.Module) -> Head | None:
-    """The head of `model` (unwrapped), or None where its losses cannot be un-reduced.
+    """The head of `model` (unwrapped), or None if its unreduced losses are not known.
 
-    A class is looked up by the names that transformers' auto classes list, through its base classes too; but a class
-    outside transformers that defines a `forward` of its own computes a loss we cannot know, so it has no head. Nor
-    has a model whose `loss_function` was replaced.
+    A class is looked up by the names that transformers' auto classes list, including its base classes; but a class
+    outside transformers with its own `forward` computes an unknown loss, so it has no head. The same holds for a model
+    whose `loss_function` was replaced.
 
     Args:
         model: a model of transformers, a subclass of one, or a PEFT model around either. Tuned prompts of PEFT change

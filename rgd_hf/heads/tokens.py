@@ -1,4 +1,4 @@
-"""Heads with one loss a token: token classification and language modelling of every kind."""
+"""Heads with one loss per token: token classification and language modelling of every kind."""
 
 import dataclasses
 import sys
@@ -42,7 +42,7 @@ def _check_token_classes(inputs: Inputs, config: Any) -> None:
 
 
 def _check_tokens(inputs: Inputs, config: Any) -> None:
-    remedy = "Labels of language modelling are token ids; mark what is not to be learnt with -100."
+    remedy = "Labels of language modelling are token ids; set those to be ignored to -100."
     check_class_indices(inputs["labels"], un_reduced.IGNORE_INDEX, None, "token ids", remedy)
 
 

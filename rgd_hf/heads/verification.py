@@ -1,7 +1,7 @@
-"""A class that nobody has read: its un-reduced losses are held against its own loss, on the first batch.
+"""Checks, on the first batch, that the unreduced losses of a model class newer than this release give its own loss.
 
-transformers lists new classes for a task with every release. Most compute the task's loss; some move the labels, add a
-second loss, or average in a way of their own, and only their source, or a batch, can tell.
+transformers lists new classes for a task with every release. Most compute the task's loss; some shift the labels, add a
+second loss, or average differently, which only their source, or a batch, can tell.
 """
 
 from contextlib import contextmanager
@@ -19,26 +19,26 @@ READ = frozenset(files("rgd_hf.heads").joinpath("read_classes.txt").read_text().
 
 
 def is_read(model: nn.Module) -> bool:
-    """Whether the source of the class that `model` (bare, see `bare_model`) derives from was read."""
+    """Whether `model` (bare, see `bare_model`) is of a class whose source was read for this release."""
     cls = transformers_class(model)
     return cls is not None and cls.__name__ in READ
 
 
 def verify(head: Head, bare: nn.Module, model: nn.Module, inputs: Inputs) -> bool:
-    """Hold the mean of the un-reduced losses, plus the auxiliary loss, against the model's own loss.
+    """Compare the mean of the unreduced losses, plus the auxiliary loss, with the model's own loss.
 
     Two forward passes without gradient, in evaluation mode, with labels and without. Random states and the mode of
-    every module are left as they were. One sample of a token-level batch gets fewer labels than it has, so that a mean
-    of samples' means is not taken for the mean over tokens.
+    every module are restored. One sample of a token-level batch gets fewer labels than it has, so that a mean of
+    per-sample means is not mistaken for the mean over tokens.
 
     Args:
-        head: of the task that transformers lists the model's class for.
+        head: the head of the task that transformers lists the model's class for.
         bare: the model without wrappers.
-        model: as training calls it. Every process has to come here, as for any forward pass.
+        model: the model as training calls it. Every process has to call this function, as for any forward pass.
         inputs: a batch with its labels.
 
     Returns:
-        Whether this batch told: False where it has no item with a loss, or a loss is not finite.
+        Whether this batch was conclusive: False if it has no item with a loss, or a loss is not finite.
 
     Raises:
         NotImplementedError: the two differ by more than rounding, or the model returns no loss.
@@ -74,7 +74,7 @@ def _message(head: Head, bare: nn.Module, found: Tensor, says: str) -> str:
     return (
         f"{type(bare).__name__} is newer than this release of rgd_hf. transformers lists it for {head.name}, whose losses "
         f"average to {found.item():.6g} on the first batch, but the model {says}. Pass per_sample_loss_fn=(outputs, labels) "
-        "-> un-reduced losses, one element a sample or token; or write a compute_per_sample_losses(self, model, inputs) "
+        "-> unreduced losses, one element per sample or token; or write a compute_per_sample_losses(self, model, inputs) "
         "(docs/subclasses.md shows how); or train on the model's own loss with transformers.Trainer."
     )
 
@@ -95,7 +95,7 @@ def _random_state_kept():
 
 
 def _ragged(inputs: Inputs) -> dict[str, Any]:
-    """The batch, but the first half of the first sample's labels is ignored; as it is where labels are no tokens."""
+    """The batch with half of the first sample's labels ignored; unchanged if labels are not per token."""
     batch = dict(inputs)
     if batch["labels"].dim() == 2 and batch.get("shift_labels") is None:
         batch["labels"] = batch["labels"].clone()

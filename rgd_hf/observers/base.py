@@ -14,15 +14,15 @@ class Observer:
 
     What it has seen is kept in tensors on the device, each a sum (or a largest or smallest value) over items, micro-batches
     and processes. The Trainer makes them when a training begins, merges those of the processes when it logs, saves them
-    with its checkpoints and goes on with them when a training is resumed.
+    with its checkpoints and restores them when a training is resumed.
 
     Attributes:
-        name: of its file in a checkpoint, `<name>.safetensors`; no two observers of a Trainer may share one.
+        name: name of the observer, and of its file in a checkpoint, `<name>.safetensors`; unique within a Trainer.
         columns: columns of the batch that it reads: kept by the Trainer, not shown to the model. `"sample_index"` is the
-            number of each sample in the training set, which the Trainer adds.
+            index of each sample in the training set, which the Trainer adds.
         largest: names of the tensors of the state that are merged by their maximum, element by element.
-        smallest: likewise, by their minimum. All others are sums.
-        kept: names of the tensors that are not made anew after a log.
+        smallest: names of those that are merged by their minimum. All others are summed.
+        kept: names of the tensors that are not reset after a log.
     """
 
     name: ClassVar[str]
@@ -48,7 +48,7 @@ class Observer:
         Args:
             items: losses, reference weights, batch.
             weights: float32, of the shape of `items.losses`, without the reference weights.
-            step: of the optimizer, from 1.
+            step: number of the optimizer step, from 1.
         """
         raise NotImplementedError
 
@@ -58,17 +58,17 @@ class Observer:
         Numbers go to all loggers; anything else that JSON has, into `trainer.state.log_history` alone.
 
         Args:
-            state: as `self.state`, merged over the processes.
+            state: `self.state`, merged over the processes.
         """
         return {}
 
     def missing(self, checkpoint: str) -> None:
-        """A training is resumed from `checkpoint`, which has nothing of this observer: raise, or begin anew."""
+        """Called when training resumes from a checkpoint without the state of this observer: raise, or start empty."""
 
     # --- what the Trainer does with the state -----------------------------------------------------------------------
 
     def reset(self, device: torch.device, kept: tuple[str, ...] = ()) -> None:
-        """Make the state anew on `device`, but for the tensors in `kept`."""
+        """Reset the state on `device`, except the tensors in `kept`."""
         fresh = {name: _on(device, value) for name, value in self.initial_state().items() if name not in kept}
         self.state = fresh | {name: self.state[name] for name in kept}
 
@@ -85,10 +85,10 @@ class Observer:
         return found
 
     def load(self, state: Mapping[str, Tensor], is_main_process: bool) -> None:
-        """Go on with what `merged` gave.
+        """Restore a state that `merged` returned.
 
         Raises:
-            ValueError: it is not of this observer, or not of the same data.
+            ValueError: it is not a state of this observer, or was recorded with other data.
         """
         shapes = {name: list(value.shape) for name, value in self.state.items()}
         found = {name: list(value.shape) for name, value in state.items()}
@@ -97,7 +97,7 @@ class Observer:
                 f"{self.name}.safetensors should hold tensors of shapes {shapes}, but has {found}."
             )
         for name, value in self.state.items():
-            # One process goes on with the sums of all, so that they are counted once.
+            # One process keeps the sums of all, so that they are counted once.
             if is_main_process or name in self.largest or name in self.smallest:
                 value.copy_(state[name])
 

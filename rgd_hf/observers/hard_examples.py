@@ -15,13 +15,13 @@ from rgd_hf.weighting import Items
 
 @dataclass(frozen=True)
 class HardExample:
-    """What a training sample did over a training.
+    """The mean weight and loss of a training sample over a training.
 
     Attributes:
-        index: its number in the training set, from 0.
-        weight: mean of its weights, each over the sample's items; 1 throughout with `reweighting="none"`.
-        loss: mean of its losses, likewise.
-        seen: how often it was trained on.
+        index: index of the sample in the training set, from 0.
+        weight: its weight (the mean over its tokens), averaged over its visits; always 1 with `reweighting="none"`.
+        loss: its loss, averaged in the same way.
+        seen: how often the sample was trained on.
     """
 
     index: int
@@ -34,8 +34,8 @@ class HardExamples(Observer):
     """Remembers which training samples carried the most weight.
 
     The weights, losses and visits of every sample are summed on the device in the steps, without waiting for it, and
-    read when `most_weighted` is called. Beside samples that are hard the list has samples with a wrong label, which keep a
-    large loss while the model learns the others.
+    read when `most_weighted` is called. Besides hard samples the list contains mislabelled ones, which keep a large loss
+    while the model learns the others.
 
         examples = HardExamples()
         trainer = ReweightedTrainer(model, args, train_dataset=train, reweighting="kl")
@@ -44,14 +44,14 @@ class HardExamples(Observer):
         for example in examples.most_weighted(50):
             print(example.weight, example.loss, train[example.index])
 
-    The training set has to be map-style, with examples that are dicts. Batches carry its numbers in a column
-    `sample_index`, which the model is not shown; examples may have that column themselves, where the sampler's keys are
-    not the numbers of samples. Under mixup or another collator that blends samples, a loss counts for the sample at
-    its place in the batch.
+    The training set must be map-style, with examples that are dicts. Batches carry the index of each sample in a column
+    `sample_index`, which the model is not shown; examples may bring that column themselves, if the sampler's keys are
+    not the indices of samples. Under mixup or another collator that blends samples, a loss is attributed to the sample
+    at the same position in the batch.
 
     Raises:
-        ValueError: in training: the training set has no numbers to call its samples by (an `IterableDataset`), the losses
-            are not this library's (see `ReweightingMixin`), or a batch does not hold one loss (or row of them) a sample.
+        ValueError: in training: the training set has no indices (an `IterableDataset`), the losses are not this
+            library's (see `ReweightingMixin`), or a batch does not hold one loss (or row of losses) per sample.
     """
 
     name = "hard_examples"
@@ -63,17 +63,17 @@ class HardExamples(Observer):
         self._accelerator: Any = None
 
     def start(self, trainer: Any) -> None:
-        """Check that the samples have numbers, and losses of their own."""
+        """Check that the samples have indices and unreduced losses."""
         check_numbered(trainer.train_dataset)
         if not trainer.unreduces_losses:
             raise ValueError(
-                "The losses of this model are the stock Trainer's affair, so they are not known by sample: pass "
-                "per_sample_loss_fn, or do not ask for hard examples (record_examples=False)."
+                "The loss of this model is the stock Trainer's, which is not known per sample: pass "
+                "per_sample_loss_fn, or turn hard examples off (record_examples=False)."
             )
         self.samples, self._accelerator = len(trainer.train_dataset), trainer.accelerator
 
     def initial_state(self) -> dict[str, Tensor]:
-        """Sums by sample, `[samples, 3]`: of mean weights, of mean losses, and of visits."""
+        """Sums per sample, `[samples, 3]`: mean weights, mean losses, and visits."""
         # float32 would lose digits over a long training.
         return {"sums": torch.zeros(self.samples, 3, dtype=torch.float64)}
 
@@ -84,14 +84,14 @@ class HardExamples(Observer):
             add_by_sample(self.state["sums"], indices, items, weights)
 
     def missing(self, checkpoint: str) -> None:
-        """Refuse to list the samples of a part of the training."""
+        """Refuse: the list would cover only a part of the training."""
         raise ValueError(
             f"{checkpoint} should hold sums of {self.samples} training samples in {self.name}.safetensors, but has none: "
             "resume without hard examples (record_examples=False), or from a checkpoint that was written with them."
         )
 
     def load(self, state: Mapping[str, Tensor], is_main_process: bool) -> None:
-        """Go on with the sums of a checkpoint."""
+        """Restore the sums of a checkpoint."""
         found = len(state["sums"])
         if found != self.samples:
             raise ValueError(
@@ -105,7 +105,7 @@ class HardExamples(Observer):
         """The `count` samples with the largest mean weight over the last training, the heaviest first.
 
         Equal weights (all of them with `reweighting="none"`) are ordered by the mean loss. Samples that were never
-        trained on are left out. Waits for the device; every process has to call it, and gets the same list.
+        trained on are not listed. Waits for the device; every process has to call it, and gets the same list.
 
         Raises:
             RuntimeError: nothing was recorded, because there was no training.
@@ -126,25 +126,25 @@ class HardExamples(Observer):
 
 
 def add_by_sample(sums: Tensor, indices: Tensor, items: Items, weights: Tensor) -> None:
-    """Add one micro-batch to sums by sample, without waiting for the device.
+    """Add one micro-batch to the sums per sample, without waiting for the device.
 
     Args:
-        sums: `[samples, 3]`: of mean weights, of mean losses, and of visits; changed in place.
-        indices: the samples of the batch, int64 `[batch]`.
-        items: their losses and reference weights, `[batch]` or `[batch, tokens]`. A sample's means are over its items,
-            by their reference weight; one without any is not counted.
-        weights: of the shape of `items.losses`.
+        sums: `[samples, 3]`: sums of mean weights, of mean losses, and of visits; changed in place.
+        indices: indices of the samples in the batch, int64 `[batch]`.
+        items: their losses and reference weights, `[batch]` or `[batch, tokens]`. Means are taken over the items of a
+            sample by their reference weights; a sample without items is not counted.
+        weights: weight of each item, of the shape of `items.losses`.
 
     Raises:
-        ValueError: the losses are not one row a sample.
+        ValueError: the losses do not have one row per sample.
     """
     if items.losses.shape[0] != indices.numel():
         raise ValueError(
-            f"The batch has {indices.numel()} samples, but losses of shape {list(items.losses.shape)}: where samples "
-            "are packed into one row, what a sample lost is not known. Turn packing off, or do not ask for hard examples (record_examples=False)."
+            f"The batch has {indices.numel()} samples, but losses of shape {list(items.losses.shape)}: if samples "
+            "are packed into one row, the loss of each sample is not known. Turn packing off, or turn hard examples off (record_examples=False)."
         )
     if items.losses.dim() == 1:
-        # One item a sample: half the operations, which small models notice.
+        # One item per sample: half the operations, which small models notice.
         seen = (items.reference > 0).to(items.losses.dtype)
         means = torch.stack([seen * weights, seen * items.losses, seen], dim=1)
     else:

@@ -1,4 +1,4 @@
-"""How the weights of the items were spread, between one log and the next: counted on the device, kept in the log."""
+"""Histogram of the weights between two logs: counted on the device, kept in the log history."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,14 +13,14 @@ BINS = 40
 HISTOGRAM = "weight_histogram"
 BOUNDS = "weight_histogram_bounds"
 LARGEST_SHOWN = 4.0
-"""End of the last bin for weights that have no bound; larger ones are counted in it."""
+"""Upper end of the last bin for rules whose weights are unbounded; larger weights are counted in it."""
 
 
 class WeightHistogram(Observer):
     """Adds `weight_histogram` to the training entries of `trainer.state.log_history`.
 
     It is a list of 40 counts of items over equal bins between the two numbers of `weight_histogram_bounds`. Reporters
-    (TensorBoard, W&B) get neither: they take numbers. With `reweighting="none"` there is none.
+    (TensorBoard, W&B) get neither, because they take single numbers. With `reweighting="none"` there is no histogram.
     """
 
     name = "weight_histogram"
@@ -29,7 +29,7 @@ class WeightHistogram(Observer):
         self.bounds: tuple[float, float] | None = None
 
     def start(self, trainer: Any) -> None:
-        """Ask the rule between which weights to count."""
+        """Take the range of the bins from the rule."""
         self.bounds = None
         if trainer.reweights:
             bounds = None if trainer.weigh_override else trainer.weighting.bounds()

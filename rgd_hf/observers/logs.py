@@ -1,4 +1,4 @@
-"""What a training logs of its weights, what it warns of once, and what ends it."""
+"""Training logs of the weights, the warning about clipped losses, and the stop on NaN and infinite values."""
 
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class LogsMixin(ObserversMixin):
-    """Training logs of weights, the stop on losses and weights that cannot be used."""
+    """Logs what the weights did, and stops the training on NaN or infinite losses and weights."""
 
     # Of the ReweightingMixin that derives from this class.
     stop_on_non_finite_loss: bool | None
@@ -31,7 +31,7 @@ class LogsMixin(ObserversMixin):
         def _stop_if_not_weighed(self) -> None: ...
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """As the Trainer's; training logs also carry what the weights did since the last one, and what observers saw."""
+        """As the Trainer's; training logs also have the statistics of the weights and of other observers since the last."""
         more: dict[str, Any] = {}
         # Every process comes here with a training log, which the Trainer itself gathers the loss for.
         if "loss" in logs and self.unreduces_losses:

@@ -1,4 +1,4 @@
-"""What the weights did since the last log: sums kept on the device, read by the host only when the Trainer logs."""
+"""Statistics of the weights since the last log: sums on the device, read by the host only when the Trainer logs."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -13,11 +13,10 @@ _SUMS = ("items", "weight", "weight_squared", "clipped", "loss")
 
 
 class WeightStatistics(Observer):
-    """Running sums over the items that were trained on, and the first steps whose losses or weights cannot be used.
+    """Running sums over the training items, and the first steps with a NaN or infinite loss or an invalid weight.
 
     Attributes:
-        limit: loss above which weights no longer grow, a number or a 0-dimensional tensor on the device; infinite for
-            none.
+        limit: clipping threshold of the losses, a number or a 0-dimensional tensor on the device; infinite for none.
     """
 
     name = "weight_statistics"
@@ -58,10 +57,10 @@ class WeightStatistics(Observer):
         state["first_bad_steps"] = torch.where(torch.isfinite(watched), first, first.clamp(max=step))
 
     def first_bad_steps(self, gather: Callable[[Tensor], Tensor]) -> tuple[float, float]:
-        """The first optimizer steps, on any process, with a loss and with a weight that cannot be used.
+        """The first optimizer steps, on any process, with an invalid loss and with an invalid weight.
 
-        A loss is to be finite, a weight finite and at least 0. Infinite where there was no such step. Waits for the device;
-        every process has to call it.
+        A loss must be finite, a weight finite and at least 0. Infinity means that there was no such step. Waits for the
+        device; every process has to call it.
 
         Args:
             gather: concatenates a tensor over the processes along its first dimension.
@@ -74,8 +73,8 @@ class WeightStatistics(Observer):
 
         Returns:
             `weight_mean`, `weight_max`, `effective_sample_size` (as a fraction of the items: `(sum w)**2 / (n sum w**2)`,
-            1 where all weights are equal), `clipped_fraction` (of items whose loss lies above `limit`)
-            and `unweighted_loss` (the plain mean); nothing where nothing was observed.
+            1 where all weights are equal), `clipped_fraction` (fraction of the items whose loss is above `limit`)
+            and `unweighted_loss` (the plain mean); empty if no item was observed.
         """
         items, weight, squared, clipped, loss = state["sums"].tolist()
         if items == 0:
@@ -94,7 +93,7 @@ class NonFiniteLossError(FloatingPointError):
 
 
 def stop_if_not_finite(first_bad_step: float, output_dir: str) -> None:
-    """Raise `NonFiniteLossError` if `first_bad_step` is a step (it is infinite where all losses were finite)."""
+    """Raise `NonFiniteLossError` if `first_bad_step` is a step (infinity means that all losses were finite)."""
     if math.isinf(first_bad_step):
         return
     raise NonFiniteLossError(

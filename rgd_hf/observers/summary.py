@@ -1,4 +1,4 @@
-"""The line at the end of a training that says what the weights did."""
+"""The line at the end of a training that summarizes the weights."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 
 def weights_summary(log_history: list[dict[str, Any]]) -> str | None:
-    """The weights of the last training log that has them, in one line; None where no log does."""
+    """One line on the weights of the last training log that has weight statistics; None if no log has."""
     for entry in reversed(log_history):
         if "weight_mean" in entry:
             return (
@@ -18,7 +18,7 @@ def weights_summary(log_history: list[dict[str, Any]]) -> str | None:
 
 
 class WeightsSummary(TrainerCallback):
-    """Prints `weights_summary` once, where the Trainer shows progress."""
+    """Prints `weights_summary` at the end of a training, unless progress is turned off (`disable_tqdm`)."""
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

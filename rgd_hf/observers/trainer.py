@@ -1,4 +1,4 @@
-"""How a Trainer keeps observers: shows them every micro-batch, logs what they saw, saves and restores it."""
+"""How a Trainer runs its observers: every micro-batch goes to them, their results to the log, their state to checkpoints."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ else:
 
 
 class ObserversMixin(TrainerBase):
-    """Observers of the items that are trained on; the statistics of the weights are the first."""
+    """Runs the observers of a training; the statistics of the weights are the first of them."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         self.statistics = WeightStatistics()
@@ -30,15 +30,15 @@ class ObserversMixin(TrainerBase):
         self.add_callback(WeightsSummary)
 
     def add_observer(self, observer: Observer | type[Observer]) -> None:
-        """Let `observer` look at the items of every training micro-batch and their weights, from the next training on.
+        """Show `observer` the items of every training micro-batch and their weights, from the next training on.
 
         Args:
-            observer: an object, or a class that is made without arguments.
+            observer: an object, or a class that takes no arguments.
 
         Raises:
-            TypeError: it is no observer.
-            ValueError: another one has the same name.
-            RuntimeError: a training is under way.
+            TypeError: it is not an observer.
+            ValueError: another observer has the same name.
+            RuntimeError: called during training.
         """
         observer = observer() if isinstance(observer, type) else observer
         if not isinstance(observer, Observer):
@@ -51,7 +51,7 @@ class ObserversMixin(TrainerBase):
                 f"another name on {type(observer).__name__}."
             )
         if self.is_in_train:
-            raise RuntimeError("Observers look at whole trainings: add them before train().")
+            raise RuntimeError("Observers cannot be added during training: add them before train().")
         self.observers.append(observer)
 
     def _start_observers(self) -> None:

@@ -1,6 +1,6 @@
-"""One weighting, one file: each rule says what it is, and Trainer, logs, model card and tables ask it.
+"""One weighting per file: each rule has its formula, settings, state, and its description for logs, cards and tables.
 
-A new rule is a file beside these and a row in `WEIGHTINGS`; a rule of a user's own needs neither (docs/extend.md).
+A new rule is one more file here and a row in `WEIGHTINGS`; a custom rule in a script needs neither (docs/extend.md).
 """
 
 from rgd_hf.weightings.base import Weighting, WeightsError
@@ -31,7 +31,7 @@ WEIGHTINGS: dict[str, type[Weighting]] = {
     "group_dro": GroupDRO,
     "none": Uniform,
 }
-"""The rules by the name that `reweighting` chooses them by."""
+"""The rules by name: the values that the setting `reweighting` accepts."""
 
 __all__ = [
     "KL",

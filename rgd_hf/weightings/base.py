@@ -1,4 +1,4 @@
-"""What a weighting is: the weights of a micro-batch's items, and all that the Trainer, logs and model card ask of it.
+"""The interface of a weighting: the weights of a micro-batch's items, its state, its settings and its description.
 
 This module needs torch alone.
 """
@@ -24,17 +24,17 @@ class WeightsError(ValueError):
 class Weighting:
     """A rule that weights the items of a step by their losses: derive from it, as a dataclass of its settings.
 
-    Only `weights` has to be written. A rule that keeps something over the steps also writes `initial_state`, `sums` and
-    `update`; the Trainer calls them, saves the state with its checkpoints and restores it.
+    Only `weights` has to be implemented. A rule with a state also implements `initial_state`, `sums` and `update`; the
+    Trainer calls them, saves the state with its checkpoints and restores it.
 
     Attributes:
-        name: by which `reweighting` chooses it, once it has a row in `WEIGHTINGS`; empty for a rule of a user's own.
-        title: of the method, for tables and cards; by default the name of the class.
-        short: a word or two for it in plots and tables of a study.
+        name: value of `reweighting` that selects the rule, once it is listed in `WEIGHTINGS`; empty for a custom rule.
+        title: name of the method in tables and cards; by default the name of the class.
+        short: a word or two for the method in the plots and tables of a study.
         citation: BibTeX of the source, or None.
-        options: which fields of `ReweightingArguments` hold the settings, by the name of the setting. Settings that are not
-            among them are given in `reweighting_args`.
-        columns: columns of the batch that the rule reads beside losses: kept by the Trainer, not shown to the model.
+        options: maps a setting to the field of `ReweightingArguments` that holds it. Settings without a field are given
+            in `reweighting_args`.
+        columns: columns of the batch that the rule reads besides losses: kept by the Trainer, not shown to the model.
         compares_items: whether an item's weight depends on the losses of the others of its micro-batch.
         is_plain: whether all weights are 1, plain training (ERM).
     """
@@ -53,10 +53,10 @@ class Weighting:
     def weights(self, items: Items) -> Tensor:
         """Weight of each item in the step's objective `sum(weight * reference * loss) / sum(reference)`.
 
-        Called without gradients, on the device, once a micro-batch: it must not wait for the device.
+        Called without gradients, on the device, once per micro-batch: it must not wait for the device.
 
         Args:
-            items: of one micro-batch on one process.
+            items: the items of one micro-batch on one process.
 
         Returns:
             Non-negative float32 weights of the shape of `items.losses`, without the reference weights.
@@ -64,11 +64,11 @@ class Weighting:
         raise NotImplementedError
 
     def plain_weights(self, items: Items) -> Tensor:
-        """Weights in the steps that `reweighting_warmup_ratio` and `reweighting_stop_ratio` leave out: all 1."""
+        """Weights in the steps that `reweighting_warmup_ratio` and `reweighting_stop_ratio` exclude: all 1."""
         return torch.ones_like(items.losses, dtype=torch.float32)
 
     def clips_above(self) -> float | Tensor:
-        """The loss above which weights no longer grow, for `clipped_fraction`; infinite where there is none."""
+        """The clipping threshold, for `clipped_fraction`: losses above it get the same weight; infinite for none."""
         return math.inf
 
     def bounds(self) -> tuple[float, float] | None:
@@ -78,45 +78,47 @@ class Weighting:
     # --- state over the steps ---------------------------------------------------------------------------------------
 
     def initial_state(self) -> dict[str, Tensor]:
-        """What the rule remembers at the first step, by name: float32 tensors."""
+        """The state at the first step: float32 tensors by name."""
         return {}
 
     @property
     def state(self) -> dict[str, Tensor]:
-        """What the rule remembers; `update` replaces its tensors."""
+        """The current state: tensors by name, which `update` replaces."""
         if "_state" not in self.__dict__:
             self.reset()
         return self.__dict__["_state"]
 
     def reset(self, device: torch.device | str = "cpu") -> None:
-        """Begin anew, with the state on `device`; called when a training begins."""
+        """Reset the state to its initial value on `device`; called when a training begins."""
         self.__dict__["_state"] = {name: value.to(device) for name, value in self.initial_state().items()}
 
     def counts(self, items: Items) -> Tensor | None:
-        """What has to be known of a whole step before its first forward pass, summed over micro-batches and processes.
+        """Counts over one micro-batch that the rule needs for the whole step before its first forward pass, or None.
+
+        The Trainer sums them over the micro-batches and processes of the step and passes them to `begin_step`.
 
         Args:
-            items: of one micro-batch; their losses are not known yet and all 0.
+            items: the items of one micro-batch; their losses are not known yet and all 0.
         """
         return None
 
     def begin_step(self, counts: Tensor) -> None:
-        """Take in `counts`, summed over the whole step."""
+        """Receive `counts`, summed over the whole step, before its first forward pass."""
 
     def sums(self, items: Items) -> Tensor | None:
-        """What `update` needs to know of a step, as a tensor that can be added up over micro-batches and processes.
+        """Sums over one micro-batch for `update`, which receives their total over micro-batches and processes.
 
-        None where there is no state. Called without gradients, after `weights`.
+        None for a rule without a state. Called without gradients, after `weights`.
         """
         return None
 
     def update(self, sums: Tensor) -> None:
-        """Replace tensors of `state` after a step, so that the next step is weighted with them.
+        """Replace tensors of `state` after a step; the next step is weighted with them.
 
-        The state within a step is the same for all its micro-batches: a step does not depend on how it is cut.
+        All micro-batches of a step see the same state, so that a step does not depend on how it is cut.
 
         Args:
-            sums: those of `sums`, added up over the whole step.
+            sums: the results of `sums`, added up over the whole step.
         """
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -124,10 +126,10 @@ class Weighting:
         return dict(self.state)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on with a saved state, on the device where the present one is.
+        """Restore a saved state, on the device of the current one.
 
         Raises:
-            ValueError: it is not a state of this rule.
+            ValueError: the names or shapes of its tensors are not those of this rule.
         """
         own = self.state
         shapes = {name: list(value.shape) for name, value in own.items()}
@@ -141,7 +143,7 @@ class Weighting:
     # --- settings and words -----------------------------------------------------------------------------------------
 
     def get_config(self) -> dict[str, Any]:
-        """Name and settings, to be saved as JSON: those fields of the dataclass that are numbers or strings."""
+        """Name and settings for JSON: the fields of the dataclass that are numbers or strings."""
         return {"name": self.name or qualified_name(type(self)), **self.settings()}
 
     def settings(self) -> dict[str, Scalar]:
@@ -151,14 +153,14 @@ class Weighting:
         return {k: v for k, v in values.items() if v is None or isinstance(v, bool | int | float | str)}
 
     def logs(self) -> dict[str, float]:
-        """Numbers for the training logs, beside the statistics of the weights; the state may be read here."""
+        """Numbers for the training logs, in addition to the statistics of the weights; may wait for the device."""
         return {}
 
     def method_name(self, *details: str) -> str:
         """A short name for tables: `"RGD (kl, tau=1)"`.
 
         Args:
-            details: what else to say in the brackets.
+            details: further entries in the parentheses.
         """
         shown = ", ".join([*self.details(), *details])
         title = self.title or type(self).__name__
@@ -174,14 +176,14 @@ class Weighting:
 
     @property
     def giver(self) -> str:
-        """What messages about wrong weights call the rule."""
+        """The rule as the subject of error messages about wrong weights."""
         return f"The rule {self.method_name()}"
 
     def describe(self, item: str) -> str:
         """A sentence or two for the model card: what was done in training.
 
         Args:
-            item: what has a weight, `"sample"` or `"token"`.
+            item: what is weighted, `"sample"` or `"token"`.
         """
         title = self.title or f"rule `{type(self).__name__}`"
         settings = ", ".join(f"{name} = {_short(value)}" for name, value in self.settings().items())
@@ -198,7 +200,7 @@ class Weighting:
         return [self.citation] if self.citation else []
 
     def advice(self, statistics: Mapping[str, float]) -> str | None:
-        """What to warn of, once, after the statistics of a log; None where all is well."""
+        """A warning to show once, given the statistics of a log; None if there is nothing to warn about."""
         return None
 
 
@@ -212,19 +214,19 @@ def checked_weights(weights: Any, losses: Tensor, giver: str) -> Tensor:
     """`weights`, detached and float32; none of this waits for the device.
 
     Args:
-        weights: what a rule returned.
-        losses: that it was given.
-        giver: what the message calls the rule.
+        weights: the return value of a rule.
+        losses: the losses that the rule was given.
+        giver: name of the rule in error messages.
 
     Raises:
-        WeightsError: it is no tensor, or not of the shape of the losses.
+        WeightsError: `weights` is not a tensor, or does not have the shape of the losses.
     """
     if not isinstance(weights, Tensor):
         raise WeightsError(f"{giver} returned {type(weights).__name__} instead of a tensor of weights")
     if weights.shape != losses.shape:
         raise WeightsError(
             f"{giver} returned weights of shape {list(weights.shape)} for losses of shape {list(losses.shape)}: "
-            "it has to return one for each"
+            "it must return one weight per loss"
         )
     if weights.is_complex():
         raise WeightsError(f"{giver} returned complex weights, {weights.dtype}")
@@ -243,15 +245,15 @@ def check_losses(losses: Tensor) -> None:
     """Raise unless `losses` is a floating-point tensor with at least one dimension.
 
     Raises:
-        TypeError: `losses` is no tensor.
-        ValueError: it is 0-dimensional, so already reduced, or not of a floating-point type.
+        TypeError: `losses` is not a tensor.
+        ValueError: it is 0-dimensional, that is, already reduced, or not of a floating-point type.
     """
     if not isinstance(losses, Tensor):
         raise TypeError(f"Losses must be a torch.Tensor, not {type(losses).__name__}.")
     if losses.dim() == 0:
         raise ValueError(
-            "Got a 0-dimensional loss, that is one already reduced over the batch. Weighting it would only rescale "
-            "the step: pass the un-reduced losses, one element a sample or token (`reduction='none'` in torch)."
+            "Got a 0-dimensional loss, that is, one already reduced over the batch. Weighting it would only rescale "
+            "the step: pass the unreduced losses, one element per sample or token (`reduction='none'` in torch)."
         )
     if not losses.is_floating_point():
         raise ValueError(f"Losses must be of a floating-point type, not {losses.dtype}.")

@@ -1,4 +1,4 @@
-"""From settings to a weighting and back: by name, as an object, or as a function.
+"""From settings to a weighting and back: given by name, as an object, or as a function.
 
 This module needs torch alone.
 """
@@ -12,14 +12,14 @@ from rgd_hf.weightings import WEIGHTINGS, Function, Weighting
 from rgd_hf.weightings.base import Scalar
 
 WITH_TARGET_ESS = ("kl", "target_ess", "none")
-"""The names beside which `target_ess` may be set; `"none"` ignores it."""
+"""The values of `reweighting` with which `target_ess` may be set; `"none"` ignores it."""
 
 
 def as_weighting(choice: Weighting | Callable[..., Any]) -> Weighting:
-    """An object as it is; a function as a `Function`.
+    """`choice` as a `Weighting`: an object is returned unchanged, a function is wrapped in `Function`.
 
     Raises:
-        TypeError: it is neither; a class is named, because it has to be an object of it.
+        TypeError: it is neither; for a class, the message asks for an object of it.
     """
     if isinstance(choice, Weighting):
         return choice
@@ -31,7 +31,7 @@ def as_weighting(choice: Weighting | Callable[..., Any]) -> Weighting:
 
 
 def weighting_of(settings: Any) -> Weighting:
-    """The rule that `settings` name, a new object.
+    """A new object of the rule that `settings` name.
 
     Args:
         settings: anything with the fields of `ReweightingArguments`.
@@ -44,8 +44,8 @@ def weighting_of(settings: Any) -> Weighting:
         raise ValueError(_unknown(name))
     if settings.target_ess is not None and name not in WITH_TARGET_ESS:
         raise ValueError(
-            "target_ess solves the temperature of the weights of the KL divergence: leave reweighting at 'kl', or leave "
-            f"target_ess out for {name!r}."
+            f"target_ess sets the temperature of the 'kl' weights and does not apply to {name!r}: set reweighting='kl', or "
+            "do not set target_ess."
         )
     if settings.target_ess is not None and name == "kl":
         name = "target_ess"
@@ -60,9 +60,9 @@ def check_settings(settings: Any) -> None:
 
 
 def settings_of(weighting: Weighting) -> dict[str, Any]:
-    """The fields of `ReweightingArguments` that name `weighting`: `weighting_of` makes an equal one of them.
+    """The fields of `ReweightingArguments` from which `weighting_of` builds an equal rule.
 
-    For a rule or function of a user's own they say what it was; only the Trainer that it was passed to can use it.
+    For a custom rule or function they only record its name and settings; the Trainer needs the object itself.
     """
     config = weighting.get_config()
     name = config.pop("name")
@@ -89,7 +89,7 @@ def option_names() -> set[str]:
 
 
 def by_losses_alone() -> tuple[str, ...]:
-    """The names of the rules that need no column of the batch and no setting without a default; `"none"` is the last."""
+    """The names of the rules whose settings all have defaults and that need no extra column; `"none"` comes last."""
     found = [name for name, rule in WEIGHTINGS.items() if all(_has_default(f) for f in fields(rule))]  # type: ignore[arg-type]
     return (*(name for name in found if name != "none"), "none")
 
@@ -98,7 +98,7 @@ def parsed(settings: str | Mapping[str, Scalar] | None) -> dict[str, Scalar]:
     """The settings in `"name=value,name=value"`; numbers, true, false and null are read as such.
 
     Raises:
-        ValueError: a part is no `name=value`.
+        ValueError: a part does not have the form `name=value`.
     """
     if settings is None or isinstance(settings, Mapping):
         return dict(settings or {})
@@ -115,7 +115,7 @@ def parsed(settings: str | Mapping[str, Scalar] | None) -> dict[str, Scalar]:
 
 
 def unparsed(settings: Mapping[str, Scalar]) -> str | None:
-    """What `parsed` reads, None for no settings."""
+    """The inverse of `parsed`; None for no settings."""
     parts = [
         f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in settings.items()
     ]
@@ -154,7 +154,7 @@ def _unknown(name: Any) -> str:
     choices = f"choose one of {', '.join(map(repr, WEIGHTINGS))}"
     if "." in name:
         return (
-            f"These arguments are of a run whose rule, {name}, is not one of the library's, so its name is not enough: pass "
+            f"These arguments come from a run with the custom rule {name}, which cannot be selected by name: pass "
             f"it to the Trainer again, ReweightedTrainer(..., reweighting={name.rsplit('.', 1)[-1]}), or {choices}."
         )
     return f"Unknown reweighting {name!r}: {choices}."

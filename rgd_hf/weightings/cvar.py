@@ -23,9 +23,9 @@ def cvar_weights(losses: Tensor, reference: Tensor, fraction: float = 0.5) -> Te
     batch as in Levy et al., "Large-Scale Methods for Distributionally Robust Optimization", 2020 (arXiv 2010.05893).
 
     Args:
-        losses: un-reduced, any shape with at least one dimension; a NaN one counts as infinite.
+        losses: unreduced losses, any shape with at least one dimension; NaN counts as infinite.
         reference: non-negative weight of each item, of the same shape; 0 for items that do not count.
-        fraction: above 0 and at most 1, the share of the reference weight that counts; 1 is the plain mean.
+        fraction: fraction of the reference weight that counts, above 0 and at most 1; 1 is the plain mean.
 
     Returns:
         float32 weights of the same shape: `1 / fraction` for the largest losses, 0 for the others, between for the one
@@ -55,7 +55,7 @@ class CVaR(Weighting):
     batch as in Levy et al., "Large-Scale Methods for Distributionally Robust Optimization", 2020 (arXiv 2010.05893).
 
     Args:
-        fraction: of the items, above 0 and at most 1.
+        fraction: fraction of a micro-batch's items that is trained on, above 0 and at most 1.
 
     Raises:
         ValueError: `fraction` is not in (0, 1].
@@ -93,7 +93,7 @@ class CVaR(Weighting):
         return [f"top {self.fraction:.0%}"]
 
     def describe(self, item: str) -> str:
-        """The fraction, and what it is of."""
+        """The risk measure and its fraction."""
         risk = "[conditional value at risk](https://arxiv.org/abs/2010.05893)"
         return (
             f"Trained on the {risk}: the mean over the {self.fraction:.0%} of every micro-batch's {item}s whose losses "

@@ -34,7 +34,7 @@ def check_tau(tau: Any) -> None:
     """Raise `ValueError` unless `tau` is a positive, finite number."""
     if not isinstance(tau, (int, float)) or isinstance(tau, bool) or not math.isfinite(tau) or tau <= 0:
         raise ValueError(
-            f"tau is the loss from which on weights stop growing: it must be a positive, finite number, not {tau!r}."
+            f"tau is the clipping threshold of the losses: it must be a positive, finite number, not {tau!r}."
         )
 
 
@@ -42,13 +42,13 @@ def check_tau(tau: Any) -> None:
 class Divergence(Weighting):
     """A divergence as two functions of `z = min(loss, tau) / (tau + 1)`, element by element: write both.
 
-    Beyond `tau` the weight stays at its largest value and the surrogate goes on in a straight line.
+    Above `tau` the weight stays at its largest value and the surrogate continues linearly.
 
     Args:
-        tau: loss from which on weights stop growing, in units of the loss; positive and finite.
+        tau: clipping threshold, in units of the loss: losses above it get the same weight. Positive and finite.
 
     Attributes:
-        divergence: what a card calls it.
+        divergence: name of the divergence in model cards.
         expression: the weight as a Python expression of `{z}`.
 
     Raises:
@@ -119,17 +119,17 @@ class Divergence(Weighting):
         """Divergence, formula and range."""
         return (
             f"Trained with {PAPER} ({self.divergence}, tau = {self.tau:g}): in each optimization step, the gradient of "
-            f"every {item} was weighted by `{self.formula()}` of its own, detached loss, so by 1 to "
+            f"every {item} was weighted by `{self.formula()}` of its own, detached loss, that is, by 1 to "
             f"{self.largest_weight():.3g}."
         )
 
     def advice(self, statistics: Mapping[str, float]) -> str | None:
-        """To raise `tau` where most losses lie above it."""
+        """Advice to raise `tau` if most losses are above it."""
         if statistics.get("clipped_fraction", 0.0) <= 0.5:
             return None
         mean = statistics["unweighted_loss"]
         return (
-            f"{statistics['clipped_fraction']:.0%} of the losses since the last log lie above tau={self.tau:g}, so most "
-            "weights are equal and re-weighting does little but scale the step. Raise tau: the mean loss is "
+            f"{statistics['clipped_fraction']:.0%} of the losses since the last log are above tau={self.tau:g}, so most "
+            "weights are equal and re-weighting does little more than scale the step. Raise tau: the mean loss is "
             f"{mean:.3g}, so --tau {2 * mean:.2g} would leave room."
         )

@@ -23,9 +23,9 @@ def focal_weights(losses: Tensor, gamma: float = 2.0) -> Tensor:
     Source: Lin et al., "Focal Loss for Dense Object Detection", 2017 (arXiv 1708.02002), without its alpha.
 
     Args:
-        losses: un-reduced cross-entropies, any shape with at least one dimension. With label smoothing, soft labels or
-            other losses, p is `exp(-loss)` and no probability of a class. Below 0 they count as 0; NaN as infinite.
-        gamma: positive; towards 0 the weights become 1.
+        losses: unreduced cross-entropies, any shape with at least one dimension. With label smoothing, soft labels or
+            other losses, p is `exp(-loss)` and not a class probability. Negative losses count as 0, NaN as infinite.
+        gamma: focusing exponent, positive; towards 0 the weights become 1.
 
     Returns:
         float32 weights of the same shape.
@@ -50,7 +50,7 @@ class Focal(Weighting):
     between 0 and a largest value a little above 1.
 
     Args:
-        gamma: exponent that plays down easy items; positive and finite.
+        gamma: focusing exponent, positive and finite: the larger, the less easy items count.
 
     Raises:
         ValueError: `gamma` is not positive and finite.

@@ -1,4 +1,4 @@
-"""Weights by a function of a user's own: the shortest way from an idea to a correct run.
+"""Weights by a user's function: the shortest way from an idea to a correct run.
 
 This module needs torch alone.
 """
@@ -21,23 +21,22 @@ _PROBED = 8
 
 
 class Function(Weighting):
-    """Weights by `function`, whose items are those of one micro-batch on one process, tokens and samples alike in a row.
+    """Weights by a function of the losses of one micro-batch on one process, flattened to one row of samples or tokens.
 
     Args:
-        function: `losses -> weights`: float32 losses `[items]` to weights `[items]`, non-negative and finite; detached or
-            not. It is given those items alone that count. Or `(losses, reference) -> weights`, which is given all of them:
-            `reference`, float32 `[items]`, is the weight of each in the data, 0 for items that do not count, whose losses
-            are 0 and whose weights are not read.
+        function: `losses -> weights`, from float32 losses `[items]` to non-negative, finite weights `[items]`, detached or
+            not; it receives only the items that count. Or `(losses, reference) -> weights`, which receives all items:
+            `reference`, float32 `[items]`, is the weight of each item in the data. It is 0 for items that do not count,
+            whose losses are 0 and whose weights are ignored.
 
     Raises:
-        TypeError: `function` cannot be called.
-        WeightsError: in training, it did not return one weight an item.
+        TypeError: `function` is not callable.
+        WeightsError: in training, it did not return one weight per item.
 
     Note:
-        A function that takes losses alone is tried on the first batch. Where an item's weight depends on the other items,
-        those that do not count (padding, labels of -100, a `sample_weight` of 0) have to be left out before it is called,
-        and the host waits for the device in every micro-batch to know how many there are; a function that takes the
-        reference too does that for itself.
+        A function of the losses alone is tried on the first batch. If an item's weight depends on the other items, those
+        that do not count (padding, labels of -100, a `sample_weight` of 0) are removed before every call, for which the
+        host waits for the device; a function that also takes the reference handles them itself, without waiting.
     """
 
     def __init__(self, function: WeightFunction):
@@ -57,7 +56,7 @@ class Function(Weighting):
 
     @property
     def giver(self) -> str:
-        """What messages about wrong weights call it."""
+        """The function as the subject of error messages about wrong weights."""
         return f"The weighting function {self.function_name}"
 
     def weights(self, items: Items) -> Tensor:
@@ -79,7 +78,7 @@ class Function(Weighting):
         return checked_weights(self.function(losses, *reference), losses, self.giver)
 
     def _depends_on_own_loss_alone(self, losses: Tensor) -> bool | None:
-        """Whether items have the same weights alone as beside one another; None where that cannot be told."""
+        """Whether items get the same weights alone as together with others; None where that cannot be decided."""
         if len(losses) < 2:
             return None
         together = self._call(losses)
@@ -127,7 +126,7 @@ def _innermost(function: Any) -> Any:
 
 
 def _positional_parameters(function: Any) -> int:
-    """How many arguments `function` has to be given by position."""
+    """The number of required positional arguments of `function`."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):

@@ -22,19 +22,19 @@ class GroupDRO(Weighting):
     `q_g <- q_g * exp(step_size * mean loss of g)`, then scaled to sum to one. So the weight of an item is
     `q_g * N / N_g`, N the items of the whole step and N_g those of its group; another rule may weight items within the
     groups. Group weights are updated with the plain mean losses of a whole optimizer step (all micro-batches, all processes)
-    and used from the next step on: in one pass over the data no step can be weighted by losses that its later
-    micro-batches have yet to show, and so a step is the same however it is cut. A group that a step has no item of keeps
-    its weight, up to the scaling, and adds nothing to that step's objective.
+    and used from the next step on: the losses of later micro-batches are not known in time, and this way a step is the
+    same however it is cut. A group without items in a step keeps its weight, up to the scaling, and adds nothing to that
+    step's objective.
 
     Source: Sagawa, Koh, Hashimoto, Liang, "Distributionally Robust Neural Networks for Group Shifts", ICLR 2020,
     Algorithm 1.
 
     Args:
-        num_groups: number of groups; each sample's group is a whole number below it.
-        step_size: of the exponentiated gradient ascent.
+        num_groups: number of groups; each sample's group is an integer from 0 to `num_groups - 1`.
+        step_size: step size of the exponentiated gradient ascent on the group weights.
         column: the column of the batches that holds the groups, int `[batch]`. The model never sees it.
-        names: of the groups, for the logs (default: the numbers).
-        within: the rule that weights the items of a group; by default all weigh the same.
+        names: names of the groups for the logs (default: their numbers).
+        within: the rule that weights the items within a group; by default all have the same weight.
 
     Raises:
         ValueError: `num_groups` is below 1, `step_size` is negative, or there are not `num_groups` names; in training: a
@@ -80,7 +80,7 @@ class GroupDRO(Weighting):
         return {"group_weights": torch.full((self.num_groups,), 1 / self.num_groups)}
 
     def reset(self, device: torch.device | str = "cpu") -> None:
-        """Begin anew with equal group weights."""
+        """Reset to equal group weights."""
         super().reset(device)
         self._share, self._checked = None, False
 
@@ -133,7 +133,7 @@ class GroupDRO(Weighting):
         groups = items.batch.get(self.column)
         if groups is None:
             raise ValueError(
-                f"GroupDRO needs the column {self.column!r} (a group's number for every sample) in every training batch, "
+                f"GroupDRO needs the column {self.column!r} (the group number of each sample) in every training batch, "
                 f"but this batch has only {', '.join(sorted(items.batch))}. Set group_column, and keep the column in the "
                 "data collator."
             )
@@ -150,7 +150,7 @@ class GroupDRO(Weighting):
         self._checked = True
 
     def clips_above(self) -> float | Tensor:
-        """As within the groups."""
+        """The clipping threshold of the rule within the groups."""
         return self.within.clips_above()
 
     # --- words ------------------------------------------------------------------------------------------------------
@@ -160,7 +160,7 @@ class GroupDRO(Weighting):
         return {**super().get_config(), "names": self.names, "within": self.within.get_config()}
 
     def logs(self) -> dict[str, float]:
-        """`group_weight_<name>`, with the last step's losses in them."""
+        """`group_weight_<name>`, including the update of the last step."""
         names = self.names or [str(number) for number in range(self.num_groups)]
         weights = dict(zip(names, self.state["group_weights"].tolist(), strict=True))
         return {f"group_weight_{name}": weight for name, weight in weights.items()} | self.within.logs()

@@ -1,4 +1,4 @@
-"""Weights by where a loss lies between the smallest and the largest of its micro-batch, up to the middle.
+"""Weights that grow with a loss's position between the smallest and the largest of its micro-batch, up to the middle.
 
 This module needs torch alone.
 """
@@ -19,8 +19,8 @@ class LinUpper(Weighting):
     """`exp(min(h + 1, 1) / temperature)` with mean one, h the loss scaled to -1 to 1 over its micro-batch.
 
     The smallest loss of the micro-batch has h = -1 and the largest h = 1, so that weights rise up to the middle between
-    them and are equal beyond it: items with small losses count less, and outliers no more than others. The unit of the losses
-    does not matter.
+    them and are equal above it: items with small losses count less, and outliers count no more than others. The weights
+    do not depend on the scale of the losses.
 
     Source: the strategy "LinUpper" of Sow et al., "Dynamic Loss-Based Sample Reweighting for Improved Large Language Model
     Pretraining", ICLR 2025 (arXiv 2502.06733): its normalization, its bound and its softmax were read in the code that the
@@ -29,7 +29,7 @@ class LinUpper(Weighting):
     those of one micro-batch on one process. A schedule of the temperature is not built in.
 
     Args:
-        temperature: positive and finite; large ones make the weights equal.
+        temperature: positive and finite; the larger, the more equal the weights.
 
     Raises:
         ValueError: `temperature` is not positive and finite.

@@ -1,4 +1,4 @@
-"""Weights of the KL divergence whose unit is the running mean of the losses.
+"""Weights of the KL divergence of losses in units of their running mean.
 
 This module needs torch alone.
 """
@@ -20,17 +20,18 @@ from rgd_hf.weightings.divergence import CITATION, PAPER, check_tau
 class RelativeKL(Weighting):
     """`exp(z)` with `z = min(loss / scale, tau) / (tau + 1)`, where `scale` is a running mean of the losses.
 
-    Losses in another unit have the same weights, as with `target_ess`; but an item is not compared with those of its
-    micro-batch, so that a step does not depend on how it is cut. The scale is an exponential moving average of the steps'
-    mean losses, corrected for its start at 0; a step is weighted with the scale of the steps before it, and the first one,
-    which has none, with 1. Weights lie between 1 and `exp(tau / (tau + 1))`, below e.
+    The weights do not depend on the scale of the losses, as with `target_ess`; but an item is not compared with the others
+    of its micro-batch, so that a step does not depend on how it is cut. The scale is an exponential moving average of the
+    steps' mean losses, corrected for its start at 0; a step is weighted with the scale of the steps before it, and all
+    weights of the first step are 1. Weights are between 1 and `exp(tau / (tau + 1))`, below e.
 
-    Source: the weights are those of Kumar et al., TMLR 2024 (arXiv 2306.09222); to measure losses in units of their running
-    mean is this library's own.
+    Source: the weights are those of Kumar et al., TMLR 2024 (arXiv 2306.09222); measuring losses in units of their running
+    mean is an addition of this library.
 
     Args:
-        tau: loss from which on weights stop growing, in units of the running mean loss; positive and finite.
-        decay: of the running mean, at least 0 and below 1: it remembers about `1 / (1 - decay)` steps.
+        tau: clipping threshold, in units of the running mean loss: losses above it get the same weight. Positive and
+            finite.
+        decay: decay of the running mean, at least 0 and below 1: it averages over about `1 / (1 - decay)` steps.
 
     Raises:
         ValueError: a setting is not in its range.
@@ -50,7 +51,7 @@ class RelativeKL(Weighting):
             raise ValueError(f"decay must be at least 0 and below 1, not {self.decay!r}.")
 
     def initial_state(self) -> dict[str, Tensor]:
-        """The moving average, and that of as many ones, which corrects it; both 0."""
+        """The moving average of the losses and its correction, the same average of ones; both 0."""
         return {"mean_loss": torch.zeros(()), "weight": torch.zeros(())}
 
     def scale(self) -> Tensor:
@@ -66,11 +67,11 @@ class RelativeKL(Weighting):
         return torch.exp(relative / (self.tau + 1))
 
     def sums(self, items: Items) -> Tensor:
-        """Sum of the losses, and of what they count, float32 `[2]`."""
+        """Sum of the losses and sum of the reference weights, float32 `[2]`."""
         return torch.stack([(items.reference * items.losses).sum(), items.reference.sum()])
 
     def update(self, sums: Tensor) -> None:
-        """Take the step's mean loss into the running mean; one that is not finite, or of no items, is left out."""
+        """Add the step's mean loss to the running mean; a mean that is not finite, or of no items, is skipped."""
         loss, count = sums
         mean = loss / count
         for name, value in (("mean_loss", mean), ("weight", torch.ones_like(mean))):
@@ -104,11 +105,11 @@ class RelativeKL(Weighting):
         )
 
     def advice(self, statistics: Mapping[str, float]) -> str | None:
-        """To raise `tau` where most losses lie above it."""
+        """Advice to raise `tau` if most losses are above it."""
         share = statistics.get("clipped_fraction", 0.0)
         if share <= 0.5:
             return None
         return (
-            f"{share:.0%} of the losses since the last log lie above tau={self.tau:g} running mean losses, so most weights are "
-            "equal and re-weighting does little but scale the step. Raise tau."
+            f"{share:.0%} of the losses since the last log are above tau={self.tau:g} running mean losses, so most weights are "
+            "equal and re-weighting does little more than scale the step. Raise tau."
         )

@@ -1,10 +1,10 @@
-"""Weights whose temperature is solved in every micro-batch, so that the effective sample size is what was asked for.
+"""Weights whose temperature is solved in every micro-batch for a given effective sample size.
 
 The weights of the KL divergence with a free temperature, `w = exp(loss / temperature)`, scaled to mean one. The paper
 ties the temperature to tau; here it follows from the effective sample size `ESS = (sum w)**2 / (n * sum w**2)`, which
-falls from 1 (equal weights) as the temperature does. The setting is free of units: losses times a constant, or plus
-a constant, have the same weights. No loss is clipped, because the ESS itself bounds the weights: among n items none can
-exceed `1 + sqrt((n - 1) * (1 / ESS - 1))`, 2.9 for 32 items at an ESS of 0.9.
+falls from 1 (equal weights) as the temperature does. The weights do not depend on the scale of the losses: multiplying
+them by a constant, or adding one, changes nothing. No loss is clipped, because the ESS itself bounds the weights: among
+n items none can exceed `1 + sqrt((n - 1) * (1 / ESS - 1))`, 2.9 for 32 items at an ESS of 0.9.
 
 This module needs torch alone.
 """
@@ -33,7 +33,7 @@ def check_target_ess(target_ess: float) -> None:
     number = isinstance(target_ess, (int, float)) and not isinstance(target_ess, bool)
     if not number or not 0 < target_ess < 1:
         raise ValueError(
-            "target_ess is the effective sample size as a fraction of the items of a micro-batch: it must lie above 0 "
+            "target_ess is the effective sample size as a fraction of the items of a micro-batch: it must be above 0 "
             f"and below 1, not {target_ess!r}. 0.9 is a gentle re-weighting."
         )
 
@@ -45,19 +45,19 @@ def ess_weights(losses: Tensor, target_ess: float, reference: Tensor | None = No
     The temperature is found on the device by a fixed number of operations; nothing waits for it.
 
     Args:
-        losses: un-reduced losses of one micro-batch, any shape with at least one dimension, any floating-point dtype.
+        losses: unreduced losses of one micro-batch, any shape with at least one dimension, any floating-point dtype.
             A NaN or infinite loss gets the weight of the largest finite one, so that weights stay finite.
-        target_ess: fraction of the items, above 0 and below 1. If more than that fraction share the largest loss, it
-            cannot be reached, and they share all the weight.
-        reference: non-negative weight of each item in the distribution that re-weighting departs from, of the same
-            shape; 0 for items that do not count, which get weight 1. All 1 where None.
+        target_ess: effective sample size as a fraction of the items, above 0 and below 1. If more than that fraction
+            share the largest loss, it cannot be reached, and they share all the weight.
+        reference: non-negative weight of each item before re-weighting, of the same shape; 0 for items that do not
+            count, which get weight 1. None for 1 everywhere.
 
     Returns:
         float32 weights of the same shape, detached; their mean (under `reference`) is 1. All 1 where all losses are
         equal.
 
     Raises:
-        TypeError: `losses` is no tensor.
+        TypeError: `losses` is not a tensor.
         ValueError: `losses` is 0-dimensional or not floating-point, or `target_ess` is not between 0 and 1.
 
     Example:
@@ -98,8 +98,8 @@ def ess_weights(losses: Tensor, target_ess: float, reference: Tensor | None = No
 class TargetESS(Weighting):
     """`exp(loss / temperature)` of mean one, the temperature found in every micro-batch; see `ess_weights`.
 
-    Source: the weights of the KL divergence of Kumar et al., TMLR 2024 (arXiv 2306.09222), whose temperature is tied to tau
-    there; that it is solved for the effective sample size is this library's own.
+    Source: the weights of the KL divergence of Kumar et al., TMLR 2024 (arXiv 2306.09222), who tie the temperature to tau;
+    solving it for the effective sample size is an addition of this library.
 
     Args:
         target: effective sample size as a fraction of the items of a micro-batch, above 0 and below 1; 0.9 is gentle.

@@ -22,9 +22,10 @@ def tilted_weights(losses: Tensor, reference: Tensor, tilt: float = 1.0) -> Tens
     Source: Li et al., "Tilted Empirical Risk Minimization", 2021 (arXiv 2007.01162), positive tilt.
 
     Args:
-        losses: un-reduced, any shape with at least one dimension; a NaN or infinite one counts as the largest finite.
+        losses: unreduced losses, any shape with at least one dimension; NaN and infinite ones count as the largest
+            finite one.
         reference: non-negative weight of each item, of the same shape; 0 for items that do not count.
-        tilt: positive, in units of 1 / loss; towards 0 the weights become 1.
+        tilt: how fast weights grow with the loss, positive, in units of 1 / loss; towards 0 the weights become 1.
 
     Returns:
         float32 weights of the same shape with mean one under `reference`, proportional to `exp(tilt * loss)`; 1 for
@@ -51,7 +52,7 @@ class Tilted(Weighting):
     to `exp(tilt * loss)`, with mean one.
 
     Args:
-        tilt: positive and finite, in units of 1 / loss.
+        tilt: how fast weights grow with the loss, positive and finite, in units of 1 / loss.
 
     Raises:
         ValueError: `tilt` is not positive and finite.

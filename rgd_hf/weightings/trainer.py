@@ -1,4 +1,4 @@
-"""How a Trainer holds its rule: chosen three ways, told of every step, saved and restored, described for the card."""
+"""How a Trainer uses its rule: builds it from the settings, updates it every step, saves and restores its state."""
 
 import json
 from collections.abc import Iterable
@@ -24,7 +24,7 @@ STATE_NAME = "weighting.safetensors"
 
 
 class WeightingMixin(TrainerBase):
-    """The rule that weights the items of a training, and its state over the steps."""
+    """Applies the rule that weights the items of a training, and keeps its state."""
 
     _weighting: Weighting | None = None
     _weighting_settings: tuple | None = None
@@ -45,7 +45,7 @@ class WeightingMixin(TrainerBase):
         self._weighting_settings = tuple(getattr(self.args, name) for name in sorted(option_names()))
 
     def _complete(self, rule: Weighting) -> Weighting:
-        """The rule that a class of Trainers makes of the chosen one."""
+        """The rule in use, given the chosen one; for classes of Trainers that wrap it in another."""
         return rule
 
     @property
@@ -56,17 +56,17 @@ class WeightingMixin(TrainerBase):
 
     @property
     def reweights(self) -> bool:
-        """Whether anything but plain training (ERM) goes on."""
+        """Whether losses are re-weighted; False for plain training (ERM)."""
         return not self.weighting.is_plain or self.weigh_override is not None
 
     def weigh(self, items: Items, inputs: Any) -> Tensor:
-        """Weights of the items of a training micro-batch, by the rule; in steps that the schedule leaves out, all 1.
+        """Weights of the items of a training micro-batch, by the rule; all 1 in steps that the schedule excludes.
 
-        A class that overrides it is told of in the model card and has its weights checked, but a function or an object as
-        `reweighting` is simpler.
+        A class may override it: its weights are checked and the model card reports the override. Passing a function or
+        an object as `reweighting` is simpler.
 
         Args:
-            items: un-reduced losses and reference weights, `[batch]` or `[batch, tokens]`.
+            items: unreduced losses and reference weights, `[batch]` or `[batch, tokens]`.
             inputs: the batch they belong to, labels and `sample_weight` included.
 
         Returns:
@@ -87,7 +87,7 @@ class WeightingMixin(TrainerBase):
         """What `weigh` gives, checked.
 
         Raises:
-            WeightsError: it is no tensor, or not of the shape of the losses.
+            WeightsError: the result is not a tensor, or does not have the shape of the losses.
         """
         rule = self.weighting
         giver = self.weigh_override or rule.giver
@@ -108,7 +108,7 @@ class WeightingMixin(TrainerBase):
 
     @torch.no_grad()
     def _tell_rule(self, micro_batches: Iterable[Items], of_all_processes: bool = True) -> None:
-        """Tell the rule of a step before its first forward pass."""
+        """Let the rule count the items of a step before its first forward pass."""
         counts: Tensor | None = None
         for items in micro_batches:
             found = self.weighting.counts(items)
@@ -122,14 +122,14 @@ class WeightingMixin(TrainerBase):
 
     @torch.no_grad()
     def _add_sums(self, items: Items) -> None:
-        """Add up what the rule needs to know of a micro-batch."""
+        """Add the rule's sums over a micro-batch to those of the step."""
         sums = self.weighting.sums(items)
         if sums is not None:
             self._step_sums = sums if self._step_sums is None else self._step_sums + sums
 
     @torch.no_grad()
     def _end_step(self) -> None:
-        """Let the rule take in what was added up over a step, on all processes; nothing where it has."""
+        """Update the rule with the sums of a step over all processes, once per step."""
         if self._step_sums is not None:
             sums, self._step_sums = self._step_sums, None
             self.weighting.update(self.accelerator.reduce(sums, reduction="sum"))

@@ -1,4 +1,4 @@
-"""Plain training: every item weighs the same."""
+"""Plain training: all weights are 1."""
 
 from dataclasses import dataclass
 
@@ -31,5 +31,5 @@ class Uniform(Weighting):
         return "1"
 
     def describe(self, item: str) -> str:
-        """That nothing was re-weighted."""
+        """A sentence that says that nothing was re-weighted."""
         return f"Plain training (empirical risk minimization, ERM): no {item} was re-weighted by its loss."

@@ -1,4 +1,4 @@
-"""The stock Trainer and ours on models whose losses the library un-reduces itself.
+"""The stock Trainer and ours on models whose losses the library unreduces itself.
 
 `none` is compared with the stock Trainer, `kl` with a stock Trainer on the surrogate G, written here from the logits
 alone. Updates are of one micro-batch: under accumulation the stock Trainer multiplies the mean losses that BERT and

@@ -3,7 +3,7 @@
 Every case is trained by the stock Trainer and by ours, three ways:
 
 * `none`: the model is unknown to the library, so that ours trains on the model's own loss;
-* `none, by item`: the same through `per_sample_loss_fn`, the un-reduced path;
+* `none, by item`: the same through `per_sample_loss_fn`, the unreduced path;
 * `kl`: against a stock Trainer on the same model with the surrogate G in place of its losses, which has the very
   gradient of the re-weighted objective.
 
@@ -243,7 +243,7 @@ CASES = [
 
 
 def loss_function(case):
-    """The un-reduced loss of a case's model."""
+    """The unreduced loss of a case's model."""
 
     def losses(outputs, labels):
         y = outputs["output"] if isinstance(outputs, dict) else outputs[0]

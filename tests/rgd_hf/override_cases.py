@@ -227,7 +227,7 @@ CASES = [
     Case(CallsTwice, refused_cut_normalized=r"CallsTwice\.compute_loss calls .* more than once"),
     Case(DoublesTheBatch),
     Case(LeavesTheLossOut, refused=r"LeavesTheLossOut\.compute_loss .* without the re-weighted one"),
-    Case(OwnLoss, refused=r"OwnLoss\.compute_loss never comes to .*compute_per_sample_losses"),
+    Case(OwnLoss, refused=r"OwnLoss\.compute_loss never reaches .*compute_per_sample_losses"),
     Case(WrapsTheStep),
     Case(Adversarial, with_adversary, refused_cut=BY_ITSELF.format("Adversarial")),
     Case(

@@ -178,7 +178,7 @@ def token_labels(classes: int) -> torch.Tensor:
 
 
 def assert_equals_own_loss(model: Any, inputs: dict[str, Any], gradients: bool = False) -> torch.Tensor:
-    """Compare with the loss of a forward with labels, to 1e-6; returns the un-reduced losses."""
+    """Compare with the loss of a forward with labels, to 1e-6; returns the unreduced losses."""
     head = find_head(model)
     assert head is not None
     own = model(**{name: value.clone() for name, value in inputs.items()}).loss

@@ -245,7 +245,7 @@ class TestOrder:
                 pass
 
     def test_and_the_other_mixins(self):
-        with pytest.raises(TypeError, match=r"HardExamplesMixin has to stand to the left"):
+        with pytest.raises(TypeError, match=r"HardExamplesMixin must be listed before"):
 
             class Wrong(ReweightedTrainer, HardExamplesMixin):
                 pass

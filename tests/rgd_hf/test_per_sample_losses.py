@@ -204,7 +204,7 @@ def test_smoothing_that_changes_nothing_is_said(num_labels, make_args):
     trainer = ReweightedTrainer(
         tiny_bert(num_labels=num_labels), make_args(label_smoothing_factor=0.1), train_dataset=data
     )
-    with pytest.warns(UserWarning, match="label_smoothing_factor changes nothing here"):
+    with pytest.warns(UserWarning, match="label_smoothing_factor has no effect"):
         trainer.train()
 
 

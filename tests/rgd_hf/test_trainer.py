@@ -299,7 +299,7 @@ class TestSettings:
             ({"tau": -1.0}, "positive, finite"),
             ({"reweighting_level": "word"}, "'auto', 'sample', 'token'"),
             ({"reweighting_warmup_ratio": 1.5}, "between 0 and 1"),
-            ({"reweighting_level": "token"}, "one loss a sample"),
+            ({"reweighting_level": "token"}, "one loss per sample"),
         ],
     )
     def test_wrong_settings_are_refused_at_once(self, make_args, settings, message):

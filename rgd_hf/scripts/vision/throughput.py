@@ -26,7 +26,7 @@ class Throughput:
         loader_images_per_second: of data loading (decoding, augmentation, mixing) alone, all workers.
         waiting_share: share of a step spent waiting for data, 0 to 1.
         memory_bytes: highest use of the device's memory, or of the process's on a CPU.
-        losses: un-reduced training losses of the measured steps, float32 `[images]`.
+        losses: unreduced training losses of the measured steps, float32 `[images]`.
     """
 
     parameters: int
