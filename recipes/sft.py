@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 from rgd_hf import ReweightingArguments, ReweightingMixin
+from rgd_hf.push import check_base_model
 from rgd_hf.scripts.cli import parse_args, run_recipe
 from rgd_hf.scripts.data_files import first_rows, read_splits
 from rgd_hf.scripts.errors import UserError, listed
@@ -118,6 +119,8 @@ def main(argv: list[str] | None = None) -> dict:
     if plan.finished:
         return push_runs(plan)
     name = inputs.model_name_or_path
+    if inputs.lora_rank and training_args.push_to_hub:
+        check_base_model(name, "Give it as --model_name_or_path, or leave out --lora_rank.")
     with training_args.main_process_first(desc="data preparation"):
         data = load_data(inputs)
     tokenizer = load_pretrained(AutoTokenizer.from_pretrained, name)

@@ -55,9 +55,12 @@ METRICS = {
 _NO_METRICS = ("runtime", "samples_per_second", "steps_per_second", "time")
 _HEADING = re.compile(r"(?m)^(?=## )")
 _ORIGIN = re.compile(r"This model (?:was trained from scratch|is a fine-tuned version of \[.*?\]\(.*?\))")
+_LOCAL_ORIGIN = "is fine-tuned from a local checkpoint"
 _STOCK_RESULTS = re.compile(r"(?m)^It achieves the following results on the evaluation set:\n(?:- .*\n)*")
 _TITLE = re.compile(r"(?m)^# .*$")
 _FOLDER = "`{}` is the folder of this file; give its path."
+_BASE = "path/to/"
+_BASE_FOLDER = "`{}` is the folder of the base model; give its path."
 _EMPTY_RESULTS = re.compile(r"(?m)^### Training results\n\s*(?=^###)")
 
 
@@ -133,8 +136,9 @@ class ModelCardMixin(TrainerBase):
             return
         model = self._bare_model()
         task = find_task(model)
-        origin = finetuned_from or _origin(model)
-        base_model = origin if _is_on_hub(origin) else None
+        is_adapter = isinstance(getattr(self._adapter(), "peft_config", None), Mapping)
+        origin = finetuned_from or (self._base_of_adapter() if is_adapter else None) or _origin(model)
+        base_model = origin if is_on_hub(origin) else None
         config: Any = getattr(model, "config", None)
         # Not by class: transformers' class of these configurations imports timm.
         if getattr(config, "model_type", None) == "timm_wrapper" and base_model is not None:
@@ -166,11 +170,11 @@ class ModelCardMixin(TrainerBase):
 
         path = Path(str(self.args.output_dir)) / "README.md"
         card = ModelCard.load(path)
-        is_adapter = isinstance(getattr(self._adapter(), "peft_config", None), Mapping)
         data = card.data
         data.library_name = "peft" if is_adapter else "transformers"
-        # PEFT replaces the tags that were there.
-        data.tags = list(dict.fromkeys([*(data.tags or []), *tags]))
+        # PEFT replaces the tags that were there, and names the base model in one, even if it is a folder.
+        kept = (t for t in data.tags or [] if not t.startswith("base_model:") or t.endswith(f":{base_model}"))
+        data.tags = list(dict.fromkeys([*kept, *tags]))
         data.base_model = base_model
         data.language, data.license = data.language or language, data.license or license
         if data.pipeline_tag is None and task is not None:
@@ -191,6 +195,14 @@ class ModelCardMixin(TrainerBase):
 
     def _adapter(self) -> Any:
         return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+
+    def _base_of_adapter(self) -> str | None:
+        """The base model that the configuration of a PEFT adapter names, a repository or a folder; None if there is none."""
+        configs = getattr(self._adapter(), "peft_config", None)
+        if not isinstance(configs, Mapping):
+            return None
+        named = (getattr(config, "base_model_name_or_path", None) for config in configs.values())
+        return next(filter(None, named), None)
 
     def _eval_results(
         self, scores: list[Score], tasks: Any, tags: Any, names: Any, configs: Any
@@ -221,12 +233,10 @@ class ModelCardMixin(TrainerBase):
         return evaluated_on if split is None else str(split)
 
     def _card_text(self, text: str, origin: str, scores: list[Score], is_adapter: bool) -> str:
-        if _is_on_hub(origin):
-            sentence = f"This model is a fine-tuned version of [{origin}](https://huggingface.co/{origin})"
+        if is_on_hub(origin):
+            sentence = f"This model is a fine-tuned version of [{origin}]({_page(origin)})"
         else:
-            sentence = "This model " + (
-                "is fine-tuned from a local checkpoint" if origin else "was trained from scratch"
-            )
+            sentence = "This model " + (_LOCAL_ORIGIN if origin else "was trained from scratch")
         text = _ORIGIN.sub(lambda _: sentence, text, count=1)
         for replaced in (_STOCK_RESULTS, _EMPTY_RESULTS):
             text = replaced.sub("", text)
@@ -245,9 +255,12 @@ class ModelCardMixin(TrainerBase):
             self.processing_class is not None or getattr(self.data_collator, "tokenizer", None) is not None
         )
         model, base = self._bare_model(), origin if is_adapter else None
+        notes = [] if repository else [_FOLDER.format(name)]
+        if base and not is_on_hub(base):
+            base = f"{_BASE}{Path(base).name}"
+            notes.append(_BASE_FOLDER.format(base))
         code = loading_snippet(model, name, has_processor, base, self._reads_pairs())
-        where = "" if repository else f"{_FOLDER.format(name)}\n\n"
-        return f"## How to use\n\n{where}```python\n{code}\n```"
+        return "## How to use\n\n" + "".join(f"{note}\n\n" for note in notes) + f"```python\n{code}\n```"
 
     def _reads_pairs(self) -> bool:
         """Whether rows of the data are two texts each: the tokenizer then puts more special tokens into them."""
@@ -286,25 +299,37 @@ class ModelCardMixin(TrainerBase):
         return "\n\n".join(filter(None, [section, _end_of_training(self.state.log_history)]))
 
 
-def name_repository(path: Path, repository: str) -> None:
+def name_repository(path: Path, repository: str, base_model: str | None = None) -> None:
     """Let a card that `create_model_card` wrote, for a folder or a repository, be that of a repository on the Hub.
 
     Args:
         path: the card; it is written anew.
         repository: `owner/name`; becomes the title, the name of the results, and what the code loads.
+        base_model: of an adapter, where the card may know it as a folder: its name on the Hub.
     """
     card = ModelCard.load(path)
     title = repository.split("/")[-1]
     text = _TITLE.sub(lambda _: f"# {title}", card.text, count=1)
-    found = re.search(re.escape(_FOLDER).replace(r"\{\}", "(.+?)") + r"\n+", text)
-    if found:
-        text = text.replace(found.group(0), "", 1)
-        # The folder's name stands in the code alone, or before a file's.
-        text = re.sub(rf'"{re.escape(found.group(1))}(?=["/])', lambda _: f'"{repository}', text)
+    text = _put_name(text, _FOLDER, repository)
+    if base_model is not None:
+        text = _put_name(text, _BASE_FOLDER, base_model)
+        sentence = _LOCAL_ORIGIN, f"is a fine-tuned version of [{base_model}]({_page(base_model)})"
+        text = text.replace(*sentence, 1)
+        card.data.base_model = base_model
     card.text = text
     if card.data.eval_results:
         card.data.model_name = title
     card.save(path)
+
+
+def _put_name(text: str, note: str, name: str) -> str:
+    """Replace a folder that a note in a card's text explains by a name on the Hub, and take the note out."""
+    found = re.search(re.escape(note).replace(r"\{\}", "(.+?)") + r"\n+", text)
+    if found is None:
+        return text
+    text = text.replace(found.group(0), "", 1)
+    # The folder's name stands in the code alone, or before a file's.
+    return re.sub(rf'"{re.escape(found.group(1))}(?=["/])', lambda _: f'"{name}', text)
 
 
 def _end_of_training(log_history: list[dict[str, Any]]) -> str:
@@ -371,7 +396,12 @@ def _origin(model: nn.Module) -> str:
     return getattr(getattr(model, "config", None), "_name_or_path", None) or ""
 
 
-def _is_on_hub(name: str) -> bool:
+def _page(name: str) -> str:
+    return f"https://huggingface.co/{name}"
+
+
+def is_on_hub(name: str) -> bool:
+    """Whether `name` can be that of a repository on the Hub, and is no folder here."""
     try:
         validate_repo_id(name)
     except HFValidationError:

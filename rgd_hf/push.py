@@ -1,21 +1,24 @@
 """Pushing to the Hub: a repository that is checked before training, nothing of the machine in it, one message if it fails."""
 
+import json
 import os
+import shlex
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, RevisionNotFoundError
 from huggingface_hub.utils import filter_repo_objects
-from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import HubStrategy, SaveStrategy
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, SaveStrategy
 from transformers.utils import logging
 from transformers.utils.hub import PushInProgress
 
+from rgd_hf.hub import is_on_hub
 from rgd_hf.hub_errors import HubError, find_failure
 
 if TYPE_CHECKING:
@@ -51,46 +54,106 @@ MODEL_FILES = (
 """What makes up a saved model, as patterns of file names: weights, configuration, what prepares its inputs, its code."""
 
 
-class PushMixin(TrainerBase):
-    """Adds to the Trainer's pushes: a check before training, and errors that say what to do.
+NOT_PUSHED = ("_*", f"{PREFIX_CHECKPOINT_DIR}-*", TRAINING_ARGS_NAME, TRAINER_STATE_NAME, "*tfevents*")
+"""Files of an output directory that no push takes along, as patterns: checkpoints, and what tells of the machine.
 
-    What a push takes along is what the Trainer's does, but for the pickled training arguments, which hold paths of this
-    machine and need `rgd_hf` to be read: the output directory keeps them as `_training_args.bin`. A checkpoint that is
-    pushed while training (`hub_strategy`) is the saved model alone, in the repository's root; with `"checkpoint"` and
-    `"all_checkpoints"` also the folder to resume from, without `training_args.bin`. `hub_token` is never written to a file.
+The Trainer's state and arguments hold paths, the names and the content of TensorBoard's logs its host name and paths.
+"""
+
+
+class PushMixin(TrainerBase):
+    """Adds to the Trainer's pushes: checks before training, nothing of the machine, and errors that say what to do.
+
+    `push_to_hub` takes along what the Trainer's does, but for `NOT_PUSHED`; the output directory keeps the pickled training
+    arguments, which hold paths and need `rgd_hf` to be read, as `_training_args.bin`. A checkpoint that is pushed while
+    training (`hub_strategy`) is the saved model alone, in the repository's root; with `"checkpoint"` and
+    `"all_checkpoints"` also the folder to resume from: model, optimizer, scheduler, random states, and `trainer_state.json`
+    (the log) without paths. `hub_token` is never written to a file.
     """
 
+    if TYPE_CHECKING:
+        # Of the ModelCardMixin, beside this class.
+        def _base_of_adapter(self) -> str | None: ...
+
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Create the repository if it is not there, and check that the token may write to it.
+        """Create the repository if it is not there, and check that the token may write to its branch `hub_revision`.
 
         Raises:
-            HubError: it cannot be created, or not be written to.
+            HubError: it cannot be created, or not be written to; or the model is an adapter that only this machine can load.
         """
         if not self.is_world_process_zero():
             return
-        name = self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name
-        with explained(f"the repository {name} cannot be pushed to"):
+        self._check_adapter()
+        with explained(f"the repository {self._repository()} cannot be pushed to"):
             super().init_hf_repo(token=token, private=private)
-            check_may_write(str(self.hub_model_id), token or self.args.hub_token)
+            check_may_write(str(self.hub_model_id), token or self.args.hub_token, self.args.hub_revision)
 
-    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
-        """As the Trainer's, which see.
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As the Trainer's, which see; but the model is saved before the Hub is asked anything.
 
         Raises:
             HubError: the Hub refused, or could not be reached. The model is saved nevertheless.
         """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        token, revision = token or self.args.hub_token, revision or self.args.hub_revision
+        tags = kwargs.pop("tags", None) or []
+        tags = [tags] if isinstance(tags, str) else tags
+        kwargs["tags"] = list(dict.fromkeys([*tags, *(getattr(self.model, "model_tags", None) or ())]))
+        folder = str(self.args.output_dir)
         try:
-            return super().push_to_hub(*args, **kwargs)
+            try:
+                self._check_adapter()
+                if self.hub_model_id is None:
+                    self.init_hf_repo(token=token, private=private)
+            finally:
+                self.create_model_card(**kwargs)
+            self._finish_current_push()
+            upload: dict[str, Any] = {
+                "repo_id": self.hub_model_id,
+                "folder_path": folder,
+                "commit_message": commit_message,
+                "token": token,
+                "run_as_future": not blocking,
+                "ignore_patterns": list(NOT_PUSHED),
+                "revision": revision,
+            }
+            return HfApi().upload_folder(**upload)
         except Exception as error:
             failure = find_failure(error, writing=True)
-            if failure is None or isinstance(error, HubError):
+            if failure is None:
                 raise
-            folder, name = self.args.output_dir, self.hub_model_id or self.args.hub_model_id
+            command = ["hf", "upload", self._repository(), folder, "."]
+            command += ["--revision", revision] if revision else []
+            command += ["--private"] if private or self.args.hub_private_repo else []
+            command += [part for pattern in NOT_PUSHED for part in ("--exclude", pattern)]
             raise HubError(
-                f"the model could not be pushed to {name or 'the Hub'}. {failure} It is kept in {folder}: push it later with "
-                f"trainer.push_to_hub(), or on the command line with `hf upload {name or 'OWNER/NAME'} {folder} . "
-                "--exclude 'checkpoint-*' --exclude '_*'`."
+                f"the model could not be pushed to {self._repository()}. {failure} It is kept in {folder}: push it later with "
+                f"trainer.push_to_hub(), or on the command line with `{shlex.join(command)}`."
             ) from error
+
+    def _repository(self) -> str:
+        named = self.hub_model_id or self.args.hub_model_id
+        return named or Path(str(self.args.output_dir)).absolute().name
+
+    def _check_adapter(self) -> None:
+        base = self._base_of_adapter()
+        if base:
+            check_base_model(
+                base,
+                "Put that name into the adapter (as `peft.get_peft_model` returns it): "
+                '`model.peft_config["default"].base_model_name_or_path = "OWNER/NAME"`.',
+            )
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         token, self.args.hub_token = self.args.hub_token, None
@@ -128,6 +191,7 @@ class PushMixin(TrainerBase):
             "run_as_future": True,
         }
         api = HfApi()
+        _strip_paths(staged / TRAINER_STATE_NAME)
         message = f"Training in progress, {when}"
         jobs = [api.upload_folder(commit_message=message, allow_patterns=list(MODEL_FILES), **common)]
         if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
@@ -136,7 +200,8 @@ class PushMixin(TrainerBase):
                 api.upload_folder(
                     path_in_repo="last-checkpoint" if last else Path(checkpoint_folder).name,
                     commit_message=f"{message}, checkpoint",
-                    ignore_patterns=[TRAINING_ARGS_NAME],
+                    # The card there is PEFT's own, and empty.
+                    ignore_patterns=[TRAINING_ARGS_NAME, "README.md"],
                     **common,
                 )
             )
@@ -173,20 +238,59 @@ def explained(what: str) -> Iterator[None]:
         raise HubError(f"{what}. {failure}") from error
 
 
-def check_may_write(repository: str, token: str | None = None) -> None:
-    """Ask the Hub whether the token may push to an existing repository: creating one that exists tells nothing.
+def check_may_write(repository: str, token: str | None = None, revision: str | None = None) -> None:
+    """Ask the Hub whether the token may push to a branch of an existing repository: creating it again tells nothing.
+
+    Args:
+        repository: `owner/name`.
+        token: by default the one that is logged in.
+        revision: a branch or a pull request (`refs/pr/N`, whose rights are its own); by default the main branch.
 
     Raises:
         HfHubHTTPError: it may not. A server that does not answer the question is taken to allow it.
+        HubError: there is no such branch.
     """
     api = HfApi()
-    if "write" not in signature(api.auth_check).parameters:
+    own_rights = revision is not None and revision.startswith("refs/pr/")
+    if "write" in signature(api.auth_check).parameters and not own_rights:
+        try:
+            api.auth_check(repository, token=token, write=True)
+        except HfHubHTTPError as error:
+            if error.response is not None and error.response.status_code in (401, 403):
+                raise
+    if revision is None:
         return
+    remedy = f"Create it with `hf repos branch create {repository} {shlex.quote(revision)}`, or leave out --hub_revision."
     try:
-        api.auth_check(repository, token=token, write=True)
-    except HfHubHTTPError as error:
-        if error.response is not None and error.response.status_code in (401, 403):
-            raise
+        api.repo_info(repository, revision=revision, token=token)
+    except RevisionNotFoundError as error:
+        raise HubError(f"the repository {repository} has no branch {revision!r}. {remedy}") from error
+    with suppress(HfHubHTTPError):
+        refs = api.list_repo_refs(repository, token=token)
+        if revision not in {branch.name for branch in refs.branches} and not own_rights:
+            raise HubError(
+                f"{revision!r} is no branch of the repository {repository}, but a tag or a commit, which cannot be pushed to: "
+                "name a branch with --hub_revision."
+            )
+
+
+def check_base_model(name: str, remedy: str) -> None:
+    """Check that those who load an adapter from the Hub find its base model there too.
+
+    Args:
+        name: of the base model, as the adapter's configuration has it.
+        remedy: a sentence on where to name another.
+
+    Raises:
+        HubError: it is a folder of this machine.
+    """
+    if is_on_hub(name):
+        return
+    raise HubError(
+        f"the adapter cannot be pushed: its base model is a folder of this machine ({name}), which nobody else can load, and "
+        "whose path would be pushed along. Name the base model as the Hub knows it: the one that the folder is a copy of, or "
+        f"your own after `hf upload OWNER/NAME {shlex.quote(name)} .` {remedy}"
+    )
 
 
 def model_files(folder: Path) -> list[str]:
@@ -195,6 +299,18 @@ def model_files(folder: Path) -> list[str]:
         path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith(("_", "."))
     )
     return list(filter_repo_objects(names, allow_patterns=list(MODEL_FILES)))
+
+
+def _strip_paths(state: Path) -> None:
+    """Leave only the name of the best checkpoint in a Trainer's state; the file is replaced, not written into."""
+    if state.is_file():
+        content = json.loads(state.read_text(encoding="utf-8"))
+        best = content.get("best_model_checkpoint")
+        if best:
+            state.unlink()  # a link to the checkpoint's
+            state.write_text(
+                json.dumps({**content, "best_model_checkpoint": Path(best).name}, indent=2) + "\n"
+            )
 
 
 def _linked(folder: Path, copy: Path) -> Path:

@@ -10,12 +10,13 @@ from huggingface_hub import CommitOperationAdd, HfApi
 
 from rgd_hf import ReweightedTrainingArguments
 from rgd_hf.hub import name_repository
-from rgd_hf.push import check_may_write, explained, model_files
+from rgd_hf.push import check_base_model, check_may_write, explained, model_files
 from rgd_hf.scripts.errors import UserError
 from rgd_hf.scripts.hard_examples import HARD_EXAMPLES
 from rgd_hf.scripts.predictions import PREDICTIONS
 from rgd_hf.scripts.results import RESULTS_NAME, say
 
+ADAPTER_CONFIG = "adapter_config.json"
 CARD_NAME = "README.md"
 DATA_REPORTS = (f"{HARD_EXAMPLES}.html", f"{HARD_EXAMPLES}.json", f"{PREDICTIONS}*.parquet")
 """What a run writes about single samples of the user's data."""
@@ -53,7 +54,7 @@ def check_repository(args: ReweightedTrainingArguments) -> None:
     with explained(f"--push_to_hub: the repository {name} cannot be pushed to"):
         api = HfApi()
         url = api.create_repo(name, token=args.hub_token, private=args.hub_private_repo, exist_ok=True)
-        check_may_write(url.repo_id, args.hub_token)
+        check_may_write(url.repo_id, args.hub_token, args.hub_revision)
 
 
 def files_to_push(folder: Path, data_reports: bool) -> list[str]:
@@ -80,10 +81,12 @@ def push(run: Push) -> str:
         The commit's address.
 
     Raises:
-        HubError: it failed. All of the run is kept, and the same command pushes it without training.
+        HubError: it failed, or the model is an adapter whose base model is a folder here. All of the run is kept, and the
+            same command pushes it without training.
         UserError: no model was saved.
     """
     names = files_to_push(run.folder, run.data_reports)
+    base_model = _base_of_adapter(run.folder / ADAPTER_CONFIG)
     kept = sorted({path.name for path in run.folder.iterdir() if path.is_file()} - {*names, RESULTS_NAME})
     say(
         "",
@@ -100,7 +103,7 @@ def push(run: Push) -> str:
             run.repository, token=args.hub_token, private=args.hub_private_repo, exist_ok=True
         )
         if (run.folder / CARD_NAME).is_file():
-            name_repository(run.folder / CARD_NAME, url.repo_id)
+            name_repository(run.folder / CARD_NAME, url.repo_id, base_model)
         results = json.dumps(without_paths(run.results), indent=2, default=str) + "\n"
         operations = [CommitOperationAdd(name, str(run.folder / name)) for name in names]
         commit = api.create_commit(
@@ -112,6 +115,19 @@ def push(run: Push) -> str:
         )
     say(f"Pushed: {commit.commit_url}")
     return commit.commit_url
+
+
+def _base_of_adapter(config: Path) -> str | None:
+    """The base model on the Hub of the adapter in a run's folder, if it holds one."""
+    if not config.is_file():
+        return None
+    name = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if name:
+        check_base_model(
+            name,
+            f"Write that name into {config}, as base_model_name_or_path; then the same command pushes it without training.",
+        )
+    return name or None
 
 
 def without_paths(value: Any) -> Any:

@@ -1,7 +1,7 @@
 """A small server that speaks the Hugging Face Hub's protocol on the loopback address, with faults that can be switched on.
 
 It keeps repositories in memory and answers what the clients (huggingface_hub, datasets, transformers) ask: who am I, create,
-info, tree, paths, resolve (HEAD, ranges, ETags, a redirect for large files), pre-upload, LFS batch, upload, verify, commit,
+info, branches, tree, paths, resolve (HEAD, ranges, ETags, a redirect for large files), pre-upload, LFS batch, upload, verify, commit,
 validate-yaml. Point a process at it with `server.environment(home)`.
 """
 
@@ -21,6 +21,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import yaml
 
 USER = "someone"
+HOST = "the-machine-of-these-tests"
 TOKEN = "hf_aTokenOfThisTestAndOfNothingElse"
 LARGE = (".safetensors", ".bin", ".pt", ".pth", ".parquet", ".png", ".model", ".skops")
 KINDS = {"model": "models", "dataset": "datasets", "space": "spaces"}
@@ -29,6 +30,7 @@ STATUS = {
     401: ("", "Invalid credentials in Authorization header"),
     403: ("", "You don't have the rights to do this"),
     404: ("RepoNotFound", "Repository not found"),
+    409: ("", "Conflict"),
     429: ("", "Too many requests"),
     500: ("", "Internal error"),
     503: ("", "Service unavailable"),
@@ -42,7 +44,7 @@ class Fault:
     Attributes:
         on: regular expression, searched in `"METHOD /path"`.
         status: of the answer; `"gated"` for 403 with the Hub's code, `"cut"` for a body that ends early, `"drop"` for a
-            connection that is closed without an answer.
+            connection that is closed without an answer, `"reset"` for one that is closed before the last byte of the request.
         after: so many matching requests are served before the first that fails.
         times: so many fail; None for all.
         kept: bytes of the body that a cut answer sends; negative: counted from its end.
@@ -68,36 +70,54 @@ class Fault:
 
 @dataclass
 class Repository:
-    """One repository: its commits, oldest first, each with all files.
+    """One repository: the commits of each branch, oldest first, each with all files.
 
     Attributes:
         kind: `"models"` or `"datasets"`.
         name: `owner/name`.
-        commits: `(sha, files)` with the content of every path.
-        messages: of the commits.
+        branches: by name, `(sha, files)` with the content of every path.
+        tags: the sha of each.
+        messages: of the commits to any branch.
     """
 
     kind: str
     name: str
     private: bool = False
-    commits: list[tuple[str, dict[str, bytes]]] = field(default_factory=list)
+    branches: dict[str, list[tuple[str, dict[str, bytes]]]] = field(default_factory=lambda: {"main": []})
+    tags: dict[str, str] = field(default_factory=dict)
     messages: list[str] = field(default_factory=list)
+
+    @property
+    def commits(self) -> list[tuple[str, dict[str, bytes]]]:
+        return self.branches["main"]
 
     @property
     def files(self) -> dict[str, bytes]:
         return self.commits[-1][1] if self.commits else {}
 
-    def commit(self, files: Mapping[str, bytes], message: str) -> str:
-        content = json.dumps([message, len(self.commits), *sorted(files)]) + self.name
+    @property
+    def content(self) -> dict[str, bytes]:
+        """All that was ever committed, by path and sha."""
+        return {
+            f"{path}@{sha}": content
+            for commits in self.branches.values()
+            for sha, files in commits
+            for path, content in files.items()
+        }
+
+    def commit(self, files: Mapping[str, bytes], message: str, branch: str = "main") -> str:
+        content = json.dumps([message, len(self.messages), *sorted(files)]) + self.name
         sha = hashlib.sha1(content.encode()).hexdigest()
-        self.commits.append((sha, dict(files)))
+        self.branches[branch].append((sha, dict(files)))
         self.messages.append(message)
         return sha
 
     def at(self, revision: str) -> tuple[str, dict[str, bytes]] | None:
-        if revision in ("main", "refs/convert/parquet"):
-            return self.commits[-1] if revision == "main" else None
-        return next((commit for commit in self.commits if commit[0] == revision), None)
+        if revision in self.branches:
+            return self.branches[revision][-1]
+        sha = self.tags.get(revision, revision)
+        every = (commit for commits in self.branches.values() for commit in commits)
+        return next((commit for commit in every if commit[0] == sha), None)
 
 
 class HubServer:
@@ -244,11 +264,6 @@ class _Handler(BaseHTTPRequestHandler):
     # --- one request --------------------------------------------------------------------------------------------------
 
     def _handle(self) -> None:
-        length = int(self.headers.get("Content-Length") or 0)
-        if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
-            self.body = b"".join(self._chunks())
-        else:
-            self.body = self.rfile.read(length)
         parts = urlsplit(self.path)
         path, self.query = unquote(parts.path), parse_qs(parts.query)
         request = f"{self.command} {path}"
@@ -256,6 +271,15 @@ class _Handler(BaseHTTPRequestHandler):
         with self.hub.lock:
             self.hub.requests.append(request)
             fault = next((fault for fault in self.hub.faults if fault.strikes(request)), None)
+        length = int(self.headers.get("Content-Length") or 0)
+        if fault is not None and fault.status == "reset":
+            self.rfile.read(length - 1)
+            self.close_connection = True
+            return
+        if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
+            self.body = b"".join(self._chunks())
+        else:
+            self.body = self.rfile.read(length)
         if fault is not None:
             if fault.status == "drop":
                 self.close_connection = True
@@ -291,6 +315,8 @@ class _Handler(BaseHTTPRequestHandler):
             (r"/lfs-verify", self._verify),
             (rf"/(?:(?P<kind>datasets)/)?{repo}\.git/info/lfs/objects/batch", self._lfs_batch),
             (rf"/api/(?P<kind>models|datasets)/{repo}/auth-check(?P<write>/write)?", self._auth_check),
+            (rf"/api/(?P<kind>models|datasets)/{repo}/refs", self._refs),
+            (rf"/api/(?P<kind>models|datasets)/{repo}/branch/(?P<branch>.+)", self._create_branch),
             (rf"/api/(?P<kind>models|datasets)/{repo}/preupload/(?P<revision>.+)", self._preupload),
             (rf"/api/(?P<kind>models|datasets)/{repo}/commit/(?P<revision>.+)", self._commit),
             (
@@ -363,6 +389,28 @@ class _Handler(BaseHTTPRequestHandler):
     def _auth_check(self, kind: str, name: str, write: str | None) -> None:
         if self._repository(kind, name, write is not None):
             self._json({})
+
+    def _refs(self, kind: str, name: str) -> None:
+        found = self._repository(kind, name)
+        if found is None:
+            return
+        branches = [
+            {"name": branch, "ref": f"refs/heads/{branch}", "targetCommit": commits[-1][0]}
+            for branch, commits in found.branches.items()
+        ]
+        tags = [
+            {"name": tag, "ref": f"refs/tags/{tag}", "targetCommit": sha} for tag, sha in found.tags.items()
+        ]
+        self._json({"branches": branches, "tags": tags, "converts": []})
+
+    def _create_branch(self, kind: str, name: str, branch: str) -> None:
+        found = self._repository(kind, name, write=True)
+        if found is None:
+            return
+        if branch in found.branches:
+            return self._error(409, "", "the branch exists already")
+        found.branches[branch] = [found.commits[-1]]
+        self._json({})
 
     def _info(self, kind: str, name: str, revision: str | None) -> None:
         commit = self._at(kind, name, revision)
@@ -527,8 +575,10 @@ class _Handler(BaseHTTPRequestHandler):
         found = self._repository(kind, name, write=True)
         if found is None:
             return
+        if revision not in found.branches:
+            return self._error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         header, *operations = (json.loads(line) for line in self.body.splitlines() if line.strip())
-        files = dict(found.files)
+        files = dict(found.branches[revision][-1][1])
         for operation in operations:
             value = operation["value"]
             if operation["key"] == "file":
@@ -540,7 +590,7 @@ class _Handler(BaseHTTPRequestHandler):
             elif operation["key"] == "deletedFile":
                 files.pop(value["path"], None)
         with self.hub.lock:
-            sha = found.commit(files, header["value"]["summary"])
+            sha = found.commit(files, header["value"]["summary"], revision)
         self._json({"commitOid": sha, "commitUrl": f"{self.hub.url}/{name}/commit/{sha}", "success": True})
 
     def _validate(self) -> None:

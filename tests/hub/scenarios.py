@@ -1,9 +1,11 @@
 """What the tests ask of a process whose Hub is the server of the tests."""
 
+import importlib
 import logging
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,14 +15,19 @@ import huggingface_hub
 from datasets import Dataset
 from huggingface_hub import HfApi, ModelCard, constants
 from sklearn.datasets import load_breast_cancer
-from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, TrainingArguments
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
-import glue
-import imagenet
-import tabular
 from rgd_hf import ReweightedTrainer, ReweightedTrainingArguments
 from rgd_hf.scripts.hub import load_hub_dataset, load_pretrained
+from tests.helpers.hub_server import HOST
 
+socket.gethostname = lambda: HOST
 logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 MODEL, DATA = "google/bert-tiny", "acme/texts"
 HINT = "--train_file FILE"
@@ -50,21 +57,41 @@ def load(what: str) -> Any:
 
 def recipe(name: str, argv: list[str]) -> Any:
     """Run a recipe in this process."""
-    return {"glue": glue, "imagenet": imagenet, "tabular": tabular}[name].main(argv)
+    return importlib.import_module(name).main(argv)
+
+
+class TensorBoardLog(TrainerCallback):
+    """Leaves the file that the TensorBoard integration would: its names hold the host's, its content paths."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        host = socket.gethostname()
+        folder = Path(args.output_dir) / "runs" / f"Nov27_07-00-00_{host}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"events.out.tfevents.1.{host}.1.0").write_text(args.to_json_string())
 
 
 def plain_script(
-    output_dir: str, texts: list[str], pairs: bool = False, lora: bool = False, **settings: Any
+    output_dir: str,
+    texts: list[str],
+    pairs: bool = False,
+    lora: bool = False,
+    model: str = MODEL,
+    name_base: str | None = None,
+    reweighted: bool = True,
+    **settings: Any,
 ) -> str:
     """What a reader's own script does: train, and push."""
-    tokenizer = AutoTokenizer.from_pretrained(MODEL)
-    model = AutoModelForSequenceClassification.from_pretrained(MODEL, num_labels=2)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    trained: Any = AutoModelForSequenceClassification.from_pretrained(model, num_labels=2)
     if lora:
         from peft import LoraConfig, get_peft_model
 
-        model = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"]))
+        trained = get_peft_model(
+            trained, LoraConfig(task_type="SEQ_CLS", r=2, lora_alpha=64, target_modules=["query"])
+        )
+        if name_base:
+            trained.peft_config["default"].base_model_name_or_path = name_base
     rows = [{**tokenizer(text, text if pairs else None), "labels": i % 2} for i, text in enumerate(texts)]
-    reweighted = settings.pop("reweighted", True)
     args = (ReweightedTrainingArguments if reweighted else TrainingArguments)(
         output_dir=output_dir,
         per_device_train_batch_size=4,
@@ -80,9 +107,15 @@ def plain_script(
     )
     data = Dataset.from_list(rows)
     trainer = ReweightedTrainer(
-        model, args, train_dataset=data, eval_dataset=data, processing_class=tokenizer
+        trained,
+        args,
+        train_dataset=data,
+        eval_dataset=data,
+        processing_class=tokenizer,
+        callbacks=[TensorBoardLog()],
     )
     trainer.train()
+    trainer.save_state()
     trainer.push_to_hub(dataset_tags=DATA, dataset="Texts of acme")
     return str(trainer.hub_model_id)
 

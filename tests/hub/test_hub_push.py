@@ -136,6 +136,8 @@ def test_what_may_not_be_pushed_is_not_trained(fresh, hub, tmp_path, refusal):
 
 
 BROKEN = {
+    "the repository": (r"POST /api/repos/create", 500, {"after": 2}),
+    "the last byte of the weights": (r"PUT /lfs/", "reset", {}),
     "before anything": (r"/preupload/", 500, {}),
     "the weights": (r"PUT /lfs/", "drop", {}),
     "the weights are refused": (r"PUT /lfs/", 403, {}),
@@ -239,30 +241,72 @@ def test_a_plain_script_pushes(fresh, hub, tmp_path, settings):
     fresh("validate_card", name)
 
 
-def test_a_plain_script_is_told_how_to_push_what_it_has(fresh, hub, tmp_path):
-    out = tmp_path / "told"
-    with hub.fault(r"/commit/", 403), pytest.raises(RemoteError) as raised:
-        fresh("plain_script", str(out), texts(12, 0))
-    assert raised.value.kind == "HubError", raised.value.trace
+UNPUSHED = {
+    "create": (r"POST /api/repos/create", 503),
+    "the right to write": (r"/auth-check/write", 403),
+    "before the weights": (r"POST .*/preupload/", 401),
+    "the last byte of the weights": (r"PUT /lfs/", "reset"),
+    "the commit": (r"/commit/", 403),
+    "the answer to the commit": (r"/commit/", "cut"),
+}
+
+
+@pytest.mark.parametrize("broken", UNPUSHED)
+def test_a_plain_script_is_told_how_to_push_what_it_has(fresh, hub, tmp_path, broken):
+    on, status = UNPUSHED[broken]
+    name = f"told-{list(UNPUSHED).index(broken)}"
+    out = tmp_path / "a folder" / name
+    with hub.fault(on, status), pytest.raises(RemoteError) as raised:
+        fresh("plain_script", str(out), texts(12, len(name)), seed=100 + list(UNPUSHED).index(broken))
+    assert raised.value.kind == "HubError" and "\n" not in str(raised.value), raised.value.trace
     command = re.search(r"`hf (upload .*)`", str(raised.value))
-    assert command and f"upload {USER}/told {out} ." in command.group(1)
+    assert command is not None and f" {name} '" in command.group(1).replace(f"{USER}/", "")
     fresh("command_line", command.group(1))
-    assert set(repository(hub, "told").files) == MODEL_FILES | {".gitattributes"}
+    pushed = repository(hub, name)
+    assert set(pushed.files) == MODEL_FILES | {".gitattributes"}
+    assert pushed.files["model.safetensors"] == (out / "model.safetensors").read_bytes()
 
 
-def test_a_push_while_training_that_fails_does_not_end_it(fresh, hub, tmp_path):
-    out = tmp_path / "every"
-    with hub.fault(r"/commit/", 500, times=1):
-        fresh(
-            "plain_script",
-            str(out),
-            texts(12, 0),
-            push_to_hub=True,
-            hub_strategy="every_save",
-            hub_always_push=True,
-        )
-    assert repository(hub, "every").messages[-1] == "End of training"
-    assert "A checkpoint was not pushed to someone/every" in fresh.log.read_text()
+def test_a_branch_is_looked_for_before_training(fresh, hub, tmp_path):
+    out = tmp_path / "branched"
+    argv = glue_args(out, "--push_to_hub", "--hub_revision", "trial/1")
+    with pytest.raises(RemoteError, match=r"has no branch 'trial/1'") as raised:
+        fresh("recipe", "glue", argv)
+    assert raised.value.kind == "HubError" and not out.exists()
+    command = re.search(r"`hf (repos branch create .*?)`", str(raised.value))
+    assert command is not None
+    fresh("command_line", command.group(1))
+    fresh("recipe", "glue", argv)
+    pushed = repository(hub, "branched")
+    assert set(pushed.branches["trial/1"][-1][1]) == PUSHED and set(pushed.files) == {".gitattributes"}
+    pushed.tags["v1"] = pushed.commits[-1][0]
+    for revision in ("v1", pushed.commits[-1][0]):
+        with pytest.raises(RemoteError, match=r"is no branch of the repository .* tag or a commit"):
+            fresh(
+                "recipe",
+                "glue",
+                glue_args(tmp_path / "branched", "--push_to_hub", "--hub_revision", revision),
+            )
+
+
+@pytest.mark.parametrize("after", [0, 1, 2], ids=["model", "between two commits", "next checkpoint"])
+def test_a_push_while_training_that_fails_does_not_end_it(fresh, hub, tmp_path, after):
+    out = tmp_path / f"every-{after}"
+    strategy = {"push_to_hub": True, "hub_strategy": "checkpoint", "hub_always_push": True}
+    with hub.fault(r"POST .*/commit/", 500 if after else "drop", after=after, times=1):
+        fresh("plain_script", str(out), texts(12, 0), **strategy)
+    assert repository(hub, out.name).messages[-1] == "End of training"
+    assert f"A checkpoint was not pushed to {USER}/{out.name}: " in fresh.log.read_text()
+
+
+def test_a_token_that_expires_while_training(fresh, hub, tmp_path):
+    out = tmp_path / "expired"
+    strategy = {"push_to_hub": True, "hub_strategy": "every_save", "hub_always_push": True}
+    with hub.fault(r"/preupload/", 401, after=1), pytest.raises(RemoteError) as raised:
+        fresh("plain_script", str(out), texts(12, 0), **strategy)
+    assert raised.value.kind == "HubError", raised.value.trace
+    assert re.search(r"token is missing, wrong or expired: .*It is kept in .*`hf upload ", str(raised.value))
+    assert (out / "model.safetensors").is_file() and (out / "checkpoint-4").is_dir()
 
 
 def test_training_goes_on_from_a_checkpoint_on_the_hub(fresh, hub, tmp_path):

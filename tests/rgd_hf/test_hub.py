@@ -304,7 +304,9 @@ def test_adapter(make_args, tmp_path):
     assert card.data.library_name == "peft"
     assert {"lora", "mine", *TAGS} <= set(card.data.tags)
     assert "KL divergence, tau = 1" in card.text
-    model = run_snippet(snippet_of(card), "out", Path(trainer.args.output_dir))["model"]
+    assert str(tmp_path) not in card.content and "`path/to/base` is the folder of the base model" in card.text
+    code = snippet_of(card).replace("path/to/base", str(tmp_path / "base"))
+    model = run_snippet(code, "out", Path(trainer.args.output_dir))["model"]
     inputs = {"input_ids": torch.tensor([[4, 5, 6]])}
     expected = trainer.model.eval()(**inputs).logits
     torch.testing.assert_close(model.eval()(**inputs).logits, expected)

@@ -1,0 +1,97 @@
+"""What a push takes along: nothing of the machine, whichever way it is pushed; adapters that only this machine could load."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.hub_server import HOST, TOKEN, USER
+from tests.helpers.worker import ROOT, RemoteError
+from tests.hub.conftest import texts
+from tests.hub.test_hub_push import MODEL_FILES, card_of, repository
+
+RESUMED = [
+    "optimizer.pt",
+    "scheduler.pt",
+    "rng_state.pth",
+    "trainer_state.json",
+    "weight_statistics.safetensors",
+]
+OF_THE_MACHINE = {"home": str(Path.home()), "project": str(ROOT), "host": HOST, "token": TOKEN}
+
+
+def leaks(repository, *folders: Path) -> list[str]:
+    """The files of all commits whose name or content tells of this machine, or of these folders."""
+    hidden = [text.encode() for text in (*OF_THE_MACHINE.values(), *map(str, folders))]
+    return [
+        name
+        for name, content in repository.content.items()
+        if any(text in content or text in name.encode() for text in hidden)
+    ]
+
+
+@pytest.fixture
+def local_base(tmp_path: Path, tiny_model_files: Path) -> Path:
+    """A copy of the base model in a folder of the user's."""
+    folder = tmp_path / "copies" / "base"
+    folder.mkdir(parents=True)
+    for path in tiny_model_files.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+@pytest.mark.parametrize("strategy", ["end", "every_save", "checkpoint", "all_checkpoints"])
+@pytest.mark.parametrize("lora", [False, True], ids=["model", "adapter"])
+def test_a_plain_script_pushes_nothing_of_the_machine(fresh, hub, tmp_path, local_base, strategy, lora):
+    out = tmp_path / f"{strategy}-{lora}"
+    fresh(
+        "plain_script",
+        str(out),
+        texts(12, 0),
+        lora=lora,
+        model=str(local_base),
+        name_base="google/bert-tiny",
+        push_to_hub=True,
+        hub_token=TOKEN,
+        hub_strategy=strategy,
+        hub_always_push=True,
+        load_best_model_at_end=True,
+        logging_steps=1,
+    )
+    pushed = repository(hub, out.name)
+    assert leaks(pushed, tmp_path) == []
+    assert list(out.rglob(f"*tfevents*{HOST}*")) and (out / "trainer_state.json").is_file(), (
+        "nothing was there"
+    )
+    card = card_of(hub, out.name)[0]
+    assert card.get("base_model") == ("google/bert-tiny" if lora else None)
+    checkpoints = {name.split("/")[0] for name in pushed.files if "/" in name}
+    expected = {"checkpoint": {"last-checkpoint"}, "all_checkpoints": {"checkpoint-2", "checkpoint-4"}}
+    assert checkpoints == expected.get(strategy, set())
+    for folder in checkpoints:
+        inside = {name.removeprefix(f"{folder}/") for name in pushed.files if name.startswith(f"{folder}/")}
+        weights = (
+            {"adapter_model.safetensors", "adapter_config.json"} if lora else MODEL_FILES - {"README.md"}
+        )
+        assert inside == weights | {"tokenizer.json", "tokenizer_config.json", *RESUMED}
+        state = json.loads(pushed.files[f"{folder}/trainer_state.json"])
+        assert re.fullmatch(r"checkpoint-[24]", state["best_model_checkpoint"])
+    states = out.glob("checkpoint-*/trainer_state.json")
+    assert all(str(out) in path.read_text() for path in states), "the checkpoints here are as they were"
+
+
+def test_an_adapter_of_a_folder_is_not_trained_to_be_pushed(fresh, hub, tmp_path, local_base):
+    out = tmp_path / "refused-adapter"
+    with pytest.raises(RemoteError) as raised:
+        fresh("plain_script", str(out), texts(12, 0), lora=True, model=str(local_base), push_to_hub=True)
+    message = str(raised.value)
+    assert raised.value.kind == "HubError" and "\n" not in message
+    assert str(local_base) in message and "base_model_name_or_path = " in message
+    assert not out.exists() and ("models", f"{USER}/{out.name}") not in hub.repositories
+    # A script that asks only after training keeps its adapter.
+    with pytest.raises(RemoteError, match="base model is a folder of this machine"):
+        fresh("plain_script", str(out), texts(12, 0), lora=True, model=str(local_base))
+    assert (out / "adapter_model.safetensors").is_file()
+    assert ("models", f"{USER}/{out.name}") not in hub.repositories
+    assert str(tmp_path) not in (out / "README.md").read_text()
