@@ -221,7 +221,11 @@ def main(argv: list[str] | None = None) -> dict:
         text=lambda index: " | ".join(str(raw["train"][index][column]) for column in columns),
         classes=labels.names,
     )
-    results = train_runs(plan, build_trainer, card, samples)
+    facts = {}
+    if labels.kind == "single_label_classification":
+        counts = np.bincount(data["train"]["labels"], minlength=len(labels.names))
+        facts["train_class_counts"] = counts.tolist()
+    results = train_runs(plan, build_trainer, card, samples, facts)
     title = f"{data_args.task_name or 'Text classification'}: {len(data['train']):,} rows to train on"
     print_results(title, results)
     push_runs(plan)

@@ -1,21 +1,21 @@
 """Train or fine-tune an image classifier with re-weighted losses on ImageNet-1K, or on images of your own.
 
     accelerate launch recipes/imagenet.py recipes/configs/deit_small_imagenet.yaml --data_dir /data/imagenet
-    accelerate launch recipes/imagenet.py --data_dir photos --timm_model vit_small_patch16_224 --compare \
-        --ignore_mismatched_sizes --output_dir runs/photos
+    accelerate launch recipes/imagenet.py --data_dir photos --model_name_or_path timm/vit_small_patch16_224 --compare \
+        --augmentation deit --ignore_mismatched_sizes --output_dir runs/photos
 
 Models are timm's or transformers' and are saved so that `pipeline("image-classification")` loads them. Images come from
 the Hub (`--streaming` does not store them), from class folders, or from parquet files. `recipes/configs/` holds the
 published settings of DeiT-S and of MAE fine-tuning. The last lines are a table of accuracies; the output directory has
-`all_results.json`, `curves.png` and `weights.png`. `--dry_run` tells beforehand what a run would cost, and which share of
-the losses a tau would clip: Mixup, CutMix and label smoothing put a floor under the loss, so that a small tau clips all.
+`all_results.json`, `curves.png` and `weights.png`.
 
-Mixing comes before weighting: a sample is a mixed image, its weight comes from the cross-entropy with its soft label.
+Mixing comes before weighting: a sample is a mixed image, its weight comes from the cross-entropy with its soft label. Mixup,
+CutMix and label smoothing put a floor under the loss, so that a small tau clips all: see `clipped_fraction` in the logs.
 Order and augmentation depend on seed, epoch and position alone: a run that was interrupted goes on to the same numbers.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,27 +27,14 @@ from rgd_hf import ReweightedTrainingArguments
 from rgd_hf.scripts.cli import parse_args, run_recipe
 from rgd_hf.scripts.errors import UserError
 from rgd_hf.scripts.hard_examples import TrainingSamples
-from rgd_hf.scripts.results import (
-    package_versions,
-    print_results,
-    read_results,
-    say,
-    settings_of,
-    write_json,
-)
-from rgd_hf.scripts.runs import (
-    RunArguments,
-    RunPlan,
-    last_checkpoint,
-    plan_runs,
-    prepare_runs,
-    push_runs,
-    train_runs,
-)
+from rgd_hf.scripts.results import print_results, read_results, say, settings_of
+from rgd_hf.scripts.runs import RunArguments, RunPlan, last_checkpoint, prepare_runs, push_runs, train_runs
+from rgd_hf.scripts.vision.augmentation import HELP as AUGMENTATION_HELP
 from rgd_hf.scripts.vision.augmentation import (
-    AugmentationArguments,
+    Augmentation,
     eval_transform,
     make_mixup,
+    read_augmentation,
     train_transform,
 )
 from rgd_hf.scripts.vision.batches import AugmentedImages, ImageCollator, PreparedImages
@@ -57,16 +44,13 @@ from rgd_hf.scripts.vision.data import (
     ImageStream,
     load_image_sets,
     load_image_streams,
-    with_noise,
 )
 from rgd_hf.scripts.vision.decoding import BadImages, check_all_images, open_image
-from rgd_hf.scripts.vision.long_tail import shot_groups
-from rgd_hf.scripts.vision.metrics import keep_best_classes, make_image_metrics
+from rgd_hf.scripts.vision.metrics import keep_best_classes, make_image_metrics, shot_groups
 from rgd_hf.scripts.vision.models import ImageModelArguments, build_image_classifier
 from rgd_hf.scripts.vision.plots import plot_curves, plot_weights, read_history
 from rgd_hf.scripts.vision.sets import ImageSet
 from rgd_hf.scripts.vision.stream import StreamedImages
-from rgd_hf.scripts.vision.throughput import Throughput, measure
 from rgd_hf.scripts.vision.trainer import ImageTrainer
 
 DEFAULTS = {
@@ -87,14 +71,29 @@ DEFAULTS = {
     "dataloader_pin_memory": torch.accelerator.is_available(),
 }
 
-TAUS = (1.0, 2.0, 3.0, 5.0, 7.0, 10.0)
-"""For which a dry run tells the clipped fraction."""
+STUDIES = "benchmarks/images/hard_versions.py takes it, with all options of this recipe."
+MOVED = {
+    "timm_model": "give --model_name_or_path timm/NAME.",
+    "train_path": "give --data_dir TRAIN VALIDATION.",
+    "validation_path": "give --data_dir TRAIN VALIDATION.",
+    "image_column": "give --columns IMAGE LABEL.",
+    "label_column": "give --columns IMAGE LABEL.",
+    "drop_path": 'give --model_args \'{"drop_path_rate": ...}\'.',
+    "crop_pct": 'give --model_args \'{"crop_pct": ...}\'.',
+    **{field.name: f'give --augmentation \'{{"{field.name}": ...}}\'.' for field in fields(Augmentation)},
+    **dict.fromkeys(("imbalance_factor", "label_noise", "subset_seed"), STUDIES),
+    **{
+        name: f"run benchmarks/cost/image_throughput.py with the options of this recipe{option}."
+        for name, option in (("dry_run", ""), ("dry_run_steps", " and --steps"), ("dry_run_devices", " and --devices"))
+    },
+}  # fmt: skip
 
 
 @dataclass
-class OptimizationArguments:
-    """Optimization beyond the Trainer's own."""
+class ImageTrainingArguments:
+    """Augmentation, and optimization beyond the Trainer's own."""
 
+    augmentation: str = field(default="light", metadata={"help": AUGMENTATION_HELP})
     learning_rate_batch: int | None = field(
         default=None,
         metadata={
@@ -116,26 +115,10 @@ class OptimizationArguments:
         default=False, metadata={"help": "Let the decay of the average grow from 0, for short runs."}
     )
 
-
-@dataclass
-class MeasureArguments:
-    """Cost of a run."""
-
-    dry_run: bool = field(
-        default=False,
-        metadata={"help": "Train a few steps, print what the whole run would cost, save nothing."},
-    )
-    dry_run_steps: int = field(default=10, metadata={"help": "How many steps to measure."})
-    dry_run_devices: int | None = field(
-        default=None,
-        metadata={"help": "Expect the hours on so many devices like this one; those of this run by default."},
-    )
-
     def __post_init__(self):
-        for name in ("dry_run_steps", "dry_run_devices"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"--{name} must be at least 1, not {value}.")
+        self.augment = read_augmentation(self.augmentation)
+        if self.learning_rate_batch is not None and self.learning_rate_batch < 1:
+            raise UserError(f"--learning_rate_batch must be at least 1, not {self.learning_rate_batch}.")
 
 
 @dataclass(frozen=True)
@@ -143,7 +126,7 @@ class Images:
     """What is trained on and evaluated.
 
     Attributes:
-        train: the training images, noise in the labels included.
+        train: the training images.
         validation: the validation images.
         groups: class numbers of the many-, medium- and few-shot groups.
     """
@@ -166,8 +149,8 @@ def load_images(args: ImageDataArguments, training_args: ReweightedTrainingArgum
         if train.classes != validation.classes:
             raise UserError("the training and the validation stream name different classes.")
         return Images(train, validation, {})
-    images, validation_images = load_image_sets(args)
-    return Images(with_noise(args, images), validation_images, shot_groups(images.counts()))
+    train_images, validation_images = load_image_sets(args)
+    return Images(train_images, validation_images, shot_groups(train_images.counts()))
 
 
 def make_dataset(
@@ -175,8 +158,9 @@ def make_dataset(
 ) -> Any:
     """Images for the Trainer; `seed` is that of training, None for evaluation."""
     if isinstance(images, ImageStream):
-        columns = args.image_column, args.label_column
-        return StreamedImages(images.rows, *columns, images.size, len(images.classes), transform, bad, seed)
+        size, classes = images.size, len(images.classes)
+        image, label = args.columns
+        return StreamedImages(images.rows, image, label, size, classes, transform, bad, seed)
     return (PreparedImages if seed is None else AugmentedImages)(images, transform, bad)
 
 
@@ -201,8 +185,6 @@ def scale_learning_rate(training_args: ReweightedTrainingArguments, batch: int |
     """Set the learning rate for the images that a step has, where it was given for `batch` of them."""
     if batch is None:
         return
-    if batch < 1:
-        raise UserError(f"--learning_rate_batch must be at least 1, not {batch}.")
     images = (
         training_args.per_device_train_batch_size
         * training_args.gradient_accumulation_steps
@@ -212,49 +194,19 @@ def scale_learning_rate(training_args: ReweightedTrainingArguments, batch: int |
     say(f"Learning rate for {images} images a step: {training_args.learning_rate:.3g}")
 
 
-ARGUMENTS = (
-    ImageDataArguments,
-    ImageModelArguments,
-    AugmentationArguments,
-    OptimizationArguments,
-    MeasureArguments,
-    RunArguments,
-    ReweightedTrainingArguments,
-)
-
-
-def main(argv: list[str] | None = None) -> dict:
-    """Run the recipe with the given command-line arguments; what `all_results.json` holds (nothing for a dry run)."""
-    data_args, model_args, augmentation, optimization, measure_args, run_args, training_args = parse_args(
-        ARGUMENTS,
-        argv,
-        description=__doc__.split("\n\n")[0],
-        defaults=DEFAULTS,
-    )
-    if data_args.streaming and augmentation.repeated_augmentation > 1:
-        raise UserError("--repeated_augmentation needs images in any order: leave out --streaming.")
-    if data_args.streaming and run_args.hard_examples:
-        raise UserError("--hard_examples needs images with a number of their own: leave out --streaming.")
-    scale_learning_rate(training_args, optimization.learning_rate_batch)
-    chosen = settings_of(data_args, model_args, augmentation, optimization)
-    plan = None if measure_args.dry_run else prepare_runs(training_args, run_args, chosen)
-    if plan is not None and plan.finished:
-        return push_runs(plan)
-    bad = BadImages(data_args.bad_images, Path(str(training_args.output_dir)) / "bad_images.txt")
-    with training_args.main_process_first(desc="data preparation"):
-        if PartialState().is_main_process and plan is not None and not begun(plan):
-            bad.forget()  # those of an earlier training here may have been repaired
-        images = load_images(data_args, training_args)
-    if (
-        bad.action == "stop"
-        and isinstance(images.train, ImageSet)
-        and isinstance(images.validation, ImageSet)
-    ):
-        check_all_images((images.train, images.validation), training_args.dataloader_num_workers)
+def trainer_builder(
+    images: Images,
+    data_args: ImageDataArguments,
+    model_args: ImageModelArguments,
+    image_args: ImageTrainingArguments,
+    bad: BadImages,
+    record_examples: bool = False,
+) -> Callable[[ReweightedTrainingArguments], ImageTrainer]:
+    """What makes a new model and its Trainer for training arguments."""
 
     def build_trainer(args: ReweightedTrainingArguments) -> ImageTrainer:
         classifier = build_image_classifier(model_args, images.classes)
-        training = train_transform(augmentation, classifier.data_config)
+        training = train_transform(image_args.augment, classifier.data_config)
         evaluation = eval_transform(classifier.data_config)
         return ImageTrainer(
             model=classifier.model,
@@ -262,26 +214,72 @@ def main(argv: list[str] | None = None) -> dict:
             train_dataset=make_dataset(images.train, data_args, training, bad, args.seed),
             eval_dataset=make_dataset(images.validation, data_args, evaluation, bad, None),
             processing_class=classifier.processor,
-            data_collator=ImageCollator(make_mixup(augmentation, len(images.classes))),
+            data_collator=ImageCollator(make_mixup(image_args.augment, len(images.classes))),
             compute_metrics=make_image_metrics(images.groups),
             preprocess_logits_for_metrics=keep_best_classes,
-            repeated_augmentation=augmentation.repeated_augmentation,
-            layer_decay=optimization.layer_decay,
-            ema_decay=optimization.ema_decay,
-            ema_warmup=optimization.ema_warmup,
-            record_examples=run_args.hard_examples > 0,
+            repeated_augmentation=image_args.augment.repeated_augmentation,
+            layer_decay=image_args.layer_decay,
+            ema_decay=image_args.ema_decay,
+            ema_warmup=image_args.ema_warmup,
+            record_examples=record_examples,
         )
 
-    if plan is None:
-        run = plan_runs(training_args, run_args.compare)[-1]
-        trainer = build_trainer(run.args)
-        cost = measure(trainer, measure_args.dry_run_steps)
-        report_cost(trainer, cost, measure_args.dry_run_devices, {**chosen, **settings_of(training_args)})
-        return {}
+    return build_trainer
+
+
+ARGUMENTS = (
+    ImageDataArguments,
+    ImageModelArguments,
+    ImageTrainingArguments,
+    RunArguments,
+    ReweightedTrainingArguments,
+)
+
+
+def main(argv: list[str] | None = None) -> dict:
+    """Run the recipe with the given command-line arguments; what `all_results.json` holds."""
+    description = (__doc__ or "").split("\n\n")[0]
+    return train(*parse_args(ARGUMENTS, argv, description=description, defaults=DEFAULTS, moved=MOVED))
+
+
+def train(
+    data_args: ImageDataArguments,
+    model_args: ImageModelArguments,
+    image_args: ImageTrainingArguments,
+    run_args: RunArguments,
+    training_args: ReweightedTrainingArguments,
+    load: Callable[[ImageDataArguments, ReweightedTrainingArguments], Images] = load_images,
+    settings: Mapping[str, Any] | None = None,
+) -> dict:
+    """Train what the arguments say; a study has other images (`load`), and records its own settings with the results."""
+    if data_args.streaming and image_args.augment.repeated_augmentation > 1:
+        raise UserError(
+            "--augmentation: repeated_augmentation needs images in any order: set it to 1, or leave out --streaming."
+        )
+    if data_args.streaming and run_args.hard_examples:
+        raise UserError("--hard_examples needs images with a number of their own: leave out --streaming.")
+    scale_learning_rate(training_args, image_args.learning_rate_batch)
+    chosen = {**settings_of(data_args, model_args, image_args), **(settings or {})}
+    plan = prepare_runs(training_args, run_args, chosen)
+    if plan.finished:
+        return push_runs(plan)
+    bad = BadImages(data_args.bad_images, Path(str(training_args.output_dir)) / "bad_images.txt")
+    with training_args.main_process_first(desc="data preparation"):
+        if PartialState().is_main_process and not begun(plan):
+            bad.forget()  # those of an earlier training here may have been repaired
+        images = load(data_args, training_args)
+    facts = {}
+    if isinstance(images.train, ImageSet) and isinstance(images.validation, ImageSet):
+        facts["train_class_counts"] = images.train.counts().tolist()
+        if bad.action == "stop":
+            check_all_images((images.train, images.validation), training_args.dataloader_num_workers)
+    build_trainer = trainer_builder(
+        images, data_args, model_args, image_args, bad, record_examples=run_args.hard_examples > 0
+    )
     card = {"tasks": "image-classification"}
     if data_args.dataset_name and "/" in data_args.dataset_name:
         card |= {"dataset": data_args.dataset_name, "dataset_tags": data_args.dataset_name}
-    results = train_runs(plan, build_trainer, card, training_samples(images, bad))
+    results = train_runs(plan, build_trainer, card, training_samples(images, bad), facts)
     if PartialState().is_main_process:
         draw(plan)
     report(results, images, bad)
@@ -296,15 +294,17 @@ def begun(plan: RunPlan) -> bool:
 
 
 def draw(plan: RunPlan) -> None:
-    """Write the curves of all runs and the weights of the re-weighted one as PNG into the output directory."""
-    histories = {run.method: read_history(str(run.args.output_dir)) for run in plan.runs}
-    plot_curves(histories, plan.root / "curves.png")
+    """Write the curves of all runs and the weights of the last re-weighted one as PNG into the output directory."""
+    histories: dict[str, list[list[dict[str, Any]]]] = {}
+    for run in plan.runs:
+        histories.setdefault(run.method, []).append(read_history(str(run.args.output_dir)))
     pictures = [plan.root / "curves.png"]
+    plot_curves(histories, pictures[0])
     run = plan.runs[-1]
-    if run.args.reweighting != "none" and plot_weights(
-        histories[run.method], run.method, plan.root / "weights.png"
-    ):
-        pictures.append(plan.root / "weights.png")
+    title = run.method if len(plan.runs) <= 2 else f"{run.method}, seed {run.args.seed}"
+    weights = plan.root / "weights.png"
+    if run.args.reweighting != "none" and plot_weights(histories[run.method][-1], title, weights):
+        pictures.append(weights)
     say("", "Pictures: " + ", ".join(map(str, pictures)))
 
 
@@ -316,51 +316,6 @@ def report(results: dict, images: Images, bad: BadImages) -> None:
     names = bad.names()
     if names:
         say(f"{len(names)} unreadable image(s) were left out; {bad.record} names them.")
-
-
-def report_cost(trainer: ImageTrainer, cost: Throughput, devices: int | None, settings: dict) -> None:
-    """Print and write what a whole run would cost, and where the losses lie against tau."""
-    args = trainer.args
-    devices = devices or args.world_size
-    dataset: Any = trainer.train_dataset
-    images = args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    if args.max_steps <= 0:
-        images = int(args.num_train_epochs * len(dataset))
-    waiting = f"{cost.waiting_share:.0%} of a step is spent waiting for data"
-    if cost.waiting_share > 0.1:
-        waiting += ": give more --dataloader_num_workers, or less work an image"
-    losses = torch.quantile(cost.losses, torch.tensor([0.05, 0.5, 0.95])).tolist()
-    taus = sorted({*TAUS, float(args.tau)})
-    clipped = {tau: (cost.losses > tau).float().mean().item() for tau in taus}
-    say(
-        "",
-        f"Parameters           {cost.parameters / 1e6:.2f} million",
-        f"FLOPs an image       {cost.flops_per_image / 1e9:.3g} billion forward, about three times that in training",
-        f"Training speed       {cost.images_per_second:.1f} images/s on one {args.device.type} device",
-        f"Data loading alone   {cost.loader_images_per_second:.1f} images/s decoded and augmented, "
-        f"{args.dataloader_num_workers} worker(s)",
-        f"Waiting for data     {waiting}",
-        f"Memory               {cost.memory_bytes / 2**30:.2f} GiB",
-        "Losses               5 % below {:.2f}, median {:.2f}, 5 % above {:.2f}".format(*losses),
-        "Clipped fraction     "
-        + ", ".join(
-            f"{share:.0%} at tau={tau:g}{' (chosen)' if tau == args.tau else ''}"
-            for tau, share in clipped.items()
-        ),
-        f"Whole run            {images:,} images: {cost.hours(images, devices):.3g} hours on {devices} device(s), "
-        "evaluation left out, if speed grows with their number",
-    )
-    if PartialState().is_main_process:
-        measured = {name: getattr(cost, name) for name in cost.__dataclass_fields__ if name != "losses"}
-        measured |= {"loss_quantiles_5_50_95": losses, "clipped_fraction_by_tau": clipped, "images": images}
-        measured |= {
-            "devices": devices,
-            "hours": cost.hours(images, devices),
-            "images_measured": len(cost.losses),
-        }
-        path = Path(str(args.output_dir)) / "dry_run.json"
-        write_json(path, {**measured, "settings": settings, "versions": package_versions()})
-        say(f"Written to {path}")
 
 
 if __name__ == "__main__":

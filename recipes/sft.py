@@ -108,11 +108,13 @@ def _read(filename: str) -> Dataset:
     return data
 
 
+ARGUMENTS = (InputArguments, RunArguments, SFTArguments)
+
+
 def main(argv: list[str] | None = None) -> dict:
     """Run the recipe with the given command-line arguments; what `all_results.json` holds."""
-    groups = (InputArguments, RunArguments, SFTArguments)
     description = __doc__.split("\n\n")[0]
-    inputs, run_args, training_args = parse_args(groups, argv, description=description, defaults=DEFAULTS)
+    inputs, run_args, training_args = parse_args(ARGUMENTS, argv, description=description, defaults=DEFAULTS)
     if run_args.hard_examples or run_args.save_predictions:
         raise UserError("--hard_examples and --save_predictions are for classes, which tokens are not.")
     plan = prepare_runs(training_args, run_args, settings_of(inputs))

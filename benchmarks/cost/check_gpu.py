@@ -178,21 +178,21 @@ def draw_images(folder: Path, classes: int, each: int) -> None:
 
 
 def images(folder: Path, minutes: float) -> tuple[str, dict[str, Any]]:
-    """A dry run of recipes/imagenet.py with the DeiT-S settings."""
+    """Some steps of recipes/imagenet.py with the DeiT-S settings."""
     draw_images(folder / "images", *((20, 100) if ON_GPU else (4, 8)))
     workers = min(16, os.cpu_count() or 1)
     size = ["--dataloader_num_workers", str(workers), "--per_device_train_batch_size", "256"]
     if not ON_GPU:
-        size = ["--dataloader_num_workers", "1", "--per_device_train_batch_size", "4", "--dry_run_steps", "1"]
-    output = folder / "dry_run"
+        size = ["--dataloader_num_workers", "1", "--per_device_train_batch_size", "4", "--steps", "1"]
+    output = folder / "throughput"
     run(
         [
-            "recipes/imagenet.py", "recipes/configs/deit_small_imagenet.yaml", "--data_dir", str(folder / "images"),
-            "--dry_run", "--output_dir", str(output), "--bf16", "true" if ON_GPU else "false", *size,
+            "benchmarks/cost/image_throughput.py", "recipes/configs/deit_small_imagenet.yaml",
+            "--data_dir", str(folder / "images"), "--output_dir", str(output), "--bf16", "true" if ON_GPU else "false", *size,
         ],
         folder / "images.log", minutes,
     )  # fmt: skip
-    numbers = json.loads((output / "dry_run.json").read_text())
+    numbers = json.loads((output / "throughput.json").read_text())
     speed, waiting = numbers["images_per_second"], numbers["waiting_share"]
     return f"{speed:.0f} images/s, {waiting:.0%} of a step waits for data ({workers} cores)", numbers
 

@@ -1,7 +1,7 @@
 """What a study asks of a script: `main(argv)`, which trains one model and returns its record, and its options.
 
 A recipe is such a script, and so is `benchmarks/tables/baselines.py`. It is named by its path and imported from there:
-`ARGUMENTS` are the dataclasses of its command line, `DEFAULTS` their defaults that it changes.
+`ARGUMENTS` are the dataclasses of its command line, `DEFAULTS` their defaults that it changes, `MOVED` options that it had once.
 """
 
 import importlib.util
@@ -28,12 +28,14 @@ class Script:
         main: its entry point.
         arguments: the dataclasses of its command line.
         defaults: of its options, where they differ from those of the dataclasses.
+        moved: options that it had once, and what to do instead.
     """
 
     path: str
     main: Callable[[list[str]], Any]
     arguments: Sequence[type]
     defaults: Mapping[str, Any]
+    moved: Mapping[str, str]
 
     def knows(self, option: str) -> bool:
         """Whether it has an option of this name."""
@@ -41,12 +43,12 @@ class Script:
 
     def check_names(self, options: Iterable[str], where: str) -> None:
         """Raise `UserError` for an option that it does not have; the message names the nearest that it has."""
-        check_option_names(self.arguments, options, f"{where}: {self.path}")
+        check_option_names(self.arguments, options, f"{where}: {self.path}", self.moved)
 
     def check_values(self, options: Mapping[str, Any]) -> None:
         """Raise `UserError` for a value that its command line would refuse."""
         arguments = as_arguments({**options, "output_dir": "."})
-        parse_args(self.arguments, arguments, description="", defaults=dict(self.defaults))
+        parse_args(self.arguments, arguments, description="", defaults=dict(self.defaults), moved=self.moved)
 
     def run(self, options: Mapping[str, Any], directory: str) -> dict[str, Any]:
         """Train, and return the record; files are left in the directory."""
@@ -67,7 +69,8 @@ def load_script(path: str) -> Script:
                 f"the recipe {path!r} has no {needed}: a study calls main(argv), which trains one model and returns its "
                 "record, and reads the dataclasses of its options in ARGUMENTS."
             )
-    return Script(path, module.main, tuple(module.ARGUMENTS), getattr(module, "DEFAULTS", {}))
+    more = (getattr(module, name, {}) for name in ("DEFAULTS", "MOVED"))
+    return Script(path, module.main, tuple(module.ARGUMENTS), *more)
 
 
 @cache

@@ -69,18 +69,25 @@ def parse_args(
     return tuple(parsed)
 
 
-def check_option_names(dataclass_types: Sequence[type], names: Iterable[str], where: str) -> None:
+def check_option_names(
+    dataclass_types: Sequence[type],
+    names: Iterable[str],
+    where: str,
+    moved: Mapping[str, str] | None = None,
+) -> None:
     """Check that a command line of `parse_args` has all these options.
 
     Args:
         dataclass_types: as `parse_args` takes them.
         names: of options, without dashes.
         where: where they stand, for the message.
+        moved: as `parse_args` takes it.
 
     Raises:
         UserError: one is not known; the message names the nearest that is.
     """
     parser = _Parser(dataclass_types, "")
+    parser.moved = moved or {}
     known = set(parser.option_names())
     for name in names:
         if name not in known:

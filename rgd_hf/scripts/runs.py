@@ -204,6 +204,7 @@ def train_runs(
     build_trainer: Callable[[ReweightedTrainingArguments], InspectedTrainer],
     card: Mapping[str, Any],
     samples: TrainingSamples | None = None,
+    facts: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Train, evaluate, save and document every run of a plan.
 
@@ -217,9 +218,10 @@ def train_runs(
         build_trainer: makes a new model and its trainer (a `ReweightedTrainer`) for a run's training arguments.
         card: keywords for `Trainer.create_model_card`.
         samples: the training samples, for `--hard_examples`.
+        facts: about the data, to be recorded with the metrics: `train_class_counts`, say.
 
     Returns:
-        What `all_results.json` in the output directory holds. Of a run: `name`, `method`, `seconds`, the metrics,
+        What `all_results.json` in the output directory holds. Of a run: `name`, `method`, `seconds`, the metrics, `facts`,
         `settings`, `versions` and the `files` in its directory. Of a comparison: `runs`, one of these each by its name,
         and `comparison` (see `results.compared`).
     """
@@ -227,7 +229,7 @@ def train_runs(
     def train(run: Run, checkpoint: str | None) -> dict[str, Any]:
         name = plan.root.name if len(plan.runs) == 1 else f"{plan.root.name}-{run.name}"
         named = card if run.args.push_to_hub else {"model_name": name, **card}
-        return _train_run(run, checkpoint, plan.options, build_trainer, named, samples)
+        return {**_train_run(run, checkpoint, plan.options, build_trainer, named, samples), **(facts or {})}
 
     return run_plan(plan, train)
 

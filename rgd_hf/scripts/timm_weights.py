@@ -41,7 +41,7 @@ def pretrained_cfg(name: str) -> PretrainedCfg:
         ) from error
 
 
-def read_weights(source: str, name: str, option: str) -> dict[str, Tensor]:
+def read_weights(source: str, name: str, option: str, prefix: str = "") -> dict[str, Tensor]:
     """The state dict in a file, or in the package of EfficientNet-Lite0.
 
     Args:
@@ -49,13 +49,14 @@ def read_weights(source: str, name: str, option: str) -> dict[str, Tensor]:
             package's name.
         name: the timm model that the weights are for.
         option: how the user names that model, for the message.
+        prefix: of that name.
 
     Raises:
         UserError: there is no such file, it cannot be read, or the package's weights are for another model.
     """
     if source == PACKAGE:
         if name.split(".")[0] != ARCHITECTURE:
-            raise UserError(f"the weights of {PACKAGE} are for {option} {ARCHITECTURE}, not {name}.")
+            raise UserError(f"the weights of {PACKAGE} are for {option} {prefix}{ARCHITECTURE}, not {name}.")
         return efficientnet_lite0_weights()
     if not Path(source).is_file():
         raise UserError(

@@ -51,11 +51,10 @@ def test_texts_and_images(tmp_path, tiny_model_dir, write_rows):  # noqa: F811
         "score": "eval_accuracy",
         "options": {
             "dataset_name": "digits",
-            "timm_model": "vit_tiny_patch16_224",
+            "model_name_or_path": "timm/vit_tiny_patch16_224",
             "from_scratch": True,
             "image_size": 8,
-            "crop_pct": 1.0,
-            "model_args": {"patch_size": 4, "embed_dim": 8, "depth": 1, "num_heads": 1},
+            "model_args": {"crop_pct": 1.0, "patch_size": 4, "embed_dim": 8, "depth": 1, "num_heads": 1},
             "max_train_samples": 100,
             "max_eval_samples": 50,
             "learning_rate": 0.001,

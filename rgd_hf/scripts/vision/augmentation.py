@@ -1,14 +1,15 @@
-"""Training and evaluation transforms of images, and mixing: timm's, chosen by options."""
+"""Training and evaluation transforms of images, and mixing: timm's, by a preset and changes to it."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from PIL import Image
 from timm.data import Mixup, create_transform
 from timm.data.auto_augment import NAME_TO_OP, posterize
 
-from rgd_hf.scripts.errors import UserError
+from rgd_hf.scripts.errors import UserError, listed
 
 
 def _posterize(image: Image.Image, bits: int, **options: Any) -> Image.Image:
@@ -19,51 +20,119 @@ def _posterize(image: Image.Image, bits: int, **options: Any) -> Image.Image:
 NAME_TO_OP.update(dict.fromkeys(("Posterize", "PosterizeOriginal", "PosterizeIncreasing"), _posterize))
 
 
-@dataclass
-class AugmentationArguments:
-    """Augmentation of training images (timm's)."""
+@dataclass(frozen=True)
+class Augmentation:
+    """What happens to training images.
 
-    crop_scale: float = field(
-        default=0.08,
-        metadata={"help": "Random crops cover at least this share of the image; 1 crops nothing away."},
-    )
-    hflip: float = field(default=0.5, metadata={"help": "Probability of a horizontal flip."})
-    color_jitter: float = field(
-        default=0.0, metadata={"help": "Strength of colour jitter; unused where --auto_augment is given."}
-    )
-    auto_augment: str | None = field(
-        default=None,
-        metadata={"help": "Policy of timm, e.g. rand-m9-mstd0.5-inc1 (RandAugment, strength 9)."},
-    )
-    random_erasing: float = field(default=0.0, metadata={"help": "Probability of erasing a rectangle."})
-    mixup: float = field(default=0.0, metadata={"help": "Alpha of Mixup; 0 is off."})
-    cutmix: float = field(default=0.0, metadata={"help": "Alpha of CutMix; 0 is off."})
-    mixup_prob: float = field(default=1.0, metadata={"help": "Share of the batches that are mixed."})
-    mixup_switch_prob: float = field(
-        default=0.5, metadata={"help": "Share of CutMix among the mixed batches where both are on."}
-    )
-    repeated_augmentation: int = field(
-        default=1,
-        metadata={"help": "Looks at an image in the same epoch; the epoch keeps its length (DeiT: 3)."},
-    )
+    Attributes:
+        crop_scale: random crops cover at least this share of the image; 1 crops nothing away.
+        hflip: probability of a horizontal flip.
+        color_jitter: strength of colour jitter; unused where there is an `auto_augment`.
+        auto_augment: policy of timm, e.g. `rand-m9-mstd0.5-inc1` (RandAugment, strength 9).
+        random_erasing: probability of erasing a rectangle.
+        mixup: alpha of Mixup; 0 is off.
+        cutmix: alpha of CutMix; 0 is off.
+        mixup_prob: share of the batches that are mixed.
+        mixup_switch_prob: share of CutMix among the mixed batches where both are on.
+        repeated_augmentation: looks at an image in the same epoch, which keeps its length.
+
+    Raises:
+        UserError: a value is of another kind, or not possible.
+    """
+
+    crop_scale: float = 0.08
+    hflip: float = 0.5
+    color_jitter: float = 0.0
+    auto_augment: str | None = None
+    random_erasing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mixup_prob: float = 1.0
+    mixup_switch_prob: float = 0.5
+    repeated_augmentation: int = 1
 
     def __post_init__(self):
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name == "auto_augment":
+                fits, kind = value is None or isinstance(value, str), "a policy of timm or null"
+            else:
+                fits, kind = isinstance(value, int | float) and not isinstance(value, bool), "a number"
+            if not fits:
+                raise UserError(f"--augmentation: {field.name} must be {kind}, not {value!r}.")
         for name in ("hflip", "random_erasing", "mixup_prob", "mixup_switch_prob"):
             if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"--{name} is a probability, from 0 to 1, not {getattr(self, name):g}.")
+                raise UserError(
+                    f"--augmentation: {name} is a probability, from 0 to 1, not {getattr(self, name):g}."
+                )
         if not 0 < self.crop_scale <= 1:
-            raise UserError(f"--crop_scale must be above 0 and at most 1, not {self.crop_scale:g}.")
-        if min(self.mixup, self.cutmix) < 0:
-            raise UserError("--mixup and --cutmix must not be negative.")
-        if self.repeated_augmentation < 1:
-            raise UserError(f"--repeated_augmentation must be at least 1, not {self.repeated_augmentation}.")
+            raise UserError(
+                f"--augmentation: crop_scale must be above 0 and at most 1, not {self.crop_scale:g}."
+            )
+        if min(self.mixup, self.cutmix, self.color_jitter) < 0:
+            raise UserError("--augmentation: mixup, cutmix and color_jitter must not be negative.")
+        if self.repeated_augmentation < 1 or self.repeated_augmentation != int(self.repeated_augmentation):
+            raise UserError(
+                "--augmentation: repeated_augmentation must be a whole number of at least 1, not "
+                f"{self.repeated_augmentation:g}."
+            )
 
 
-def train_transform(args: AugmentationArguments, data_config: dict[str, Any]) -> Callable:
+PRESETS = {
+    "light": Augmentation(),
+    # Touvron et al., "Training data-efficient image transformers & distillation through attention", ICML 2021, Table 9.
+    "deit": Augmentation(
+        auto_augment="rand-m9-mstd0.5-inc1",
+        random_erasing=0.25,
+        mixup=0.8,
+        cutmix=1.0,
+        repeated_augmentation=3,
+    ),
+    "none": Augmentation(crop_scale=1.0, hflip=0.0),
+}
+HELP = (
+    "Of training images: `light` (random crops and flips), `deit` (also RandAugment, random erasing, Mixup, CutMix, three looks "
+    "at an image), or `none`; or JSON that changes one, `light` by default: "
+    '\'{"preset": "deit", "mixup": 0.2}\'. Settings: '
+    + ", ".join(field.name for field in fields(Augmentation))
+    + "."
+)
+
+
+def read_augmentation(value: str | Mapping[str, Any]) -> Augmentation:
+    """The augmentation that `--augmentation` asks for.
+
+    Args:
+        value: a preset's name, or settings (a mapping, or JSON of one) that change `preset`, `light` by default.
+
+    Raises:
+        UserError: it names no preset, or a setting that there is not or that is not possible.
+    """
+    if isinstance(value, str) and not value.lstrip().startswith("{"):
+        value = {"preset": value}
+    try:
+        settings = json.loads(value) if isinstance(value, str) else dict(value)
+    except ValueError as error:
+        raise UserError(f"--augmentation is not valid JSON: {error}") from error
+    preset = settings.pop("preset", "light")
+    if not isinstance(preset, str) or preset not in PRESETS:
+        raise UserError(
+            f"--augmentation: there is no preset {preset!r}: choose among {listed(PRESETS)}, or give JSON."
+        )
+    known = [field.name for field in fields(Augmentation)]
+    unknown = [name for name in settings if name not in known]
+    if unknown:
+        raise UserError(
+            f"--augmentation: unknown {listed(unknown)}: choose among {listed(['preset', *known])}."
+        )
+    return replace(PRESETS[preset], **settings)
+
+
+def train_transform(augmentation: Augmentation, data_config: dict[str, Any]) -> Callable:
     """From an RGB image to an augmented, normalized tensor `[3, height, width]`.
 
     Args:
-        args: the augmentations.
+        augmentation: which.
         data_config: of timm: `input_size`, `mean`, `std`, `interpolation`.
 
     Raises:
@@ -76,16 +145,16 @@ def train_transform(args: AugmentationArguments, data_config: dict[str, Any]) ->
             std=data_config["std"],
             interpolation=data_config["interpolation"],
             is_training=True,
-            scale=(args.crop_scale, 1.0),
-            hflip=args.hflip,
-            color_jitter=args.color_jitter or None,  # type: ignore[arg-type]
-            auto_augment=args.auto_augment,
-            re_prob=args.random_erasing,
+            scale=(augmentation.crop_scale, 1.0),
+            hflip=augmentation.hflip,
+            color_jitter=augmentation.color_jitter or None,  # type: ignore[arg-type]
+            auto_augment=augmentation.auto_augment,
+            re_prob=augmentation.random_erasing,
             re_mode="pixel",
         )
     except (AssertionError, KeyError, ValueError, IndexError) as error:
         raise UserError(
-            f"--auto_augment {args.auto_augment!r} is no policy of timm ({error or type(error).__name__}): try "
+            f"--augmentation: auto_augment {augmentation.auto_augment!r} is no policy of timm ({error or type(error).__name__}): try "
             "rand-m9-mstd0.5-inc1."
         ) from error
 
@@ -95,15 +164,15 @@ def eval_transform(data_config: dict[str, Any]) -> Callable:
     return create_transform(**data_config, is_training=False)
 
 
-def make_mixup(args: AugmentationArguments, num_classes: int) -> Mixup | None:
+def make_mixup(augmentation: Augmentation, num_classes: int) -> Mixup | None:
     """Mixup and CutMix of timm, one choice a batch, without label smoothing; None where both are off."""
-    if args.mixup == 0 and args.cutmix == 0:
+    if augmentation.mixup == 0 and augmentation.cutmix == 0:
         return None
     return Mixup(
-        mixup_alpha=args.mixup,
-        cutmix_alpha=args.cutmix,
-        prob=args.mixup_prob,
-        switch_prob=args.mixup_switch_prob,
+        mixup_alpha=augmentation.mixup,
+        cutmix_alpha=augmentation.cutmix,
+        prob=augmentation.mixup_prob,
+        switch_prob=augmentation.mixup_switch_prob,
         label_smoothing=0.0,
         num_classes=num_classes,
     )

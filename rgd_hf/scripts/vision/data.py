@@ -1,6 +1,7 @@
 """Where the images of a recipe come from: the Hub, parquet files, class folders, or scikit-learn's digits."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -11,13 +12,14 @@ from rgd_hf.scripts import holdout
 from rgd_hf.scripts.data_files import read_file
 from rgd_hf.scripts.errors import UserError, listed
 from rgd_hf.scripts.hub import load_hub_dataset
-from rgd_hf.scripts.vision.long_tail import with_imbalance, with_label_noise
 from rgd_hf.scripts.vision.sets import ImageSet, digits, from_dataset, read_folder, sample_rows
 from rgd_hf.scripts.vision.stream import stream_classes
 
 LOCAL_HINT = "--data_dir DIR (train/<class>/*.JPEG and val/..., or parquet files)"
 IMAGENET = "ILSVRC/imagenet-1k"
 VALIDATION_NAMES = ("validation", "val", "test")
+SUBSET_SEED = 0
+"""Which images are drawn does not depend on `--seed`: runs with several seeds see the same ones."""
 
 
 @dataclass
@@ -30,20 +32,19 @@ class ImageDataArguments:
             "help": f"Data set of the Hugging Face Hub, {IMAGENET} by default; or `digits` (embedded, no network)."
         },
     )
-    data_dir: str | None = field(
+    data_dir: list[str] | None = field(
         default=None,
         metadata={
             "help": "Directory with train/<class>/*.JPEG and val/<class>/*.JPEG (or validation, test), or with parquet files: "
-            "train.parquet, train/*.parquet, or train-*.parquet there or in data/, as in a copy of a data set of the Hub."
+            "train.parquet, train/*.parquet, or train-*.parquet there or in data/, as in a copy of a data set of the Hub. "
+            "Or two: what to train on and what to evaluate on, each a folder of class folders or of parquet files, or a "
+            "parquet file."
         },
     )
-    train_path: str | None = field(
-        default=None,
-        metadata={"help": "A folder of class folders or of parquet files, or a parquet file, to train on."},
+    columns: list[str] = field(
+        default_factory=lambda: ["image", "label"],
+        metadata={"help": "Columns of the images and of the labels (Hub, parquet)."},
     )
-    validation_path: str | None = field(default=None, metadata={"help": "The same to evaluate on."})
-    image_column: str = field(default="image", metadata={"help": "Column of the images (Hub, parquet)."})
-    label_column: str = field(default="label", metadata={"help": "Column of the labels (Hub, parquet)."})
     class_names: list[str] | None = field(
         default=None,
         metadata={"help": "Names of the classes in the order of their numbers, where the data does not say."},
@@ -56,27 +57,15 @@ class ImageDataArguments:
     )
     max_train_samples: int | None = field(
         default=None,
-        metadata={"help": "Train on so many images, drawn at random with the classes' shares kept."},
-    )
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on so many, likewise."})
-    imbalance_factor: float = field(
-        default=1.0,
         metadata={
-            "help": "Make class sizes fall exponentially; the last keeps 1 / this share of the first's."
+            "help": "Train on so many images, drawn with the classes' shares kept, the same for every --seed."
         },
     )
-    label_noise: float = field(
-        default=0.0, metadata={"help": "Share of the training labels replaced by a wrong one."}
-    )
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on so many, likewise."})
     holdout_fraction: float | None = field(
         default=None,
-        metadata={"help": holdout.HELP + "Classes keep their shares; held-out labels have no --label_noise."},
-    )
-    subset_seed: int = field(
-        default=0,
         metadata={
-            "help": "Seed of --max_train_samples, --imbalance_factor, --holdout_fraction and --label_noise; apart from "
-            "--seed, so that runs with several seeds see the same data."
+            "help": holdout.HELP + "Classes keep their shares; which images, does not depend on --seed."
         },
     )
     bad_images: str = field(
@@ -88,29 +77,25 @@ class ImageDataArguments:
     )
 
     def __post_init__(self):
-        given = [
-            name for name in ("dataset_name", "data_dir", "train_path") if getattr(self, name) is not None
-        ]
-        if len(given) > 1:
+        if isinstance(self.data_dir, str):
+            self.data_dir = [self.data_dir]
+        if self.data_dir is not None and len(self.data_dir) not in (1, 2):
             raise UserError(
-                "give one of --dataset_name, --data_dir, and --train_path with --validation_path; given: "
-                f"{listed(f'--{name}' for name in given)}."
+                "--data_dir is one directory, or two places: what to train on and what to evaluate on; given: "
+                f"{listed(self.data_dir)}."
             )
-        if not given:
-            self.dataset_name = IMAGENET
-        if (self.train_path is None) != (self.validation_path is None):
-            raise UserError("give both --train_path and --validation_path, or neither.")
+        if len(self.columns) != 2:
+            raise UserError(
+                f"--columns are two, of the images and of the labels; given: {listed(self.columns)}."
+            )
+        if self.dataset_name and self.data_dir:
+            raise UserError("give either --dataset_name or --data_dir, not both.")
+        if not self.data_dir:
+            self.dataset_name = self.dataset_name or IMAGENET
         if not self.streaming:
             return
-        unfit = {
-            "imbalance_factor": 1.0,
-            "label_noise": 0.0,
-            "holdout_fraction": None,
-            "max_train_samples": None,
-            "max_eval_samples": None,
-        }
-        for name, default in unfit.items():
-            if getattr(self, name) != default:
+        for name in ("holdout_fraction", "max_train_samples", "max_eval_samples"):
+            if getattr(self, name) is not None:
                 raise UserError(f"--{name} needs all labels beforehand: leave out --streaming.")
 
 
@@ -129,10 +114,17 @@ class ImageStream:
     size: int | None
 
 
-def load_image_sets(args: ImageDataArguments) -> tuple[ImageSet, ImageSet]:
+def load_image_sets(
+    args: ImageDataArguments, seed: int = SUBSET_SEED, thin: Callable[[ImageSet], ImageSet] | None = None
+) -> tuple[ImageSet, ImageSet]:
     """The training and the validation images, with class numbers in the order of the training classes.
 
-    With `args.holdout_fraction` the second are training images, drawn after subsets and imbalance.
+    With `args.holdout_fraction` the second are training images, drawn from what is left of them.
+
+    Args:
+        args: where they are, and how many.
+        seed: of every draw.
+        thin: takes images away from what is trained on, before some are held out; for studies.
 
     Raises:
         UserError: there are no such data, they are no labelled images, a validation class is not trained, or they are
@@ -145,19 +137,13 @@ def load_image_sets(args: ImageDataArguments) -> tuple[ImageSet, ImageSet]:
             f"{train.origin} has no image of {len(missing)} of its {len(train.classes)} classes: {listed(missing[:10])}."
         )
     validation = validation.in_order_of(train.classes)
-    seed = args.subset_seed
     train = sample_rows(train, args.max_train_samples, seed, "max_train_samples")
-    if args.imbalance_factor != 1:
-        train = with_imbalance(train, args.imbalance_factor, seed)
+    if thin is not None:
+        train = thin(train)
     if args.holdout_fraction is not None:
         kept, held_out = holdout.hold_out(len(train), args.holdout_fraction, seed, train.labels)
         train, validation = train.select(kept), train.select(held_out)
     return train, sample_rows(validation, args.max_eval_samples, seed, "max_eval_samples")
-
-
-def with_noise(args: ImageDataArguments, train: ImageSet) -> ImageSet:
-    """The training images with `--label_noise`; `train` keeps the true class sizes."""
-    return with_label_noise(train, args.label_noise, args.subset_seed) if args.label_noise else train
 
 
 def load_image_streams(args: ImageDataArguments) -> tuple[ImageStream, ImageStream]:
@@ -179,7 +165,7 @@ def load_image_streams(args: ImageDataArguments) -> tuple[ImageStream, ImageStre
     streams = []
     for split, rows in found.items():
         info = (rows.info.splits or {}).get(rows.split if args.dataset_name else split)
-        classes = stream_classes(rows, args.label_column, args.class_names)
+        classes = stream_classes(rows, args.columns[1], args.class_names)
         streams.append(ImageStream(rows, classes, info.num_examples if info else None))
     return streams[0], streams[1]
 
@@ -210,9 +196,10 @@ def _read_sets(args: ImageDataArguments) -> tuple[ImageSet, ImageSet]:
             split: concatenate_datasets([read_file(path) for path in paths]) for split, paths in files.items()
         }
         names = {split: str(place) for split, place in places.items()}
+    image, label = args.columns
     train, validation = (
         replace(
-            from_dataset(found[split], args.image_column, args.label_column, args.class_names, names[split]),
+            from_dataset(found[split], image, label, args.class_names, names[split]),
             split=str(found[split].split) if args.dataset_name else None,
         )
         for split in ("train", "validation")
@@ -229,10 +216,10 @@ def _validation_of(splits, name: str):
 
 def _files(args: ImageDataArguments) -> dict[str, list[Path]]:
     """Of each split the folder of class folders, alone, or the parquet files."""
-    if args.train_path and args.validation_path:
-        paths = {"train": _existing(args.train_path), "validation": _existing(args.validation_path)}
-        return {split: _parquet_in(path) or [path] for split, path in paths.items()}
-    folder = _existing(str(args.data_dir))
+    places = [_existing(name) for name in args.data_dir or ()]
+    if len(places) == 2:
+        return {split: _parquet_in(path) or [path] for split, path in zip(("train", "validation"), places)}
+    folder = places[0]
     found = {}
     for split, names in {"train": ("train",), "validation": VALIDATION_NAMES}.items():
         present = next(filter(None, (_split_files(folder, name) for name in names)), None)
@@ -240,8 +227,8 @@ def _files(args: ImageDataArguments) -> dict[str, list[Path]]:
             raise UserError(
                 f"{folder} has no {' or '.join(names)} (a folder of class folders or of parquet files), no "
                 f"{names[0]}.parquet, and no {names[0]}-*.parquet there or in {folder / 'data'}; it holds "
-                f"{listed(sorted(path.name for path in folder.iterdir())[:10])}. For one folder of class folders, give "
-                "--train_path and --validation_path."
+                f"{listed(sorted(path.name for path in folder.iterdir())[:10])}. For folders of other names, give two: "
+                "--data_dir TRAIN VALIDATION."
             )
         found[split] = present
     return found

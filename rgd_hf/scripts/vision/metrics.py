@@ -9,6 +9,7 @@ from transformers import EvalPrediction
 
 TOP = 5
 IGNORED = -100
+MANY, FEW = 100, 20
 
 
 def keep_best_classes(logits: Any, labels: Tensor) -> Tensor:
@@ -49,3 +50,23 @@ def make_image_metrics(
         return scores
 
     return compute_metrics
+
+
+def shot_groups(counts: np.ndarray) -> dict[str, np.ndarray]:
+    """Class numbers of the `many` (over 100 training images), `medium` (20 to 100) and `few` (under 20) shot groups.
+
+    Source: Liu et al., "Large-Scale Long-Tailed Recognition in an Open World", CVPR 2019 (arXiv 1904.05160).
+
+    Args:
+        counts: training images of every class, `[classes]`.
+
+    Returns:
+        The groups that have classes; nothing where all classes are in one group.
+    """
+    groups = {
+        "many": np.flatnonzero(counts > MANY),
+        "medium": np.flatnonzero((counts >= FEW) & (counts <= MANY)),
+        "few": np.flatnonzero(counts < FEW),
+    }
+    groups = {name: classes for name, classes in groups.items() if len(classes)}
+    return groups if len(groups) > 1 else {}

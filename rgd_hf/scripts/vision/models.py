@@ -19,7 +19,7 @@ from transformers import (
 
 from rgd_hf.hub_errors import find_failure
 from rgd_hf.scripts.efficientnet_lite import ARCHITECTURE, PACKAGE
-from rgd_hf.scripts.errors import UserError
+from rgd_hf.scripts.errors import UserError, listed
 from rgd_hf.scripts.hub import load_pretrained
 from rgd_hf.scripts.timm_weights import (
     first_line,
@@ -30,6 +30,7 @@ from rgd_hf.scripts.timm_weights import (
 )
 from rgd_hf.scripts.vision.classes import label_config
 
+TIMM = "timm/"
 _NEW_HEAD = "--ignore_mismatched_sizes puts a new, untrained classifier in its place"
 
 
@@ -40,12 +41,9 @@ class ImageModelArguments:
     model_name_or_path: str | None = field(
         default=None,
         metadata={
-            "help": "Image classifier of the Hugging Face Hub (timm/NAME: one of timm's), or a directory with "
-            "config.json and the weights."
+            "help": "timm/NAME, one of timm's models, e.g. timm/vit_small_patch16_224; an image classifier of the Hugging "
+            "Face Hub, e.g. google/vit-base-patch16-224-in21k; or a directory with config.json and the weights."
         },
-    )
-    timm_model: str | None = field(
-        default=None, metadata={"help": "Name of a timm model, e.g. vit_small_patch16_224."}
     )
     from_scratch: bool = field(
         default=False, metadata={"help": "Random weights in the architecture that is named."}
@@ -53,8 +51,8 @@ class ImageModelArguments:
     weights: str | None = field(
         default=None,
         metadata={
-            "help": f"Weights for --timm_model from a local file (.safetensors, .pth), or the package {PACKAGE} "
-            f"(ImageNet, for {ARCHITECTURE})."
+            "help": f"Weights for a model of timm from a local file (.safetensors, .pth), or the package {PACKAGE} "
+            f"(ImageNet, for timm/{ARCHITECTURE})."
         },
     )
     ignore_mismatched_sizes: bool = field(
@@ -64,18 +62,12 @@ class ImageModelArguments:
     image_size: int | None = field(
         default=None, metadata={"help": "Side of the square images, in pixels; the model's own by default."}
     )
-    crop_pct: float | None = field(
-        default=None,
-        metadata={
-            "help": "Evaluation: side of the central crop over the resized image's; timm's by default."
-        },
-    )
-    drop_path: float | None = field(
-        default=None, metadata={"help": "Stochastic depth; the model's own by default."}
-    )
     model_args: dict | str | None = field(
         default=None,
-        metadata={"help": 'More arguments of the timm model, as JSON: \'{"patch_size": 4, "depth": 6}\'.'},
+        metadata={
+            "help": 'More, as JSON: arguments of the timm model, \'{"patch_size": 4, "depth": 6}\'; of any model '
+            "drop_path_rate (stochastic depth), and crop_pct (side of evaluation's central crop over the resized image's)."
+        },
     )
 
     def __post_init__(self):
@@ -86,10 +78,18 @@ class ImageModelArguments:
                 raise UserError(f"--model_args is not valid JSON: {error}") from error
         if self.model_args is not None and not isinstance(self.model_args, dict):
             raise UserError(f"--model_args must be a JSON object, not {self.model_args!r}.")
-        if self.drop_path is not None and not 0 <= self.drop_path < 1:
-            raise UserError(f"--drop_path must be at least 0 and below 1, not {self.drop_path:g}.")
-        if self.crop_pct is not None and not 0 < self.crop_pct <= 1:
-            raise UserError(f"--crop_pct must be above 0 and at most 1, not {self.crop_pct:g}.")
+        for name, rule, fits in (
+            ("drop_path_rate", "at least 0 and below 1", lambda value: 0 <= value < 1),
+            ("crop_pct", "above 0 and at most 1", lambda value: 0 < value <= 1),
+        ):
+            value = (self.model_args or {}).get(name)
+            if value is not None and not (isinstance(value, int | float) and fits(value)):
+                raise UserError(f"--model_args: {name} must be a number {rule}, not {value!r}.")
+
+    def more(self) -> tuple[dict[str, Any], float | None]:
+        """The arguments of the model itself, and `crop_pct`, which is how its images are prepared."""
+        found: dict[str, Any] = dict(self.model_args or {})  # type: ignore[arg-type]
+        return found, found.pop("crop_pct", None)
 
 
 @dataclass(frozen=True)
@@ -114,17 +114,19 @@ def build_image_classifier(args: ImageModelArguments, classes: Sequence[str]) ->
         UserError: no such model or weights, settings that do not go together, or a pretrained classifier of another
             number of classes.
     """
-    if (args.timm_model is None) == (args.model_name_or_path is None):
-        raise UserError("give one of --timm_model NAME and --model_name_or_path NAME_OR_DIRECTORY.")
+    name = args.model_name_or_path
+    if name is None:
+        raise UserError(
+            "no model: give --model_name_or_path timm/NAME (e.g. timm/vit_small_patch16_224), a name on the Hub or a directory."
+        )
     if args.weights and args.from_scratch:
         raise UserError("give either --weights or --from_scratch, not both.")
-    name = args.timm_model or str(args.model_name_or_path)
-    if args.timm_model or name.startswith("timm/"):
-        return _timm_classifier(args, name.removeprefix("timm/"), classes)
+    if name.startswith(TIMM):
+        return _timm_classifier(args, name.removeprefix(TIMM), classes)
     if args.weights:
-        raise UserError("--weights goes with --timm_model; --model_name_or_path brings its own weights.")
-    if args.model_args:
-        raise UserError("--model_args goes with --timm_model or --model_name_or_path timm/NAME.")
+        raise UserError(
+            f"--weights goes with --model_name_or_path {TIMM}NAME; {name} brings its own weights."
+        )
     return _transformers_classifier(args, name, classes)
 
 
@@ -137,17 +139,15 @@ def _timm_classifier(args: ImageModelArguments, name: str, classes: Sequence[str
         raise UserError(
             f"timm {timm.__version__} has no model {name!r}; e.g. {', '.join(near) or 'vit_small_patch16_224'}."
         )
-    model_args: dict[str, Any] = dict(args.model_args or {})  # type: ignore[arg-type]
-    if args.drop_path is not None:
-        model_args["drop_path_rate"] = args.drop_path
+    model_args, crop_pct = args.more()
     if args.image_size is not None and pretrained_cfg(name).fixed_input_size:
         model_args["img_size"] = args.image_size
     source = _create_timm(args, name, model_args, len(classes))
     config_changes: dict[str, Any] = {"num_classes": len(classes)}
     if args.image_size is not None:
         config_changes["input_size"] = (3, args.image_size, args.image_size)
-    if args.crop_pct is not None:
-        config_changes["crop_pct"] = args.crop_pct
+    if crop_pct is not None:
+        config_changes["crop_pct"] = crop_pct
     cfg = {**source.pretrained_cfg, **config_changes}
     cfg = {key: value for key, value in cfg.items() if key not in ("state_dict", "file")}
     config = TimmWrapperConfig.from_dict(
@@ -194,7 +194,7 @@ def _with_local_weights(
     args: ImageModelArguments, name: str, model_args: dict[str, Any], num_classes: int
 ) -> Any:
     """A timm model with all of its weights from a file or the package; its classifier is replaced if need be."""
-    weights = read_weights(str(args.weights), name, "--timm_model")
+    weights = read_weights(str(args.weights), name, "--model_name_or_path", TIMM)
     trained_classes = number_of_classes(name, weights)
     if trained_classes:
         _check_number(str(args.weights), trained_classes, num_classes, args.ignore_mismatched_sizes)
@@ -223,10 +223,12 @@ def _transformers_classifier(args: ImageModelArguments, name: str, classes: Sequ
     if args.image_size is not None and (is_timm or getattr(config, "image_size", None) != args.image_size):
         raise UserError(
             f"--image_size {args.image_size} cannot be changed in {name} (made for "
-            f"{getattr(config, 'image_size', 'its own size')}): a timm model (--timm_model) takes any size."
+            f"{getattr(config, 'image_size', 'its own size')}): a model of timm (--model_name_or_path {TIMM}NAME) takes any size."
         )
-    if args.drop_path is not None:
-        _set_drop_path(config, args.drop_path, name)
+    changed, crop_pct = args.more()
+    _set_drop_path(config, changed, name)
+    if is_timm and crop_pct is not None:
+        config.pretrained_cfg = {**config.pretrained_cfg, "crop_pct": crop_pct}
     if args.from_scratch:
         model = AutoModelForImageClassification.from_config(config)
     else:
@@ -234,18 +236,28 @@ def _transformers_classifier(args: ImageModelArguments, name: str, classes: Sequ
             AutoModelForImageClassification.from_pretrained, name, config=config, ignore_mismatched_sizes=True
         )
     if is_timm:
-        return ImageClassifier(model, resolve_data_config(config.pretrained_cfg))
+        return ImageClassifier(model, resolve_data_config(model.config.pretrained_cfg))
     processor = load_pretrained(AutoImageProcessor.from_pretrained, name)
-    return ImageClassifier(model, _data_config(processor, args.crop_pct), processor)
+    return ImageClassifier(model, _data_config(processor, crop_pct), processor)
 
 
-def _set_drop_path(config: Any, rate: float, name: str) -> None:
+def _set_drop_path(config: Any, changed: dict[str, Any], name: str) -> None:
+    others = sorted(set(changed) - {"drop_path_rate"})
+    if others:
+        raise UserError(
+            f"--model_args: {name} takes drop_path_rate and crop_pct, not {listed(others)}, which is for {TIMM}NAME."
+        )
+    rate = changed.get("drop_path_rate")
+    if rate is None:
+        return
     if isinstance(config, TimmWrapperConfig):
         config.model_args = {**(config.model_args or {}), "drop_path_rate": rate}
     elif hasattr(config, "drop_path_rate"):
         config.drop_path_rate = rate
     else:
-        raise UserError(f"{name} ({config.model_type}) has no stochastic depth: leave out --drop_path.")
+        raise UserError(
+            f"{name} ({config.model_type}) has no stochastic depth: leave drop_path_rate out of --model_args."
+        )
 
 
 def _data_config(processor: Any, crop_pct: float | None) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Pictures of runs, from the log history that the Trainer keeps: curves, and the weights over training."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,11 @@ def read_history(directory: str | Path) -> list[dict[str, Any]]:
     return json.loads(path.read_text(encoding="utf-8"))["log_history"] if path.is_file() else []
 
 
-def plot_curves(histories: Mapping[str, list[dict[str, Any]]], path: str | Path) -> None:
-    """Unweighted training loss, validation loss and validation accuracy against epochs, one colour a run.
+def plot_curves(histories: Mapping[str, Sequence[list[dict[str, Any]]]], path: str | Path) -> None:
+    """Unweighted training loss, validation loss and validation accuracy against epochs, one colour a method.
 
     Args:
-        histories: log history by the run's name.
+        histories: log histories by the method's name, of every seed; several are a thin line each.
         path: of the PNG file.
     """
     figure, axes = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
@@ -37,15 +37,21 @@ def plot_curves(histories: Mapping[str, list[dict[str, Any]]], path: str | Path)
         ("validation accuracy", ("eval_accuracy",)),
     )
     for axis, (title, keys) in zip(axes, panels):
-        for (name, history), colour in zip(histories.items(), COLOURS):
-            points = [
-                (entry["epoch"], next(entry[key] for key in keys if key in entry))
-                for entry in history
-                if any(key in entry for key in keys)
-            ]
-            if points:
-                epochs, values = zip(*points)
-                axis.plot(epochs, values, color=colour, label=name, marker="." if len(points) < 30 else None)
+        for (name, seeds), colour in zip(histories.items(), COLOURS):
+            style = {"color": colour, "alpha": 1.0 if len(seeds) == 1 else 0.6}
+            for number, history in enumerate(seeds):
+                points = [
+                    (entry["epoch"], next(entry[key] for key in keys if key in entry))
+                    for entry in history
+                    if any(key in entry for key in keys)
+                ]
+                if points:
+                    epochs, values = zip(*points)
+                    marker = "." if len(points) < 30 else None
+                    axis.plot(
+                        epochs, values, label=None if number else name, marker=marker,
+                        linewidth=1.5 if len(seeds) == 1 else 0.8, **style,
+                    )  # fmt: skip
         axis.set(title=title, xlabel="epoch")
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)

@@ -147,7 +147,7 @@ def from_dataset(
     elif "bytes" not in str(images.features[image_column]):
         raise UserError(
             f"the column {image_column!r} of {origin} holds {images.features[image_column]}, not images. Columns: "
-            f"{listed(dataset.column_names)}; choose with --image_column."
+            f"{listed(dataset.column_names)}; choose with --columns."
         )
     return ImageSet(images[image_column], np.arange(len(labels)), labels, names, origin)
 
