@@ -115,6 +115,10 @@ lint: $(VENV)/.dev  ## Check style, formatting and types
 docs: $(VENV)/.dev  ## Build the documentation into site/ (open site/index.html); a warning is an error
 	$(BIN)/zensical build --strict --clean
 
+.PHONY: notebook
+notebook: $(VENV)/.dev  ## Make docs/notebook.ipynb from docs/notebook.py
+	$(BIN)/jupytext --update --to notebook docs/notebook.py
+
 .PHONY: release
 release: $(VENV)/.dev  ## Build wheel and sdist into dist/, check them, and train with the wheel in an empty environment
 	rm -rf dist build

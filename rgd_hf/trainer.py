@@ -54,10 +54,10 @@ class ReweightingMixin(
             of tensors where the Trainer has several `label_names`). Return unreduced losses, one element per item:
             `[batch]` or `[batch, tokens]`; or a pair of them and a bool mask of the same shape that marks the items
             that count.
-        **settings: fields of `ReweightingArguments` (`reweighting`, `tau`, `target_ess`, `normalize_weights`, ...); each
-            overrides that of `args`. `reweighting` may also be an object of `rgd_hf.weightings` (`KL(tau=3.0)`), or a
-            function of losses `[items]` to weights `[items]` (see `rgd_hf.weightings.Function`). `class_weights` may be a
-            list or tensor with one non-negative number per class.
+        **keywords: arguments of the Trainer, and fields of `ReweightingArguments` (`reweighting`, `tau`, `target_ess`,
+            `normalize_weights`, ...), each of which overrides that of `args`. `reweighting` may also be an object of
+            `rgd_hf.weightings` (`KL(tau=3.0)`), or a function of losses `[items]` to weights `[items]` (see
+            `rgd_hf.weightings.Function`). `class_weights` may be a list or tensor with one non-negative number per class.
 
     Attributes:
         stop_on_non_finite_loss: whether a NaN or infinite training loss ends the run with an error. None, the default,
