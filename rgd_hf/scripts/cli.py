@@ -3,6 +3,7 @@
 import difflib
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -112,7 +113,7 @@ def run_recipe(main: Callable[[], Any]) -> None:
     try:
         main()
     except (UserError, HubError) as error:
-        _say(f"{name}: error: {error}")
+        _say(f"{name}: error: {_without_worker(str(error))}")
         sys.exit(EXIT_USER_ERROR)
     except FloatingPointError as error:  # in the middle of a progress bar's line, as the next
         _say(f"\n{name}: error: {error}")
@@ -121,10 +122,10 @@ def run_recipe(main: Callable[[], Any]) -> None:
         _say("\nInterrupted. The same command goes on from the last checkpoint.")
         sys.exit(EXIT_INTERRUPTED)
     except Exception as error:
-        failure = find_failure(error)  # of a stream that is read while training
+        failure = find_failure(error)
         if failure is None:
             raise
-        _say(f"\n{name}: error: {failure} The same command goes on from the last checkpoint.")
+        _say(f"\n{name}: error: {failure} Checkpoints are kept: the same command resumes from the last.")
         sys.exit(EXIT_USER_ERROR)
 
 
@@ -180,6 +181,13 @@ def _config_arguments(filename: str, parser: _Parser) -> list[str]:
         if name not in parser.option_names():
             raise UserError(f"{filename}: {parser.describe_unknown(str(name))}")
     return as_arguments(settings)
+
+
+def _without_worker(message: str) -> str:
+    """The message alone, where a worker process of a DataLoader handed it on as the end of a traceback."""
+    if re.match(r"Caught \w+ in DataLoader worker process", message) is None:
+        return message
+    return message.strip().splitlines()[-1].partition(": ")[2]
 
 
 def _say(line: str) -> None:

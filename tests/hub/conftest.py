@@ -91,27 +91,33 @@ def hub(tiny_model_files: Path) -> Iterator[HubServer]:
         card = "---\nconfigs:\n- config_name: mrpc\n  data_files:\n" + "\n".join(lines) + "\n---\n# GLUE\n"
         files = {f"mrpc/{split}-00000-of-00001.parquet": body for split, body in pairs.items()}
         server.add("datasets", "nyu-mll/glue", {"README.md": card.encode(), **files})
-        server.add("datasets", "acme/photos", photos())
+        server.add("datasets", "acme/photos", photos({"train": [8], "validation": [4], "test": [4]}))
+        server.add("datasets", "acme/shards", photos({"train": [8, 8, 8], "validation": [4]}))
         server.add("models", f"timm/{TIMM}", timm_files())
         yield server
 
 
-def photos() -> dict[str, bytes]:
-    """Small pictures of two classes, one file a split."""
+def photos(splits: dict[str, list[int]]) -> dict[str, bytes]:
+    """Small pictures of two classes: so many in each file of each split."""
     import numpy as np
     from datasets import ClassLabel, Dataset, Features, Image
     from PIL import Image as Picture
 
     features = Features({"image": Image(), "label": ClassLabel(names=["dark", "light"])})
     files = {}
-    for split, count in {"train": 8, "validation": 4, "test": 4}.items():
-        draw = np.random.default_rng(count)
-        labels = [i % 2 for i in range(count)]
-        pixels = (draw.integers(0, 100, (32, 32, 3), np.uint8) + 150 * np.uint8(label) for label in labels)
-        rows = Dataset.from_dict({"image": [Picture.fromarray(p) for p in pixels], "label": labels}, features)
-        buffer = io.BytesIO()
-        rows.to_parquet(buffer)
-        files[f"data/{split}-00000-of-00001.parquet"] = buffer.getvalue()
+    for split, counts in splits.items():
+        draw = np.random.default_rng(len(split))
+        for number, count in enumerate(counts):
+            labels = [i % 2 for i in range(count)]
+            pixels = (
+                draw.integers(0, 100, (32, 32, 3), np.uint8) + 150 * np.uint8(label) for label in labels
+            )
+            rows = Dataset.from_dict(
+                {"image": [Picture.fromarray(p) for p in pixels], "label": labels}, features
+            )
+            buffer = io.BytesIO()
+            rows.to_parquet(buffer)
+            files[f"data/{split}-{number:05}-of-{len(counts):05}.parquet"] = buffer.getvalue()
     return files
 
 

@@ -1,6 +1,8 @@
 """What the tests ask of a process whose Hub is the server of the tests."""
 
+import contextlib
 import importlib
+import io
 import logging
 import re
 import shlex
@@ -24,6 +26,7 @@ from transformers import (
 )
 
 from rgd_hf import ReweightedTrainer, ReweightedTrainingArguments
+from rgd_hf.scripts.cli import run_recipe
 from rgd_hf.scripts.hub import load_hub_dataset, load_pretrained
 from tests.helpers.hub_server import HOST
 
@@ -58,6 +61,24 @@ def load(what: str) -> Any:
 def recipe(name: str, argv: list[str]) -> Any:
     """Run a recipe in this process."""
     return importlib.import_module(name).main(argv)
+
+
+def command(name: str, argv: list[str]) -> list[Any]:
+    """The exit code and the last line that a recipe ends with, as on a command line."""
+    errors, sys.argv = io.StringIO(), [f"{name}.py"]
+    try:
+        with contextlib.redirect_stderr(errors):
+            run_recipe(lambda: recipe(name, argv))
+    except SystemExit as end:
+        return [end.code, errors.getvalue().strip().splitlines()[-1]]
+    return [0, ""]
+
+
+def shorten_shuffle(size: int) -> None:
+    """Let a stream be shuffled within a few rows, so that files are read one after the other while training."""
+    from rgd_hf.scripts.vision import stream
+
+    stream.SHUFFLE_BUFFER = size
 
 
 class TensorBoardLog(TrainerCallback):

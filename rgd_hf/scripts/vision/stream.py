@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rgd_hf.hub_errors import HubError, find_failure
 from rgd_hf.scripts.errors import UserError, listed
 from rgd_hf.scripts.vision.batches import seeded
 from rgd_hf.scripts.vision.decoding import BadImages, UnreadableImageError, open_image
@@ -67,10 +68,25 @@ class StreamedImages(torch.utils.data.IterableDataset):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = torch.utils.data.get_worker_info()
-        for number, row in enumerate(self.rows):
+        for number, row in enumerate(self._read()):
             example = self._prepare(row, (self.seed or 0, self.epoch, worker.id if worker else 0, number))
             if example is not None:
                 yield example
+
+    def _read(self) -> Iterator[dict[str, Any]]:
+        number = 0
+        try:
+            for row in self.rows:
+                yield row
+                number += 1
+        except Exception as error:
+            failure = find_failure(error)
+            if failure is None:
+                raise
+            raise HubError(
+                f"the images could not be read any further, after {number:,} of epoch {self.epoch + 1}. {failure} "
+                "Checkpoints are kept: the same command resumes from the last."
+            ) from error
 
     def _prepare(self, row: dict[str, Any], key: tuple[int, ...]) -> dict[str, Any] | None:
         source, label = row[self.columns[0]], row[self.columns[1]]
