@@ -209,7 +209,7 @@ def test_the_loss_function_for_the_stock_trainer_has_it_too(make_args):
 
 
 def test_settings_that_cannot_hold_are_refused(make_args):
-    with pytest.raises(ValueError, match="target_ess.*'chi2'"):
+    with pytest.raises(ValueError, match=r"target_ess.*'chi2'"):
         make_args(ReweightedTrainingArguments, target_ess=0.9, reweighting="chi2")
     with pytest.raises(ValueError, match="raise per_device_train_batch_size"):
         ReweightedTrainer(tiny_bert(), make_args(per_device_train_batch_size=1), target_ess=0.9)
