@@ -69,14 +69,17 @@ class HeadLosses:
         self._fused_head = FusedHead(model, head.positions_after)
         self._known = is_read(model)
 
+    def missing_labels(self, inputs: Mapping[str, Any]) -> list[str]:
+        """The label columns that a batch lacks."""
+        return [name for name in self.head.label_names if inputs.get(name) is None]
+
     def valid(self, inputs: Mapping[str, Any]) -> Tensor:
         """The items of a batch that have a loss, bool `[batch]` or `[batch, tokens]`.
 
         Raises:
             ValueError: a label column is missing, or (checked on the first batch) labels do not fit the model.
         """
-        missing = [name for name in self.head.label_names if inputs.get(name) is None]
-        if missing:
+        if missing := self.missing_labels(inputs):
             raise ValueError(
                 f"{self.name} needs {', '.join(map(repr, missing))} in every batch, but this batch has only "
                 f"{', '.join(sorted(inputs))}. Check the dataset's columns, the data collator and `label_names`."

@@ -1,22 +1,26 @@
-"""What the classes around a mixin override, read off the method resolution order of the Trainer that is made."""
+"""What users override around a mixin: in classes before and behind it, and on the Trainer object itself."""
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
 from types import CodeType
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import Trainer
 
 _VERIFIED = {
-    ("transformers.trainer", "Trainer.compute_loss"),
-    ("transformers.trainer", "Trainer.training_step"),
     # The mean of the tokens' losses, which the head of causal language modelling gives unreduced (its other losses,
     # `loss_type`, are refused); it also logs entropy, token accuracy and number of tokens, which ours does not.
     ("trl.trainer.sft_trainer", "SFTTrainer.compute_loss"),
-    # Moves activations to the CPU around the Trainer's own step.
+    # Move activations to the CPU around the Trainer's own step.
+    ("trl.trainer.dpo_trainer", "DPOTrainer.training_step"),
+    ("trl.trainer.kto_trainer", "KTOTrainer.training_step"),
+    ("trl.trainer.reward_trainer", "RewardTrainer.training_step"),
     ("trl.trainer.sft_trainer", "SFTTrainer.training_step"),
 }
-"""Methods of Trainer classes, by module and name, that re-weighted training replaces or wraps without a loss."""
+"""Methods of classes derived from the Trainer, by module and name, that re-weighted training replaces or wraps without a
+loss; as all methods of the Trainer itself."""
 
 
 def check_order(cls: type, mixin: type) -> None:
@@ -32,26 +36,67 @@ def check_order(cls: type, mixin: type) -> None:
         )
 
 
-def foreign_to_the_right(cls: type, mixin: type, method: str) -> type | None:
-    """The first class behind `mixin` with a `method` that is neither of this package nor verified; None without one."""
-    order = cls.__mro__
-    return next(_foreign(order[order.index(mixin) + 1 :], method), None)
+class Override(NamedTuple):
+    """A method that is neither of this package nor verified.
+
+    Attributes:
+        name: with its class, or with `trainer` where it was set on the object.
+        function: the method, not bound if of a class.
+    """
+
+    name: str
+    function: Any
 
 
-def foreign_to_the_left(cls: type, mixin: type, method: str) -> list[type]:
-    """The classes before `mixin` with a `method` that is neither of this package nor verified, outermost first."""
-    order = cls.__mro__
-    return list(_foreign(order[: order.index(mixin)], method))
+def in_front(trainer: Any, mixin: type, method: str) -> tuple[Override, ...]:
+    """The overrides of `method` that are called before that of `mixin`, outermost first."""
+    order = type(trainer).__mro__
+    of_classes = _overrides(order[: order.index(mixin)], method)
+    function = vars(trainer).get(method)
+    while function is not None and _is_ours(function):
+        function = getattr(function, "__wrapped__", None)
+    return of_classes if function is None else (Override(f"trainer.{method}", function), *of_classes)
 
 
-def _foreign(classes: Iterable[type], method: str) -> Iterator[type]:
-    for cls in classes:
-        defined = cls.__dict__.get(method)
-        if defined is None:
-            continue
-        home = (getattr(defined, "__module__", ""), getattr(defined, "__qualname__", ""))
-        if home not in _VERIFIED and not str(home[0]).startswith("rgd_hf."):
-            yield cls
+def behind(trainer: Any, mixin: type, method: str) -> Override | None:
+    """The first override of `method` behind `mixin`; None without one."""
+    order = type(trainer).__mro__
+    return next(iter(_overrides(order[order.index(mixin) + 1 :], method)), None)
+
+
+@lru_cache(maxsize=1000)
+def _overrides(classes: tuple[type, ...], method: str) -> tuple[Override, ...]:
+    found = ((cls, cls.__dict__[method]) for cls in classes if method in cls.__dict__)
+    return tuple(
+        Override(f"{cls.__name__}.{method}", function)
+        for cls, function in found
+        if cls is not Trainer and not _is_ours(function) and _home(function) not in _VERIFIED
+    )
+
+
+def _is_ours(function: Any) -> bool:
+    return _home(function)[0].startswith("rgd_hf.")
+
+
+def _home(function: Any) -> tuple[str, str]:
+    """Module and name; the module of the code itself, as `functools.wraps` copies `__module__`."""
+    module = getattr(function, "__globals__", {}).get("__name__", "")
+    return module, getattr(function, "__qualname__", "")
+
+
+@contextmanager
+def set_on(owner: Any, name: str, function: Callable[..., Any]) -> Iterator[None]:
+    """Set a function on an object for a while, in place of the method or function that it has."""
+    before = vars(owner).get(name)
+    if before is not None:
+        function.__wrapped__ = before  # type: ignore[attr-defined]
+    vars(owner)[name] = function
+    try:
+        yield
+    finally:
+        vars(owner).pop(name, None)
+        if before is not None:
+            vars(owner)[name] = before
 
 
 def may_call(function: Any, name: str) -> bool:

@@ -13,7 +13,7 @@ from rgd_hf.loss_sources import (
     PerSampleLossFn,
     find_loss_source,
 )
-from rgd_hf.overrides import foreign_to_the_left, foreign_to_the_right, may_call
+from rgd_hf.overrides import Override, behind, in_front, may_call
 
 if TYPE_CHECKING:
     from transformers import Trainer as TrainerBase
@@ -73,17 +73,15 @@ class PerSampleLossesMixin(TrainerBase):
     def _has_own_losses(self) -> bool:
         return self.per_sample_loss_fn is not None or self._overridden_losses() is not None
 
-    def _overridden_losses(self) -> type | None:
-        """The class whose `compute_per_sample_losses` is used in place of this one's."""
-        cls = type(self)
-        left = foreign_to_the_left(cls, PerSampleLossesMixin, "compute_per_sample_losses")
-        return (
-            left[0] if left else foreign_to_the_right(cls, PerSampleLossesMixin, "compute_per_sample_losses")
-        )
+    def _overridden_losses(self) -> Override | None:
+        """The `compute_per_sample_losses` that is used in place of this class's."""
+        left = in_front(self, PerSampleLossesMixin, "compute_per_sample_losses")
+        return left[0] if left else behind(self, PerSampleLossesMixin, "compute_per_sample_losses")
 
     def _loss_source(self) -> HeadLosses | CustomLosses | OverriddenLosses | None:
         """The source of the unreduced losses; None where everything is the stock Trainer's."""
-        found_for = (self.model, self.args.class_weights, self.reweights)
+        replaced = in_front(self, PerSampleLossesMixin, "compute_loss")
+        found_for = (self.model, self.args.class_weights, self.reweights, replaced, self._overridden_losses())
         if self._source_found_for != found_for:
             self._source_found_for = None
             self._source = self._find_loss_source()
@@ -100,7 +98,7 @@ class PerSampleLossesMixin(TrainerBase):
         if not self._has_own_losses and (
             # A user's loss that is already reduced is left to the stock Trainer.
             self.compute_loss_func is not None
-            or foreign_to_the_right(type(self), PerSampleLossesMixin, "compute_loss")
+            or behind(self, PerSampleLossesMixin, "compute_loss")
             or (not self._needs_weights and self._never_weighed())
         ):
             return None
@@ -114,18 +112,17 @@ class PerSampleLossesMixin(TrainerBase):
         )
         if overridden is None:
             return source
-        name = f"{overridden.__name__}.compute_per_sample_losses"
         if source is None and self.args.class_weights is not None:
             raise ValueError(
-                f"class_weights need the class of each item, which {name} does not return: remove class_weights and "
+                f"class_weights need the class of each item, which {overridden.name} does not return: remove class_weights and "
                 "multiply the losses there."
             )
-        return OverriddenLosses(self.compute_per_sample_losses, name, source)
+        return OverriddenLosses(self.compute_per_sample_losses, overridden.name, source)
 
     def _never_weighed(self) -> bool:
         """Whether an override of `compute_loss` cannot come to that of this package, which it does not mention."""
-        overrides = foreign_to_the_left(type(self), PerSampleLossesMixin, "compute_loss")
-        return any(not may_call(cls.__dict__["compute_loss"], "compute_loss") for cls in overrides)
+        overrides = in_front(self, PerSampleLossesMixin, "compute_loss")
+        return any(not may_call(override.function, "compute_loss") for override in overrides)
 
     @property
     def _needs_weights(self) -> bool:
@@ -150,9 +147,9 @@ class PerSampleLossesMixin(TrainerBase):
                 "per_sample_loss_fn=(outputs, labels) -> unreduced losses instead, or set reweighting='none'."
             )
         name = type(self).__name__
-        if bypassed := foreign_to_the_right(type(self), PerSampleLossesMixin, "compute_loss"):
+        if bypassed := behind(self, PerSampleLossesMixin, "compute_loss"):
             return NotImplementedError(
-                f"{bypassed.__name__}.compute_loss computes its own loss, which {name} would never call: reduced "
+                f"{bypassed.name} computes its own loss, which {name} would never call: reduced "
                 f"to one number, it cannot be re-weighted. Give {name} a method compute_per_sample_losses(self, model, "
                 "inputs) that returns (losses, outputs), with one loss per sample or token before any reduction "
                 "(docs/subclasses.md shows how); or set reweighting='none' to train on that loss as it is."

@@ -24,7 +24,7 @@ from rgd_hf.loss_sources import BatchLosses, CustomLosses, HeadLosses, PerSample
 from rgd_hf.observers.logs import LogsMixin
 from rgd_hf.observers.statistics import NonFiniteLossError
 from rgd_hf.optimizer_step import OptimizerStepMixin, at_least_one_item
-from rgd_hf.overrides import check_order, foreign_to_the_left, parameters_to_the_right
+from rgd_hf.overrides import check_order, in_front, parameters_to_the_right
 from rgd_hf.per_sample_losses import PerSampleLossesMixin
 from rgd_hf.push import PushMixin
 from rgd_hf.training_args import ReweightingArguments, check_reweighting, take_weighting, with_settings
@@ -224,8 +224,8 @@ class ReweightingMixin(
 
     def _shows(self, return_outputs: bool) -> bool:
         """Whether the outputs that `compute_loss` returns are used: not when only the loss is evaluated."""
-        in_front = foreign_to_the_left(type(self), ReweightingMixin, "compute_loss")
-        return return_outputs and bool(in_front or not self._evaluates_loss_only)
+        asked = in_front(self, ReweightingMixin, "compute_loss")
+        return return_outputs and bool(asked or not self._evaluates_loss_only)
 
     def _is_plain(self) -> bool:
         """Whether the loss is computed for evaluation rather than training.
@@ -235,7 +235,7 @@ class ReweightingMixin(
         """
         if self._evaluates or torch.is_grad_enabled():
             return self._evaluates
-        trains = self._loss_calls is not None or (self.is_in_train and bool(self._foreign_training_steps()))
+        trains = self._loss_calls is not None or self._trains_by_itself
         if trains and self._needs_weights:
             raise self._refusal(
                 "training_step",
@@ -259,7 +259,7 @@ class ReweightingMixin(
         if batch.auxiliary is not None:
             # It belongs to the micro-batch, so a step has the mean of its micro-batches', by their share of the step.
             total = total + batch.auxiliary * mass.detach()
-        if self.is_in_train and torch.is_grad_enabled():
+        if (self._loss_calls is not None or self._trains_by_itself) and torch.is_grad_enabled():
             self.statistics.limit = self.weighting.clips_above()
             self._show_observers(seen, weights)
             self._add_sums(seen)
@@ -270,6 +270,7 @@ class ReweightingMixin(
     def _reset_step_state(self) -> None:
         self._reset_step()
         self._steps_begun = self._step_finished = 0
+        self._step_is_open = False
         self._start_rule()
         self._warned = False
 
@@ -282,7 +283,7 @@ class ReweightingMixin(
         """The items of a step's micro-batches before their losses are known, which are 0."""
         source, level = self._loss_source(), self._level()
         for batch in batches:
-            if isinstance(source, HeadLosses):
+            if isinstance(source, HeadLosses) and not (self._uncounted() and source.missing_labels(batch)):
                 reference = source.reference(batch)
             else:
                 # What counts is known only after the forward pass.
@@ -298,9 +299,9 @@ class ReweightingMixin(
         Raises:
             NonFiniteLossError: a loss was NaN or infinite; checkpoints written before are kept.
         """
-        result = super().train(*args, **kwargs)
+        with self._guarded():
+            result = super().train(*args, **kwargs)
         self._end_step()
-        self._stop_if_not_weighed()
         self._stop_if_not_finite()
         return result
 

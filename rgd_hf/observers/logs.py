@@ -28,14 +28,12 @@ class LogsMixin(ObserversMixin):
         @property
         def unreduces_losses(self) -> bool: ...  # noqa: D102
         def _end_step(self) -> None: ...
-        def _stop_if_not_weighed(self) -> None: ...
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """As the Trainer's; training logs also have the statistics of the weights and of other observers since the last."""
         more: dict[str, Any] = {}
         # Every process comes here with a training log, which the Trainer itself gathers the loss for.
         if "loss" in logs and self.unreduces_losses:
-            self._stop_if_not_weighed()
             self._stop_if_not_finite()
             self._end_step()
             logs.update(self.weighting.logs())
@@ -63,7 +61,6 @@ class LogsMixin(ObserversMixin):
             warnings.warn(advice, stacklevel=3)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        self._stop_if_not_weighed()
         self._stop_if_not_finite()
         super()._save_checkpoint(*args, **kwargs)
 

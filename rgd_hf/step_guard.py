@@ -1,0 +1,233 @@
+"""What a user's code does to an optimizer step that this package cannot make exact: noticed, and refused by name."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
+
+from rgd_hf.data import SAMPLE_WEIGHT
+from rgd_hf.overrides import Override, behind, in_front, set_on
+
+if TYPE_CHECKING:
+    from rgd_hf.per_sample_losses import PerSampleLossesMixin as TrainerBase
+else:
+    TrainerBase = object
+
+_ONE_BATCH = "set gradient_accumulation_steps=1 (and raise per_device_train_batch_size)"
+_UNREDUCED = (
+    "rename it to compute_per_sample_losses(self, model, inputs) and return (losses, outputs) with the losses before any "
+    "reduction; or add to what super().compute_loss returns"
+)
+
+
+class LossCall:
+    """One call of the outermost `compute_loss`, by whoever runs the backward pass.
+
+    Attributes:
+        mass: 0-dimensional sum of the (reference) weights of the batch's items; None until known.
+        losses: what this package's `compute_loss` returned in it, once or several times.
+        scale_known: whether the caller has since asked whether the loss is scaled (`loss_is_scaled_for_ga`).
+        used: whether the backward pass came to one of `losses`.
+    """
+
+    def __init__(self, mass: Tensor | None):
+        self.mass = mass
+        self.losses: list[Tensor] = []
+        self.scale_known = False
+        self.used = False
+
+    def watch(self, returned: Tensor) -> None:
+        """Find out whether `returned`, what the override makes of the losses, depends on one of them."""
+        watched = [loss for loss in self.losses if loss.requires_grad]
+        if not watched or any(loss is returned for loss in self.losses):
+            self.used = True
+            return
+
+        def use(gradient: Tensor) -> None:
+            self.used = True
+
+        for loss in watched:
+            loss.register_hook(use)
+
+
+class StepGuardMixin(TrainerBase):
+    """Refuses what would take this package's part of a step out of the way, or would not hold exactly."""
+
+    # The calls of compute_loss in this package's training_step, and the one under way; None outside of it.
+    _loss_calls: list[LossCall] | None = None
+    _loss_call: LossCall | None = None
+    # Whether the outermost training_step of a training is under way.
+    _in_training_step = False
+    # Whether the loss of this package was asked for since the step began.
+    _weighed = False
+    # Whether the gradients still lack the scale of the whole step.
+    _scale_pending = False
+    # Whether micro-batches of a step are still to come.
+    _step_is_open = False
+    _steps_begun = 0
+    _step_finished = 0
+    _counted: tuple[dict[int, Tensor], Tensor] | None = None
+
+    if TYPE_CHECKING:
+
+        def _count(self, batch_samples: list) -> Tensor | None: ...
+
+    def _overrides(self, method: str) -> list[Override]:
+        """Overrides of `method` that this package has not looked at, the first that is called first."""
+        last = behind(self, StepGuardMixin, method)
+        return [*in_front(self, StepGuardMixin, method), *([last] if last else [])]
+
+    @property
+    def _accumulates(self) -> bool:
+        return self.args.gradient_accumulation_steps > 1
+
+    @property
+    def _is_cut(self) -> bool:
+        return self._accumulates or self.accelerator.num_processes > 1
+
+    # --- around a training ------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Inside, a training sees what its overrides make of batches, micro-batches and steps of an optimizer."""
+        outermost_step, outermost_batches = self.training_step, self.get_batch_samples
+
+        def training_step(*args: Any, **kwargs: Any) -> Tensor:
+            self._in_training_step, self._weighed = True, False
+            try:
+                loss = outermost_step(*args, **kwargs)
+            finally:
+                self._in_training_step = False
+            self._stop_if_not_weighed("training_step")
+            return loss
+
+        def get_batch_samples(*args: Any, **kwargs: Any) -> tuple[list, Any]:
+            self._counted = None
+            batches, count = outermost_batches(*args, **kwargs)
+            if self.unreduces_losses and self._overrides("get_batch_samples"):
+                if count is not None and count is not (self._counted or (None, None))[1]:
+                    raise self._refusal(
+                        "get_batch_samples", "returns another number of items than was counted for the step",
+                        "return the one of super().get_batch_samples, or None",
+                    )  # fmt: skip
+                # They may be others than were counted.
+                count = self._count(batches)
+            return batches, count
+
+        with ExitStack() as stack:
+            stack.enter_context(set_on(self, "training_step", training_step))
+            stack.enter_context(set_on(self, "get_batch_samples", get_batch_samples))
+            stack.callback(register_optimizer_step_pre_hook(self._before_optimizer_step).remove)
+            yield
+
+    def _before_optimizer_step(self, optimizer: Optimizer, *_: Any) -> None:
+        if not self.unreduces_losses:
+            return
+        early = self._in_training_step and self._accumulates
+        early = early and (self._scale_pending or not self.accelerator.sync_gradients)
+        unweighed = not self._in_training_step and not self._weighed
+        if not (early or unweighed) or not self._trains_the_model(optimizer):
+            return
+        if early:
+            raise NotImplementedError(
+                f"{type(optimizer).__name__} takes a step within {self._named('training_step', 'a training_step')} or its "
+                f"backward pass, before the accumulated step is complete: {_ONE_BATCH}."
+            )
+        self._stop_if_not_weighed("_inner_training_loop")
+
+    def _trains_the_model(self, optimizer: Optimizer) -> bool:
+        assert self.model is not None
+        of_model = {id(parameter) for parameter in self.model.parameters()}
+        return any(
+            id(parameter) in of_model for group in optimizer.param_groups for parameter in group["params"]
+        )
+
+    def _check_gradients_accumulate(self) -> None:
+        """Raise where a micro-batch leaves no gradients, as where hooks take a step of their own with them."""
+        if not self._accumulates or self.accelerator.sync_gradients:
+            return
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            return  # They keep the gradients elsewhere.
+        assert self.model is not None
+        if not any(parameter.grad is not None for parameter in self.model.parameters()):
+            raise NotImplementedError(
+                "The gradients of a micro-batch are gone after its backward pass, as where hooks on the parameters take "
+                f"a step of their own, so that nothing accumulates: {_ONE_BATCH}."
+            )
+
+    # --- refusals ---------------------------------------------------------------------------------------------------
+
+    def _named(self, method: str, otherwise: str) -> str:
+        overrides = self._overrides(method)
+        return overrides[0].name if overrides else otherwise
+
+    def _refusal(self, method: str, does: str, remedy: str) -> NotImplementedError:
+        return NotImplementedError(
+            f"{self._named(method, f'{type(self).__name__}.{method}')} {does}: {remedy}."
+        )
+
+    def _loss_by_itself(self) -> NotImplementedError:
+        return self._refusal(
+            "training_step",
+            "calls compute_loss by itself, so that the share of its loss in the accumulated step is not known",
+            _ONE_BATCH,
+        )
+
+    def _check_calls(self, calls: list[LossCall]) -> None:
+        if not any(call.losses for call in calls):
+            raise self._refusal(
+                "compute_loss",
+                "never reaches the loss of ReweightingMixin, so that nothing is re-weighted",
+                f"{_UNREDUCED}; or set reweighting='none'"
+                if self._needs_weights
+                else f"{_UNREDUCED}; or, to train on its loss as it is, use the class without rgd_hf",
+            )
+        if self._needs_weights and not all(call.used for call in calls if call.losses):
+            raise self._refusal(
+                "compute_loss",
+                "calls super().compute_loss but returns a loss without the re-weighted one in it, so that nothing is "
+                "re-weighted",
+                f"{_UNREDUCED}; or set reweighting='none'",
+            )
+        if self._accumulates and (len(calls) > 1 or not calls[0].scale_known):
+            raise self._loss_by_itself()
+
+    def _check_once_a_micro_batch(self, model: nn.Module, rescales: bool) -> None:
+        if rescales and self._steps_begun and self._step_finished == self._steps_begun:
+            raise self._refusal(
+                "training_step",
+                "calls super().training_step more than once for a micro-batch, so that the gradients of the step were "
+                "already rescaled",
+                _ONE_BATCH,
+            )
+        if self._steps_begun or self._step_is_open:
+            return
+        if any(parameter.grad is not None for parameter in model.parameters()):
+            loops = ("_run_epoch", "_inner_training_loop", "train")
+            loop = next(
+                (self._named(name, "") for name in loops if self._overrides(name)), "A loop of its own"
+            )
+            raise NotImplementedError(
+                f"{loop} calls training_step for several batches before the optimizer's step, so that the share of "
+                "each in the step is not known: clear the gradients before each call (model.zero_grad()), or leave the loop "
+                "to the Trainer, with gradient_accumulation_steps."
+            )
+
+    def _stop_if_not_weighed(self, method: str) -> None:
+        """Raise where the gradients of an optimizer step do not come from the loss of this package."""
+        if self.unreduces_losses and self._needs_weights and not self._weighed:
+            raise self._refusal(
+                method,
+                "takes its step without self.compute_loss, so that nothing is re-weighted",
+                "take the loss of self.compute_loss(model, inputs) in it, or set reweighting='none'",
+            )
+
+    def _refuse_sample_weights(self, inputs: Any) -> None:
+        if SAMPLE_WEIGHT in inputs:
+            raise NotImplementedError(
+                f"The batches have a column {SAMPLE_WEIGHT!r}, but the per-sample losses of this model are not known, so "
+                "they cannot be weighted: override compute_per_sample_losses or pass per_sample_loss_fn (see "
+                "docs/subclasses.md), or remove or rename the column."
+            )
