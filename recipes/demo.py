@@ -1,4 +1,4 @@
-"""Train a real BERT on real, human-rated sentences, plainly (ERM) and with re-weighted losses (RGD). No hub needed.
+"""Fine-tune a BERT on human-rated sentences without (ERM) and with re-weighted losses (RGD). No Hub needed.
 
     python recipes/demo.py --tau 3
     python recipes/demo.py --seeds 0 1 2 3 4
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> dict:
         rows = {split: data.num_rows for split, data in sentences.items()}
         say(
             f"{rows['train']:,} + {rows['validation']:,} sentences from movie reviews, tweets, product reviews and "
-            f"newspapers, rated by 20 people each; training on {TRAIN_ROWS:,}, held out {VALIDATION_ROWS:,}."
+            f"newspapers, rated by 20 people each; {TRAIN_ROWS:,} for training, {VALIDATION_ROWS:,} for validation."
         )
         sentences = DatasetDict(
             train=sentences["train"].select(range(TRAIN_ROWS)),
@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> dict:
 
     card = {"tasks": "text-classification", "dataset": "VADER's rated sentences", "language": "en"}
     results = train_runs(plan, build_trainer, card)
-    print_results(f"Is the sentence positive? {TRAIN_ROWS:,} sentences to train on", results)
+    print_results(f"Is the sentence positive? {TRAIN_ROWS:,} training samples", results)
     model = Path(str(plan.runs[-1].args.output_dir))
     if run_args.save_models:
         say("", f'pipeline("text-classification", model="{model}"):')

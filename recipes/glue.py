@@ -1,11 +1,11 @@
-"""Fine-tune a text classifier with re-weighted losses on GLUE, or on files of your own.
+"""Fine-tune a text classifier with re-weighted losses on GLUE, or on your own files.
 
     accelerate launch recipes/glue.py --task_name mrpc --model_name_or_path google-bert/bert-base-uncased
     accelerate launch recipes/glue.py --train_file train.csv --validation_file valid.csv --compare \
         --model_name_or_path google-bert/bert-base-uncased --output_dir runs/mine
 
-All nine tasks of GLUE come from the Hub (`nyu-mll/glue`) or, in the same columns, from local files. The last lines are
-a table of the official metrics; `all_results.json` in the output directory has them with all settings.
+All nine tasks of GLUE are loaded from the Hub (`nyu-mll/glue`) or, with the same columns, from local files. The run ends
+with a table of the official metrics; `all_results.json` in the output directory has them with all settings.
 """
 
 from dataclasses import dataclass, field
@@ -64,39 +64,51 @@ OWN_METRICS = {
 
 @dataclass
 class DataArguments:
-    """Data: a task of GLUE, or one's own files."""
+    """Data: a GLUE task, or your own files."""
 
     task_name: str | None = field(
         default=None,
-        metadata={"help": f"Task of GLUE: {', '.join(GLUE_TASKS)}. From the Hub unless files are given."},
+        metadata={
+            "help": f"GLUE task: {', '.join(GLUE_TASKS)}. Loaded from the Hub unless local files are given."
+        },
     )
     dataset_dir: str | None = field(
         default=None,
-        metadata={"help": "Directory with train.* and validation.* (parquet, csv, tsv, json or jsonl)."},
+        metadata={
+            "help": "Directory with the files train.* and validation.* (parquet, csv, tsv, json or jsonl)."
+        },
     )
     train_file: str | None = field(
-        default=None, metadata={"help": "File to train on, of one of these kinds."}
+        default=None, metadata={"help": "Training data: a parquet, csv, tsv, json or jsonl file."}
     )
-    validation_file: str | None = field(default=None, metadata={"help": "File to evaluate on."})
+    validation_file: str | None = field(
+        default=None, metadata={"help": "Validation data, in the same format as --train_file."}
+    )
     text_columns: list[str] | None = field(
         default=None,
-        metadata={"help": "The text column, or the two of a pair. Found by itself where it is clear."},
+        metadata={
+            "help": "The text column, or the two columns of sentence pairs. Inferred from the data if not given."
+        },
     )
     label_column: str = field(
         default="label",
         metadata={
-            "help": "The label column: strings or whole numbers (classes), floats (regression) or lists (several "
-            "labels a text)."
+            "help": "The label column: strings or integers (classes), floats (regression) or lists (several labels per "
+            "text)."
         },
     )
-    max_seq_length: int = field(default=128, metadata={"help": "Longer texts are cut to so many tokens."})
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first so many rows."})
+    max_seq_length: int = field(
+        default=128, metadata={"help": "Maximum number of tokens per text; longer texts are truncated."}
+    )
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "Maximum number of training samples: the first rows are used."}
+    )
     max_eval_samples: int | None = field(
-        default=None, metadata={"help": "Evaluate on the first so many rows."}
+        default=None, metadata={"help": "Maximum number of validation samples: the first rows are used."}
     )
     holdout_fraction: float | None = field(
         default=None,
-        metadata={"help": HOLDOUT_HELP + "Classes keep their shares; which rows, does not depend on --seed."},
+        metadata={"help": HOLDOUT_HELP + "The split is stratified by class and does not depend on --seed."},
     )
 
 
@@ -107,7 +119,7 @@ class ModelArguments:
     model_name_or_path: str = field(
         default="google-bert/bert-base-uncased",
         metadata={
-            "help": "Model of the Hugging Face Hub, or a directory with its configuration, weights, tokenizer."
+            "help": "Name of a model on the Hugging Face Hub, or a directory with its configuration, weights and tokenizer."
         },
     )
 
@@ -147,7 +159,7 @@ def load_data(args: DataArguments, task: GlueTask | None) -> DatasetDict:
 
 
 def describe(args: DataArguments, task: GlueTask | None, train: Dataset) -> tuple[list[str], Labels, str]:
-    """The text columns, what the labels mean, and the name of the metric."""
+    """The text columns, the kind and names of the labels, and the name of the metric."""
     if task is not None:
         kind = "single_label_classification" if task.labels else "regression"
         return args.text_columns or list(task.columns), Labels(kind, task.labels), task.metric
@@ -157,7 +169,7 @@ def describe(args: DataArguments, task: GlueTask | None, train: Dataset) -> tupl
 
 
 def cut(data: DatasetDict, args: DataArguments, labels: Labels) -> DatasetDict:
-    """The splits with the asked number of rows; with `holdout_fraction` a part of `train` is `validation`."""
+    """The splits cut to the maximum numbers of samples; with `holdout_fraction` a part of `train` is `validation`."""
     data = DatasetDict(data)
     data["train"] = first_rows(data["train"], args.max_train_samples, "max_train_samples")
     if args.holdout_fraction is not None:
@@ -176,7 +188,7 @@ ARGUMENTS = (DataArguments, ModelArguments, RunArguments, ReweightedTrainingArgu
 
 
 def main(argv: list[str] | None = None) -> dict:
-    """Run the recipe with the given command-line arguments; what `all_results.json` holds."""
+    """Run the recipe with the given command-line arguments; returns the content of `all_results.json`."""
     description = __doc__.split("\n\n")[0]
     data_args, model_args, run_args, training_args = parse_args(
         ARGUMENTS, argv, description=description, defaults=DEFAULTS
@@ -226,7 +238,7 @@ def main(argv: list[str] | None = None) -> dict:
         counts = np.bincount(data["train"]["labels"], minlength=len(labels.names))
         facts["train_class_counts"] = counts.tolist()
     results = train_runs(plan, build_trainer, card, samples, facts)
-    title = f"{data_args.task_name or 'Text classification'}: {len(data['train']):,} rows to train on"
+    title = f"{data_args.task_name or 'Text classification'}: {len(data['train']):,} training samples"
     print_results(title, results)
     push_runs(plan)
     return results

@@ -1,10 +1,11 @@
-"""Fine-tune a causal language model with re-weighted token losses, on chats or texts of your own.
+"""Fine-tune a causal language model with re-weighted token losses on your own chats or texts.
 
     accelerate launch recipes/sft.py --train_file chats.jsonl --validation_file valid.jsonl \
         --model_name_or_path Qwen/Qwen2.5-0.5B-Instruct --assistant_only_loss true --output_dir runs/chat
 
-Columns as TRL names them: `messages` (chats), `prompt` and `completion`, or `text`. `--packing true`, `--completion_only_loss`
-and TRL's other options work as there; the losses need no logits. `--compare` trains ERM and the chosen re-weighting.
+The columns are those of TRL: `messages` (chats), `prompt` and `completion`, or `text`. `--packing true`,
+`--completion_only_loss` and TRL's other options work as in TRL; no logits are computed. `--compare` trains ERM and the chosen
+re-weighting.
 """
 
 import math
@@ -56,18 +57,28 @@ class InputArguments:
     train_file: str | None = field(
         default=None,
         metadata={
-            "help": "File to train on (jsonl, json, parquet, csv or tsv) with the columns 'messages', 'prompt' and "
-            "'completion', or 'text'; or .txt, a text in each line."
+            "help": "Training data: a jsonl, json, parquet, csv or tsv file with the column 'messages', the columns 'prompt' "
+            "and 'completion', or the column 'text'; or a .txt file with one text per line."
         },
     )
-    validation_file: str | None = field(default=None, metadata={"help": "File to evaluate on."})
-    holdout_fraction: float | None = field(default=None, metadata={"help": HOLDOUT_HELP})
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first so many rows."})
-    model_name_or_path: str = field(
-        default="Qwen/Qwen2.5-0.5B", metadata={"help": "Model of the Hugging Face Hub, or a directory."}
+    validation_file: str | None = field(
+        default=None, metadata={"help": "Validation data, in the same format as --train_file."}
     )
-    dtype: str = field(default="float32", metadata={"help": "Of the weights; mixed precision is --bf16."})
-    lora_rank: int = field(default=0, metadata={"help": "Train LoRA adapters of this rank; 0 for the model."})
+    holdout_fraction: float | None = field(default=None, metadata={"help": HOLDOUT_HELP})
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "Maximum number of training samples: the first rows are used."}
+    )
+    model_name_or_path: str = field(
+        default="Qwen/Qwen2.5-0.5B",
+        metadata={"help": "Name of a causal language model on the Hugging Face Hub, or its directory."},
+    )
+    dtype: str = field(
+        default="float32",
+        metadata={"help": "Dtype of the model's weights, e.g. bfloat16; --bf16 is mixed precision instead."},
+    )
+    lora_rank: int = field(
+        default=0, metadata={"help": "Rank of LoRA adapters to train; 0 trains the whole model."}
+    )
 
 
 @dataclass
@@ -79,7 +90,7 @@ class ReweightedSFTTrainer(InspectedTrainer, ReweightingMixin, SFTTrainer):  # t
     """TRL's Trainer with re-weighted losses; evaluation adds the perplexity."""
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """As the Trainer's, with `eval_perplexity`, the exponential of the mean loss of a token."""
+        """As the Trainer's, with `eval_perplexity`, the exponential of the mean loss per token."""
         metrics = super().evaluate(*args, **kwargs)
         return metrics | {"eval_perplexity": math.exp(min(metrics["eval_loss"], 700.0))}
 
@@ -112,11 +123,13 @@ ARGUMENTS = (InputArguments, RunArguments, SFTArguments)
 
 
 def main(argv: list[str] | None = None) -> dict:
-    """Run the recipe with the given command-line arguments; what `all_results.json` holds."""
+    """Run the recipe with the given command-line arguments; returns the content of `all_results.json`."""
     description = __doc__.split("\n\n")[0]
     inputs, run_args, training_args = parse_args(ARGUMENTS, argv, description=description, defaults=DEFAULTS)
     if run_args.hard_examples or run_args.save_predictions:
-        raise UserError("--hard_examples and --save_predictions are for classes, which tokens are not.")
+        raise UserError(
+            "--hard_examples and --save_predictions are for classification, not for language models."
+        )
     plan = prepare_runs(training_args, run_args, settings_of(inputs))
     if plan.finished:
         return push_runs(plan)
@@ -144,7 +157,7 @@ def main(argv: list[str] | None = None) -> dict:
 
     card = {"tasks": "text-generation", "dataset": Path(inputs.train_file).name}
     results = train_runs(plan, build_trainer, card)
-    print_results(f"Supervised fine-tuning: {len(data['train']):,} rows to train on", results)
+    print_results(f"Supervised fine-tuning: {len(data['train']):,} training samples", results)
     push_runs(plan)
     return results
 

@@ -3,13 +3,13 @@
     accelerate launch recipes/tabular.py --data mine.csv --target price --compare --seeds 0 1 2 3 4
     accelerate launch recipes/tabular.py --data breast_cancer --network tabm --output_dir runs/tabm
 
-The best epoch is chosen by validation rows, and scores are those of test rows that were looked at once. The network is
-saved with its preprocessing and predicts a DataFrame:
+The best epoch is chosen on validation rows, and scores are computed once, on test rows. The network is saved with its
+preprocessing and predicts a DataFrame:
 
     model = transformers.AutoModel.from_pretrained("runs/tabm", trust_remote_code=True)
     model.predict(frame)
 
-Gradient boosting and other baselines on the same splits, tuning and several tables are for a study: see benchmarks.
+For gradient boosting and other baselines on the same splits, tuning, and several tables, run a study: see benchmarks/.
 """
 
 import gc
@@ -73,14 +73,21 @@ class ModelArguments:
     """Network."""
 
     network: str = field(default="mlp", metadata={"help": "Kind of network.", "choices": list(NETWORKS)})
-    n_blocks: int | None = field(default=None, metadata={"help": "Depth; the network's own by default."})
-    d_block: int | None = field(default=None, metadata={"help": "Width; the network's own by default."})
-    dropout: float | None = field(default=None, metadata={"help": "Rate; the network's own by default."})
+    n_blocks: int | None = field(
+        default=None, metadata={"help": "Number of blocks; by default that of the kind of network."}
+    )
+    d_block: int | None = field(
+        default=None, metadata={"help": "Width of a block; by default that of the kind of network."}
+    )
+    dropout: float | None = field(
+        default=None, metadata={"help": "Dropout rate; by default that of the kind of network."}
+    )
     network_args: dict | str | None = field(
         default=None,
         metadata={
-            "help": "More, as JSON: k (members of TabM), num_embeddings (auto, none, piecewise_linear, periodic), "
-            "d_embedding, n_bins, pretrain_epochs (self-supervised), mask_rate, reweight_pretraining."
+            "help": "Further settings of the network, as JSON: k (number of members of the TabM ensemble), num_embeddings "
+            "(embeddings of numeric features: auto, none, piecewise_linear, periodic), d_embedding (their size), n_bins (of "
+            "piecewise_linear), pretrain_epochs (self-supervised), mask_rate, reweight_pretraining."
         },
     )
     patience: int = field(

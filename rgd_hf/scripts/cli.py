@@ -96,7 +96,7 @@ def check_option_names(
 
 
 def as_arguments(settings: Mapping[str, Any]) -> list[str]:
-    """Settings as a command line: a list becomes several values, a dict becomes JSON, None is left out."""
+    """Settings as a command line: a list becomes several values, a dict becomes JSON, None is omitted."""
     arguments = []
     for name, value in settings.items():
         if isinstance(value, list):
@@ -119,7 +119,7 @@ def run_recipe(main: Callable[[], Any]) -> None:
         _say(f"\n{name}: error: {error}")
         sys.exit(EXIT_USER_ERROR)
     except KeyboardInterrupt:
-        _say("\nInterrupted. The same command goes on from the last checkpoint.")
+        _say("\nInterrupted. The same command resumes from the last checkpoint.")
         sys.exit(EXIT_INTERRUPTED)
     except Exception as error:
         failure = find_failure(error)

@@ -4,7 +4,7 @@
 class UserError(Exception):
     """Shown as one line without a traceback; the recipe ends with exit code 2.
 
-    The message says what was found, what is allowed and how to go on.
+    The message says what was found, what is allowed and what to do.
     """
 
 

@@ -8,7 +8,7 @@ from sklearn.model_selection import train_test_split
 from rgd_hf.scripts.errors import UserError
 
 HELP = (
-    "Evaluate on this part of the training rows (above 0, below 1) instead of the validation data, and train on the "
+    "Evaluate on this fraction of the training rows (above 0, below 1) instead of the validation data, and train on the "
     "rest: for choosing settings. "
 )
 
@@ -20,10 +20,10 @@ def hold_out(
 
     Args:
         count: number of rows.
-        fraction: part that is held out, above 0 and below 1.
-        seed: of the draw.
-        labels: class numbers `[count]`: classes keep their shares, and one that has a single row is trained on. None
-            draws all rows alike.
+        fraction: fraction of the rows that is held out, above 0 and below 1.
+        seed: random seed of the split.
+        labels: class indices `[count]` for a stratified split, in which a class with a single row stays in the training
+            part. None splits at random.
 
     Returns:
         The row numbers of both, int64, ascending.

@@ -40,7 +40,7 @@ class LengthGroupedTrainer(WeightHistogramMixin, InspectedTrainer, ReweightedTra
     """`ReweightedTrainer` whose `train_sampling_strategy="group_by_length"` is reproducible.
 
     With it the training set needs a column of lengths, named by `length_column_name`; evaluation begins with the
-    longest samples, where the stock Trainer draws groups from the global random state that training goes on with.
+    longest samples, where the stock Trainer draws groups from the global random state that training continues with.
     """
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:

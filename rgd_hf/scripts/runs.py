@@ -1,4 +1,4 @@
-"""Runs: which methods are trained, in which directories; going on after an interruption; never losing a result."""
+"""Runs: which methods are trained, in which directories; how they resume; how results are kept."""
 
 import copy
 import json
@@ -47,48 +47,48 @@ class RunArguments:
     compare: bool = field(
         default=False,
         metadata={
-            "help": "Train twice from the same seed, plainly (ERM, in OUTPUT_DIR/erm) and with the chosen --reweighting "
-            "(in OUTPUT_DIR/<reweighting>), and print both results."
+            "help": "Train twice from the same seed, without re-weighting (ERM, in OUTPUT_DIR/erm) and with the chosen "
+            "--reweighting (in OUTPUT_DIR/<reweighting>), and print both results."
         },
     )
     seeds: list[int] = field(
         default_factory=list,
         metadata={
-            "help": "With --compare: train both from each of these seeds (0 1 2 3 4, say), and print means, the paired "
-            "difference with its 95 %% interval, and a verdict. Seeds that are added later are trained alone."
+            "help": "With --compare: train both from each of these seeds (e.g. 0 1 2 3 4), and print means, the paired "
+            "difference with its 95 %% interval, and a verdict. If you add seeds later, only these are trained."
         },
     )
     overwrite_output_dir: bool = field(
         default=False,
         metadata={
-            "help": "Discard the checkpoints and results that the output directory holds and start anew. Without it an "
-            "interrupted run goes on from its last checkpoint, and a finished one is left alone."
+            "help": "Discard the checkpoints and results in the output directory and start again. Without it an "
+            "interrupted run resumes from its last checkpoint, and a finished run is not repeated."
         },
     )
     save_predictions: bool = field(
         default=False,
         metadata={
             "help": "Write predictions.parquet into the run's directory: label, prediction, whether it is correct, and "
-            "plain loss of every evaluation sample, in order (a file for each of several validation sets)."
+            "plain loss of each evaluation sample, in order (one file per validation set)."
         },
     )
     hard_examples: int = field(
         default=0,
         metadata={
-            "help": "After training, list so many training samples that carried the most weight (hard, or mislabelled?) "
-            "in hard_examples.html and hard_examples.json of the run's directory."
+            "help": "Number of hard examples to list after training: the training samples with the largest mean weight, "
+            "hard or mislabelled, in hard_examples.html and hard_examples.json in the run's directory."
         },
     )
     push_data_reports: bool = field(
         default=False,
         metadata={
-            "help": "With --push_to_hub, push what --hard_examples and --save_predictions wrote too: texts, images and "
-            "labels of your own data. Without it they stay here."
+            "help": "With --push_to_hub, also push the files of --hard_examples and --save_predictions, which contain "
+            "texts, images and labels of your data. They are not pushed by default."
         },
     )
     save_models: bool = field(
         default=True,
-        metadata={"help": "Write the trained model; with false a run leaves its results and card alone."},
+        metadata={"help": "Save the trained model; with false, only results and model card are saved."},
     )
 
     def __post_init__(self):
@@ -208,7 +208,7 @@ def train_runs(
 ) -> dict[str, Any]:
     """Train, evaluate, save and document every run of a plan.
 
-    Each run starts from the same seed. One that was interrupted goes on from its last checkpoint; one that is
+    Each run starts from the same seed. One that was interrupted resumes from its last checkpoint; one that is
     finished (the first of two, say) is not trained again. Every run leaves its model card, `all_results.json` and what
     `plan.options` ask for in its directory; a comparison leaves another `all_results.json` above them. Nothing is pushed
     but checkpoints (`--hub_strategy`): `push_runs` does that, after the results were shown.
@@ -390,7 +390,7 @@ def _discard(plan: RunPlan) -> None:
 
 def _conflict(plan: RunPlan) -> str | None:
     """Why these runs must not be trained in these directories, or None."""
-    ways_out = "Choose another --output_dir, or give --overwrite_output_dir to discard it and start anew."
+    ways_out = "Choose another --output_dir, or give --overwrite_output_dir to discard it and start again."
     if plan.root.exists() and not plan.root.is_dir():
         return f"the output directory {plan.root} is a file. Choose another --output_dir."
     if _is_finished(plan) and not _is_left_to_push(plan):
@@ -406,7 +406,7 @@ def _conflict(plan: RunPlan) -> str | None:
         if changed:
             details = "; ".join(f"{name}: {before.get(name)!r}, now {now.get(name)!r}" for name in changed)
             return (
-                f"{directory} holds a run with other settings ({details}). Give the same settings to go on with it or to "
+                f"{directory} holds a run with other settings ({details}). Give the same settings to resume it or to "
                 f"push it. {ways_out}"
             )
     return None

@@ -95,7 +95,7 @@ def test_a_default_for_an_unknown_option_is_a_mistake_in_the_recipe():
     [
         (UserError("no such task"), 2, "glue.py: error: no such task\n"),
         (FloatingPointError("loss is nan in step 3"), 2, "\nglue.py: error: loss is nan in step 3\n"),
-        (KeyboardInterrupt(), 130, "\nInterrupted. The same command goes on from the last checkpoint.\n"),
+        (KeyboardInterrupt(), 130, "\nInterrupted. The same command resumes from the last checkpoint.\n"),
     ],
 )
 def test_user_errors_are_one_line_and_an_exit_code(error, code, line, monkeypatch, capsys):

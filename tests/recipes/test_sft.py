@@ -152,7 +152,7 @@ def test_lines_of_a_text_file(command, tmp_path):
     ("options", "message"),
     [
         (["--validation_file=x.jsonl"], "either --validation_file or --holdout_fraction"),
-        (["--hard_examples=3"], "are for classes"),
+        (["--hard_examples=3"], "--hard_examples"),
         (["--train_file=missing.jsonl"], "no file"),
     ],
 )

@@ -27,17 +27,17 @@ _LOOKS_LIKE_DATE = re.compile(r"^\s*\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T]\d{1,2}:
 class ColumnArguments:
     """Columns: their types are inferred; these options overrule that."""
 
-    numeric_columns: list[str] | None = field(default=None, metadata={"help": "Columns that are numbers."})
+    numeric_columns: list[str] | None = field(default=None, metadata={"help": "Columns to treat as numbers."})
     categorical_columns: list[str] | None = field(
-        default=None, metadata={"help": "Columns that are categories, e.g. numeric codes."}
+        default=None, metadata={"help": "Columns to treat as categories, e.g. numeric codes."}
     )
-    date_columns: list[str] | None = field(default=None, metadata={"help": "Columns that are dates."})
-    drop_columns: list[str] | None = field(default=None, metadata={"help": "Columns to leave out."})
+    date_columns: list[str] | None = field(default=None, metadata={"help": "Columns to treat as dates."})
+    drop_columns: list[str] | None = field(default=None, metadata={"help": "Columns to ignore."})
     task: str | None = field(
         default=None,
         metadata={
-            "help": "'classification' or 'regression'. By default a target of strings, booleans or at most "
-            f"{MAX_INTEGER_CLASSES} different whole numbers makes classes.",
+            "help": "'classification' or 'regression'. By default, a target of strings, booleans or at most "
+            f"{MAX_INTEGER_CLASSES} different integers is a classification.",
             "choices": list(TASKS),
         },
     )
@@ -245,9 +245,9 @@ def find_target(
     )
     missing = frame[name].isna().to_numpy(dtype=bool)
     if infinite.any():
-        warn(f"{int(infinite.sum()):,} row(s) with an infinite target are left out.")
+        warn(f"{int(infinite.sum()):,} row(s) with an infinite target are skipped.")
     if missing.any():
-        warn(f"{int(missing.sum()):,} row(s) without a target are left out.")
+        warn(f"{int(missing.sum()):,} row(s) without a target are skipped.")
     frame = frame[~(missing | infinite)]
     values = frame[name]
     if not len(values):
@@ -281,7 +281,7 @@ def find_target(
                 f"one row each: {shown}. --drop_rare_classes leaves their rows out; for a number to be predicted, "
                 "give --task regression."
             )
-        warn(f"the rows of {len(rare)} class(es) with fewer than 3 rows are left out: {shown}.")
+        warn(f"the rows of {len(rare)} class(es) with fewer than 3 rows are skipped: {shown}.")
         keep = ~plain.isin(rare.index)
         frame, plain = frame[keep.to_numpy()], plain[keep]
         counts = plain.value_counts()

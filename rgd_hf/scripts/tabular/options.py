@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from rgd_hf.scripts.errors import UserError
 from rgd_hf.scripts.tabular.configuration import NUM_EMBEDDINGS
 
-# Beyond so many numeric features embeddings make the first layer so wide that training takes several times as long.
+# Above this number of numeric features, embeddings make the first layer so wide that training takes several times as long.
 MAX_EMBEDDED_FEATURES = 100
 
 
@@ -13,10 +13,10 @@ MAX_EMBEDDED_FEATURES = 100
 class NetworkArguments:
     """Networks: sizes (by default those of each network) and how long they train."""
 
-    n_blocks: int | None = field(default=None, metadata={"help": "Depth."})
-    d_block: int | None = field(default=None, metadata={"help": "Width."})
+    n_blocks: int | None = field(default=None, metadata={"help": "Number of blocks."})
+    d_block: int | None = field(default=None, metadata={"help": "Width of a block."})
     dropout: float | None = field(default=None, metadata={"help": "Dropout rate."})
-    k: int = field(default=16, metadata={"help": "Members of the TabM ensemble."})
+    k: int = field(default=16, metadata={"help": "Number of members of the TabM ensemble."})
     num_embeddings: str = field(
         default="auto",
         metadata={
@@ -25,19 +25,23 @@ class NetworkArguments:
             "choices": ["auto", *NUM_EMBEDDINGS],
         },
     )
-    d_embedding: int = field(default=16, metadata={"help": "Size of such an embedding."})
-    n_bins: int = field(default=32, metadata={"help": "Bins of piecewise-linear embeddings."})
+    d_embedding: int = field(default=16, metadata={"help": "Size of the embedding of a numeric feature."})
+    n_bins: int = field(default=32, metadata={"help": "Number of bins of piecewise-linear embeddings."})
     patience: int = field(
         default=16, metadata={"help": "Epochs without a better validation score before training stops."}
     )
     pretrain_epochs: int = field(
         default=0,
-        metadata={"help": "Epochs of self-supervised training first: masked features are reconstructed."},
+        metadata={
+            "help": "Number of epochs of self-supervised pretraining: masked features are reconstructed."
+        },
     )
-    mask_rate: float = field(default=0.3, metadata={"help": "Share of the features masked in that stage."})
+    mask_rate: float = field(
+        default=0.3, metadata={"help": "Fraction of the features that are masked in pretraining."}
+    )
     reweight_pretraining: bool = field(
         default=False,
-        metadata={"help": "Re-weight the reconstruction losses too, where the method re-weights."},
+        metadata={"help": "Also re-weight the losses of pretraining."},
     )
 
     def __post_init__(self):

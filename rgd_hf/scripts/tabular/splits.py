@@ -47,7 +47,7 @@ class Splits:
     Attributes:
         train: what the encoders and the methods are fitted on.
         validation: decides on early stopping and tuning.
-        test: looked at once, for the report.
+        test: rows of the final score.
         target: what is predicted.
         preprocessor: the fitted encoders.
         seed: of the cut between training and validation.

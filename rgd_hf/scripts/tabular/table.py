@@ -16,29 +16,32 @@ class TableArguments:
     data: str | None = field(
         default=None,
         metadata={
-            "help": "The table: a csv, tsv, parquet, json or jsonl file, a data set of the Hub (owner/name), or one of "
+            "help": "The table: a csv, tsv, parquet, json or jsonl file, a data set on the Hub (owner/name), or one of "
             f"scikit-learn's {', '.join(EMBEDDED)}."
         },
     )
     target: str | None = field(
-        default=None, metadata={"help": "The column to predict. Embedded tables know it."}
+        default=None, metadata={"help": "The column to predict. Not needed for scikit-learn's tables."}
     )
     max_rows: int | None = field(
-        default=None, metadata={"help": "Use a random subset of so many rows, the classes' shares kept."}
+        default=None, metadata={"help": "Maximum number of rows: a random subset, stratified by class."}
     )
-    test_size: float = field(default=0.2, metadata={"help": "Share of the rows to test on."})
+    test_size: float = field(default=0.2, metadata={"help": "Fraction of the rows for the final test score."})
     validation_size: float = field(
-        default=0.2, metadata={"help": "Share of the other rows, which choose the best epoch."}
+        default=0.2,
+        metadata={"help": "Fraction of the remaining rows for validation, which chooses the best epoch."},
     )
     split_seed: int = field(
         default=0,
         metadata={
-            "help": "Seed of the cut between test and other rows; --seed cuts training from validation."
+            "help": "Random seed of the split into test and remaining rows; the validation rows depend on --seed."
         },
     )
     label_noise: float = field(
         default=0.0,
-        metadata={"help": "Share of the training labels replaced by a wrong one, another for every seed."},
+        metadata={
+            "help": "Fraction of the training labels that are replaced by a wrong one, drawn with --seed."
+        },
     )
 
     def __post_init__(self):
@@ -50,12 +53,12 @@ class TableArguments:
 
 
 def prepare_table(args: TableArguments, columns_args: ColumnArguments, smoothing: float) -> PreparedTable:
-    """Read the table, and tell what its columns are.
+    """Read the table and infer its column types.
 
     Args:
-        args: where it is, and how it is cut.
-        columns_args: what the user says of its columns.
-        smoothing: of the labels, which a regression cannot have.
+        args: the table and how it is split.
+        columns_args: the user's choices for its columns.
+        smoothing: label smoothing factor, which a regression cannot have.
 
     Raises:
         UserError: there is no such table, or nothing can be learned from it.
