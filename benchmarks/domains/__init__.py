@@ -1,1 +1,1 @@
-"""What only studies of domains need: one held-out domain as a script of the engine's contract."""
+"""What only studies of domains need: the rules by which DomainBed chooses a checkpoint."""

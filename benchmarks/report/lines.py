@@ -10,9 +10,9 @@ from typing import Any
 
 from benchmarks.report.choice import best_candidate
 from benchmarks.report.merging import merged
+from benchmarks.run_file import RunFile
 from rgd_hf import ReweightingArguments
 from rgd_hf.scripts.errors import UserError
-from rgd_hf.scripts.run_file import RunFile
 
 Record = Mapping[str, Any]
 

@@ -5,7 +5,7 @@ import statistics
 from benchmarks.report.formats import number
 from benchmarks.report.lines import BASELINE, OF_A_METHOD, Records
 from benchmarks.report.methods import in_order, method_title
-from rgd_hf.scripts.run_file import duration
+from benchmarks.run_file import duration
 
 READING = """\
 **How to read it.** Every number is a paired difference: the score of a method minus that of ERM with the same data,

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.domains.selection import RULES
 from benchmarks.report.formats import marked, mean_and_spread, table
 from benchmarks.report.lines import BASELINE, Record, Records, candidate_of
 from benchmarks.report.methods import in_order, method_title
-from rgd_hf.scripts.domains.selection import RULES
 from rgd_hf.statistics import mean_interval
 
 

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from benchmarks.report.formats import counted
+from benchmarks.run_file import duration, parse_shard
 from benchmarks.study.cells import FINAL, TUNING, Cell, candidates, is_tuned, options_of, script_of
 from benchmarks.study.ray_tasks import run_with_ray
 from benchmarks.study.runner import Runner
@@ -30,7 +31,6 @@ from benchmarks.study.specification import BASELINE, Study, read_study
 from rgd_hf.scripts.cli import parse_args, run_recipe
 from rgd_hf.scripts.errors import UserError
 from rgd_hf.scripts.results import console, write_json
-from rgd_hf.scripts.run_file import duration, parse_shard
 
 USAGE = "python -m benchmarks.study STUDY.yaml --option value ..."
 EPILOG = "STUDY.yaml: see benchmarks/README.md, which explains its keys. Exit code 1: final runs failed."

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.run_file import RunFile, duration
 from benchmarks.study.cells import CannotRun, Cell, identity, plan, resolve_cell
 from benchmarks.study.machine import git_commit
 from benchmarks.study.scripts import CHECKOUT
 from benchmarks.study.specification import Study
 from benchmarks.study.training import KEY, Line, train_cell
 from rgd_hf.scripts.results import package_versions
-from rgd_hf.scripts.run_file import RunFile, duration
 
 MISSING = "missing"
 

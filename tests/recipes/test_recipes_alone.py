@@ -8,6 +8,7 @@ import sys
 import pytest
 
 import demo
+import domainbed
 import glue
 import imagenet
 import sft
@@ -70,7 +71,10 @@ def test_a_copied_recipe_trains(tiny_model_dir, write_rows, tmp_path):
     assert (folder / "out" / "all_results.json").is_file()
 
 
-@pytest.mark.parametrize("recipe", [demo, glue, imagenet, sft, tabular], ids=lambda module: module.__name__)
+RECIPE_MODULES = (demo, domainbed, glue, imagenet, sft, tabular)
+
+
+@pytest.mark.parametrize("recipe", RECIPE_MODULES, ids=lambda module: module.__name__)
 def test_options_and_lines_are_few(recipe):
     """Those that all recipes share are not counted."""
     own = [cls for cls in recipe.ARGUMENTS[:-1] if cls is not RunArguments]

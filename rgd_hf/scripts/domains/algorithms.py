@@ -1,19 +1,19 @@
-"""The algorithms by name, and the hyper-parameters of a run: the defaults, or drawn at random."""
+"""The algorithms by name, and the options of a training on all domains but the held-out ones."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
-from rgd_hf.scripts.domains.coral import CoralTrainer
-from rgd_hf.scripts.domains.environments import seed_hash
-from rgd_hf.scripts.domains.group_dro import GroupDRODomainTrainer
-from rgd_hf.scripts.domains.miro import MiroTrainer
-from rgd_hf.scripts.domains.swad import SwadTrainer
-from rgd_hf.scripts.domains.training import DomainTrainer
-
-Drawing = Callable[[np.random.RandomState], Any]
+from rgd_hf import ReweightedTrainingArguments
+from rgd_hf.scripts.domains.batches import DOMAIN
+from rgd_hf.scripts.domains.training import (
+    CORALDomainTrainer,
+    DomainTrainer,
+    MIRODomainTrainer,
+    SWADDomainTrainer,
+)
+from rgd_hf.scripts.errors import UserError
+from rgd_hf.weightings import GroupDRO
+from rgd_hf.weightings.choice import weighting_of
 
 
 @dataclass(frozen=True)
@@ -23,64 +23,93 @@ class Algorithm:
     Attributes:
         title: as tables call it.
         trainer: its Trainer.
-        hyper_parameters: its own, by name: the default, and how a random one is drawn.
+        option: the one of `AlgorithmArguments` that is its own.
     """
 
     title: str
     trainer: type[DomainTrainer]
-    hyper_parameters: dict[str, tuple[Any, Drawing]] = field(default_factory=dict)
+    option: str | None = None
 
 
 ALGORITHMS = {
     "erm": Algorithm("ERM", DomainTrainer),
-    "group_dro": Algorithm(
-        "GroupDRO", GroupDRODomainTrainer, {"group_step_size": (0.01, lambda r: 10 ** r.uniform(-3, -1))}
-    ),
-    "coral": Algorithm("CORAL", CoralTrainer, {"coral_weight": (1.0, lambda r: 10 ** r.uniform(-1, 1))}),
-    "miro": Algorithm(
-        "MIRO", MiroTrainer, {"miro_weight": (0.1, lambda r: float(r.choice([1.0, 0.1, 0.01, 0.001])))}
-    ),
-    "swad": Algorithm(
-        "SWAD", SwadTrainer, {"swad_tolerance": (1.3, lambda r: float(r.choice([1.2, 1.3, 1.4])))}
-    ),
-}
-
-# The ranges of DomainBed; its small images are digits.
-COMMON: dict[str, dict[str, Drawing]] = {
-    "pretrained": {
-        "learning_rate": lambda r: 10 ** r.uniform(-5, -3.5),
-        "batch_size": lambda r: int(2 ** r.uniform(3, 5.5)),
-        "weight_decay": lambda r: 10 ** r.uniform(-6, -2),
-        "dropout": lambda r: float(r.choice([0.0, 0.1, 0.5])),
-    },
-    "from_scratch": {
-        "learning_rate": lambda r: 10 ** r.uniform(-4.5, -2.5),
-        "batch_size": lambda r: int(2 ** r.uniform(3, 9)),
-        "weight_decay": lambda r: 0.0,
-        "dropout": lambda r: 0.0,
-    },
+    "group_dro": Algorithm("GroupDRO", DomainTrainer, "group_step_size"),
+    "coral": Algorithm("CORAL", CORALDomainTrainer, "coral_weight"),
+    "miro": Algorithm("MIRO", MIRODomainTrainer, "miro_weight"),
+    "swad": Algorithm("SWAD", SWADDomainTrainer, "swad_tolerance"),
 }
 
 
-def draw_hyper_parameters(
-    algorithm: str, defaults: dict[str, Any], space: str, draw: int, trial: int
-) -> dict[str, Any]:
-    """The hyper-parameters of a run.
+@dataclass
+class AlgorithmArguments:
+    """Algorithm and held-out domain."""
 
-    Each is drawn from a generator of its own, seeded by draw, trial and its name: algorithms share the draws of what
-    they have in common.
+    held_out: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "The domain to test on, which is not trained on; two of them for leave-one-domain-out selection."
+        },
+    )
+    algorithm: str = field(
+        default="erm",
+        metadata={
+            "help": "What trains on the others; --reweighting goes on top of it.",
+            "choices": list(ALGORITHMS),
+        },
+    )
+    dropout: float = field(default=0.0, metadata={"help": "Rate of dropout before the classifier."})
+    group_step_size: float = field(
+        default=0.01, metadata={"help": "Of GroupDRO: step size of the group weights."}
+    )
+    coral_weight: float = field(default=1.0, metadata={"help": "Of CORAL: weight of its penalty."})
+    miro_weight: float = field(default=0.1, metadata={"help": "Of MIRO: weight of its penalty."})
+    swad_tolerance: float = field(
+        default=1.3,
+        metadata={
+            "help": "Of SWAD: the average ends where the validation loss is so many times that of its start."
+        },
+    )
 
-    Args:
-        algorithm: name in `ALGORITHMS`.
-        defaults: the user's `learning_rate`, `batch_size` (of each domain) and `weight_decay`, and the `dropout` before the
-            classifier.
-        space: `"pretrained"` or `"from_scratch"`.
-        draw: number of the draw; 0 for the defaults.
-        trial: number of the trial.
-    """
-    own = ALGORITHMS[algorithm].hyper_parameters
-    if draw == 0:
-        return {**defaults, **{name: default for name, (default, _) in own.items()}}
-    drawings = {**COMMON[space], **{name: drawing for name, (_, drawing) in own.items()}}
-    seed = seed_hash(draw, trial)
-    return {name: drawing(np.random.RandomState(seed_hash(seed, name))) for name, drawing in drawings.items()}
+    def __post_init__(self):
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"--dropout must be at least 0 and below 1, not {self.dropout:g}.")
+        for name in ("group_step_size", "coral_weight", "miro_weight"):
+            if getattr(self, name) < 0:
+                raise UserError(f"--{name} must be at least 0, not {getattr(self, name):g}.")
+        if self.swad_tolerance < 1:
+            raise UserError(f"--swad_tolerance must be at least 1, not {self.swad_tolerance:g}.")
+
+    def idle(self) -> list[str]:
+        """Options that are set, but are of another algorithm; a random search draws them for all."""
+        default = {name: f.default for name, f in type(self).__dataclass_fields__.items()}
+        others = [each.option for name, each in ALGORITHMS.items() if each.option and name != self.algorithm]
+        return [option for option in others if getattr(self, option) != default[option]]
+
+    @property
+    def title(self) -> str:
+        """Of the algorithm: `"CORAL"`."""
+        return ALGORITHMS[self.algorithm].title
+
+    def method(self, weighted: str) -> str:
+        """The algorithm and what is on top of it: `"CORAL + RGD (kl, tau=1)"`; `weighted` alone is that on plain ERM."""
+        if self.algorithm == "erm":
+            return weighted
+        return self.title if weighted == "ERM" else f"{self.title} + {weighted}"
+
+    def trainer_settings(self, args: ReweightedTrainingArguments, domains: list[str]) -> dict[str, Any]:
+        """What the algorithm's Trainer is given beside what all are.
+
+        Args:
+            args: of the training; the re-weighting in them is within the groups of GroupDRO.
+            domains: names of the training domains.
+        """
+        if self.algorithm == "group_dro":
+            return {
+                "reweighting": GroupDRO(
+                    len(domains), self.group_step_size, DOMAIN, list(domains), within=weighting_of(args)
+                )
+            }
+        if self.algorithm == "coral":
+            return {"num_domains": len(domains), "coral_weight": self.coral_weight, "domain_column": DOMAIN}
+        option = ALGORITHMS[self.algorithm].option
+        return {} if option is None else {option: getattr(self, option)}

@@ -1,7 +1,7 @@
 """Models that are trained: any of timm or transformers, with weights of the Hub, a directory, a file, a package, or none."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import timm
@@ -17,7 +17,7 @@ from transformers import (
     TimmWrapperForImageClassification,
 )
 
-from rgd_hf.scripts.domains.features import classifier_of
+from rgd_hf.contrib.features import classifier_of
 from rgd_hf.scripts.efficientnet_lite import ARCHITECTURE, PACKAGE
 from rgd_hf.scripts.embedded import minilm_directory
 from rgd_hf.scripts.errors import UserError
@@ -33,8 +33,34 @@ from rgd_hf.scripts.timm_weights import (
 
 EFFICIENTNET_LITE0 = "efficientnet-lite0"
 MINILM = "minilm"
+NO_WEIGHTS = "none"
 # timm renames older tensors before it loads them, which stumbles in many ways over those of another architecture.
 _MISFITS = (RuntimeError, LookupError, ValueError, TypeError, AttributeError, AssertionError)
+
+
+@dataclass
+class BackboneArguments:
+    """Model."""
+
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={
+            "help": f"Model of the Hugging Face Hub (timm/... included) or a directory; {EFFICIENTNET_LITE0} (images) "
+            f"and {MINILM} (texts), the defaults, come with packages. With --weights, an architecture of timm."
+        },
+    )
+    weights: str | None = field(
+        default=None,
+        metadata={
+            "help": "Pretrained weights for the timm architecture --model_name_or_path from a local file (.safetensors, "
+            f".pth, .pt), or {NO_WEIGHTS} to start from random ones. A classifier of another number of classes is left out; "
+            "a new one starts."
+        },
+    )
+    freeze_batch_norm: bool = field(
+        default=True,
+        metadata={"help": "Keep the statistics of batch normalizations as they were pretrained."},
+    )
 
 
 @dataclass(frozen=True)
@@ -46,12 +72,33 @@ class Backbone:
         mean: of the normalization of images, one number a channel.
         std: of the normalization.
         tokenizer: for texts.
+        processor: of images, where the model brings one; saved with it.
     """
 
     build: Callable[[int], nn.Module]
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
     tokenizer: PreTrainedTokenizerBase | None = None
+    processor: Any = None
+
+
+def load_backbone(args: BackboneArguments, kind: str) -> Backbone:
+    """The model for `"image"` or `"text"` that the options name.
+
+    Raises:
+        UserError: there is no such model, or the options do not go together.
+    """
+    name, weights = args.model_name_or_path, args.weights
+    if kind == "image":
+        if weights not in (None, NO_WEIGHTS) and name is None:
+            raise UserError(
+                "--weights needs the timm architecture that they are for: --model_name_or_path timm/NAME."
+            )
+        random = weights == NO_WEIGHTS
+        return image_backbone(name or EFFICIENTNET_LITE0, not random, None if random else weights)
+    if weights is not None:
+        raise UserError("--weights is for images: a text model brings its own, leave the option out.")
+    return text_backbone(name or MINILM)
 
 
 def image_backbone(name: str, pretrained: bool = True, weights: str | None = None) -> Backbone:
@@ -77,7 +124,7 @@ def image_backbone(name: str, pretrained: bool = True, weights: str | None = Non
         )
         return _trained_backbone(architecture, PACKAGE if weights is None else weights)
     if not pretrained:
-        architecture = _architecture(name, "--pretrained false: an architecture of timm is needed")
+        architecture = _architecture(name, "--weights none: an architecture of timm is needed")
         return Backbone(lambda classes: _from_timm(architecture, classes))
     processor = load_pretrained(AutoImageProcessor.from_pretrained, name)
     config = getattr(processor, "data_config", {})  # timm's processor keeps its numbers there
@@ -92,6 +139,7 @@ def image_backbone(name: str, pretrained: bool = True, weights: str | None = Non
         ),
         mean=tuple(config.get("mean") or processor.image_mean),
         std=tuple(config.get("std") or processor.image_std),
+        processor=processor,
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch.utils.data import Dataset, Sampler
 
+from rgd_hf.data import SAMPLE_INDEX
 from rgd_hf.scripts.domains.environments import seed_hash
 from rgd_hf.scripts.domains.views import View
 
@@ -22,22 +23,40 @@ class Draw(NamedTuple):
 
 
 class TrainingDomains(Dataset):
-    """The training domains as one data set that is read by `Draw`.
+    """The training samples as one data set that is read by `Draw`, or by number for a sample that is not augmented.
+
+    Samples are numbered from 0, domain by domain, in the order of the splits.
 
     Args:
         views: one a training domain.
-        labels: classes of the samples of all `in` splits together, int `[samples]`: what balanced class weights count.
+        splits: the sample numbers of each one's `in` split.
+        labels: classes of all samples, int `[samples]`: what balanced class weights count.
     """
 
-    def __init__(self, views: Sequence[View], labels: np.ndarray):
-        self.views, self.labels = views, labels
+    def __init__(self, views: Sequence[View], splits: Sequence[np.ndarray], labels: np.ndarray):
+        self.views, self.splits, self.labels = views, splits, labels
+        self._starts = np.cumsum([0, *(len(numbers) for numbers in splits)])
+        self._positions = [np.argsort(numbers) for numbers in splits]
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, draw: Draw) -> dict[str, Any]:
-        domain, sample, seed = draw
-        return {**self.views[domain].sample(sample, seed), DOMAIN: domain}
+    def __getitem__(self, key: Draw | int) -> dict[str, Any]:
+        domain, sample, seed = key if isinstance(key, Draw) else (*self.place(key), None)
+        return {
+            **self.views[domain].sample(sample, seed),
+            DOMAIN: domain,
+            SAMPLE_INDEX: self._index(domain, sample),
+        }
+
+    def place(self, index: int) -> tuple[int, int]:
+        """Domain, and number in its environment, of the sample with this number."""
+        domain = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return domain, int(self.splits[domain][index - self._starts[domain]])
+
+    def _index(self, domain: int, sample: int) -> int:
+        position = np.searchsorted(self.splits[domain], sample, sorter=self._positions[domain])
+        return int(self._starts[domain] + self._positions[domain][position])
 
 
 class DomainSampler(Sampler[Draw]):

@@ -86,16 +86,19 @@ def check_environments(data: DomainData) -> DomainData:
     return data
 
 
-def check_held_out(names: Sequence[str], data: DomainData) -> list[str]:
-    """The environments to hold out in turn: those asked for, all where none is.
-
-    Raises:
-        UserError: a name is none of an environment.
-    """
+def check_held_out(names: Sequence[str], data: DomainData) -> None:
+    """Raise `UserError` unless `names` are one or two of the environments, and others are left to train on."""
+    domains = listed(data.names)
     strange = [name for name in names if name not in data.names]
     if strange:
-        raise UserError(f"--held_out: there is no domain {listed(strange)}; domains: {listed(data.names)}.")
-    return [name for name in data.names if not names or name in names]
+        raise UserError(f"--held_out: there is no domain {listed(strange)}; domains: {domains}.")
+    if len(set(names)) != len(names) or len(names) not in (1, 2):
+        raise UserError(
+            f"--held_out names the domain to test on (two for leave-one-domain-out selection), one of {domains}, not "
+            f"{listed(names)}. Each in turn is for a study: `parts: {{held_out: [...]}}`, see benchmarks/README.md."
+        )
+    if len(names) == len(data.names):
+        raise UserError(f"--held_out leaves no domain to train on; domains: {domains}.")
 
 
 def seed_hash(*parts: Any) -> int:

@@ -1,166 +1,212 @@
-"""Training one run of a sweep, and what it leaves: one record."""
+"""One training on all domains but the held-out ones: its Trainer, and what it says of itself afterwards."""
 
 import copy
-import gc
-import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+from accelerate import PartialState
 from transformers import DataCollatorWithPadding, PrinterCallback, default_data_collator, set_seed
 
 from rgd_hf import ReweightedTrainingArguments
-from rgd_hf.scripts.domains.algorithms import ALGORITHMS, draw_hyper_parameters
+from rgd_hf.contrib import FeaturesError
+from rgd_hf.scripts.domains.algorithms import ALGORITHMS, AlgorithmArguments
 from rgd_hf.scripts.domains.backbones import Backbone, add_dropout, freeze_batch_norm
 from rgd_hf.scripts.domains.batches import DomainSampler, TrainingDomains
+from rgd_hf.scripts.domains.data import training_samples
 from rgd_hf.scripts.domains.environments import DomainData, seed_hash, split
 from rgd_hf.scripts.domains.metrics import accuracy_and_ece
-from rgd_hf.scripts.domains.predictions import CheckpointPredictions
-from rgd_hf.scripts.domains.sweep import Job
-from rgd_hf.scripts.domains.training import DomainTrainer
+from rgd_hf.scripts.domains.training import VALIDATION, DomainTrainer
 from rgd_hf.scripts.domains.views import Subset, View
-from rgd_hf.scripts.results import package_versions
-from rgd_hf.weightings.choice import WITH_TARGET_ESS
+from rgd_hf.scripts.errors import UserError
+from rgd_hf.scripts.hard_examples import list_hard_examples
+from rgd_hf.scripts.predictions import PREDICTIONS, write_table
+from rgd_hf.scripts.runs import Run, RunArguments
+
+SCORES = ("accuracy", "ece", "loss")
 
 
+@dataclass(frozen=True)
 class Experiment:
-    """What all runs of a sweep share.
+    """What the trainings of one command share.
 
-    Args:
+    Attributes:
         data: the environments.
         views: one an environment.
-        backbone: the model of every run.
-        args: training arguments; `per_device_train_batch_size` is that of each training domain.
-        space: where random hyper-parameters are drawn from, see `draw_hyper_parameters`.
+        backbone: the model.
+        algorithm: and the held-out environments.
+        options: what a run leaves behind.
+        card: keywords for `create_model_card`.
         frozen_statistics: freeze the statistics of batch normalizations.
         max_eval_samples: evaluate the first so many samples of each split (they are in random order); all where None.
     """
 
-    def __init__(
-        self,
-        data: DomainData,
-        views: list[View],
-        backbone: Backbone,
-        args: ReweightedTrainingArguments,
-        space: str,
-        frozen_statistics: bool,
-        max_eval_samples: int | None,
-    ):
-        self.data, self.views, self.backbone, self.args = data, views, backbone, args
-        self.space, self.frozen_statistics, self.max_eval_samples = space, frozen_statistics, max_eval_samples
+    data: DomainData
+    views: Sequence[View]
+    backbone: Backbone
+    algorithm: AlgorithmArguments
+    options: RunArguments
+    card: Mapping[str, Any]
+    frozen_statistics: bool = True
+    max_eval_samples: int | None = None
 
-    def train(self, job: Job, kept: CheckpointPredictions | None = None) -> dict[str, Any]:
-        """Train and evaluate one run; what is recorded of it.
+    @property
+    def held_out(self) -> list[str]:
+        """Names of the environments that are not trained on."""
+        return [name for name in self.data.names if name in self.algorithm.held_out]
 
-        Args:
-            job: the run.
-            kept: is given the predictions of its checkpoints.
+    @property
+    def training(self) -> list[int]:
+        """Places of those that are."""
+        return [place for place, name in enumerate(self.data.names) if name not in self.algorithm.held_out]
+
+    def train(self, run: Run, checkpoint: str | None) -> dict[str, Any]:
+        """Train, evaluate and save one run; what is recorded of it (see `scores_of`).
+
+        Raises:
+            UserError: the algorithm does not go together with the model or the settings.
         """
-        started = time.perf_counter()
-        hyper_parameters = draw_hyper_parameters(
-            job.algorithm,
-            {
-                "learning_rate": self.args.learning_rate,
-                "batch_size": self.args.per_device_train_batch_size,
-                "weight_decay": self.args.weight_decay,
-                "dropout": 0.0,
-            },
-            self.space,
-            job.draw,
-            job.trial,
-        )
-        trainer = self._trainer(job, hyper_parameters, kept)
-        trainer.train()
-        if trainer.finish():
-            if kept is not None:
-                kept.forget()
-            metrics = trainer.evaluate()
-            checkpoints = [{"step": trainer.state.global_step, **_accuracies(metrics)}]
-        else:
-            checkpoints = _checkpoints(trainer.state.log_history)
-        logs = [entry for entry in trainer.state.log_history if "loss" in entry]
-        del trainer
-        gc.collect()
-        return {
-            "algorithm": job.algorithm,
-            "reweighting": job.reweighting,
-            "trial": job.trial,
-            "draw": job.draw,
-            "held_out": list(job.held_out),
-            "hyper_parameters": hyper_parameters,
-            "checkpoints": checkpoints,
-            **({"training_log": logs} if logs else {}),
-            "seconds": round(time.perf_counter() - started, 1),
-            "versions": package_versions(),
-        }
+        trainer = self.make_trainer(run.args)
+        trainer.stop_on_non_finite_loss = True
+        try:
+            output = trainer.train(resume_from_checkpoint=checkpoint)
+        except FeaturesError as error:
+            raise UserError(f"--algorithm {self.algorithm.algorithm}: {error}") from error
+        if not trainer.keeps_best:
+            trainer.evaluate()  # its model is none of those that were evaluated
+        scores = scores_of(trainer.state.log_history, self.held_out, trainer.training_domains)
+        trainer.save_state()
+        if scores["step"] != trainer.state.global_step or not trainer.predictions:
+            trainer.evaluate()  # card and predictions are those of the model that is saved
+        directory, options = Path(str(run.args.output_dir)), self.options
+        if options.save_models:
+            trainer.save_model(_internal_call=True)  # else it would be pushed now, before the results
+        if options.save_predictions and PartialState().is_main_process:
+            write_table(self._predictions(trainer), directory / f"{PREDICTIONS}.parquet")
+        domains: Any = trainer.train_dataset
+        if options.hard_examples:
+            samples = training_samples(self.data, self.training, domains)
+            list_hard_examples(trainer, options.hard_examples, samples, directory)
+        trainer.create_model_card(**self.card, model_name=f"{self.card['dataset']} {run.method}")
+        counts = np.bincount(domains.labels, minlength=len(self.data.classes))
+        return {**output.metrics, **scores, "train_class_counts": counts.tolist()}
 
-    def _trainer(
-        self, job: Job, hyper_parameters: Mapping[str, Any], kept: CheckpointPredictions | None = None
-    ) -> DomainTrainer:
-        names = self.data.names
-        training = [position for position, name in enumerate(names) if name not in job.held_out]
-        splits = [split(len(e.labels), job.trial, p) for p, e in enumerate(self.data.environments)]
-        args = copy.copy(self.args)
-        args.reweighting = job.reweighting
-        args.target_ess = args.target_ess if job.reweighting in WITH_TARGET_ESS else None
-        args.learning_rate = hyper_parameters["learning_rate"]
-        args.weight_decay = hyper_parameters["weight_decay"]
-        args.per_device_train_batch_size = hyper_parameters["batch_size"] * len(training)
-        args.seed = seed_hash(job.trial, "model")
+    def make_trainer(self, given: ReweightedTrainingArguments) -> DomainTrainer:
+        """A new model and its Trainer; `per_device_train_batch_size` is that of each training domain, `seed` the trial.
+
+        Raises:
+            UserError: the algorithm does not go together with the model or the settings.
+        """
+        names, trial = self.data.names, given.seed
+        splits = [split(len(e.labels), trial, p) for p, e in enumerate(self.data.environments)]
+        domains, inside = [names[p] for p in self.training], [splits[p][0] for p in self.training]
+        labels = [self.data.environments[p].labels[splits[p][0]] for p in self.training]
+        args = copy.copy(given)
+        args.per_device_train_batch_size = given.per_device_train_batch_size * len(self.training)
+        args.seed = seed_hash(trial, "model")
         # The new classifier and dropout start from the same numbers for every algorithm.
         set_seed(args.seed)
-        model = self.backbone.build(len(self.data.classes))
+        backbone = self.backbone
+        model: Any = backbone.build(len(self.data.classes))
+        model.config.id2label = dict(enumerate(self.data.classes))
+        model.config.label2id = {name: number for number, name in enumerate(self.data.classes)}
         if self.frozen_statistics:
             freeze_batch_norm(model)
-        add_dropout(model, hyper_parameters["dropout"])
-        sampler = DomainSampler(
-            [splits[p][0] for p in training],
-            training,
-            job.trial,
-            hyper_parameters["batch_size"],
-            args.max_steps * args.gradient_accumulation_steps * args.world_size,
-        )
-        tokenizer = self.backbone.tokenizer
-        trainer = ALGORITHMS[job.algorithm].trainer(
-            model=model,
-            args=args,
-            train_dataset=TrainingDomains(
-                [self.views[p] for p in training],
-                np.concatenate([self.data.environments[p].labels[splits[p][0]] for p in training]),
-            ),
-            eval_dataset=self._evaluated(job, splits),
-            processing_class=tokenizer,
-            data_collator=default_data_collator if tokenizer is None else DataCollatorWithPadding(tokenizer),
-            compute_metrics=accuracy_and_ece,
-            sampler=sampler,
-            hyper_parameters=hyper_parameters,
-            training_domains=[names[p] for p in training],
-            kept=kept,
-        )
+        try:
+            add_dropout(model, self.algorithm.dropout)
+            trainer = ALGORITHMS[self.algorithm.algorithm].trainer(
+                model=model,
+                args=args,
+                train_dataset=TrainingDomains(
+                    [self.views[p] for p in self.training], inside, np.concatenate(labels)
+                ),
+                eval_dataset=self._evaluated(splits),
+                processing_class=backbone.tokenizer or backbone.processor,
+                data_collator=DataCollatorWithPadding(backbone.tokenizer)
+                if backbone.tokenizer
+                else default_data_collator,
+                compute_metrics=accuracy_and_ece,
+                record_examples=self.options.hard_examples > 0,
+                sampler=DomainSampler(
+                    inside,
+                    self.training,
+                    trial,
+                    given.per_device_train_batch_size,
+                    args.max_steps * args.gradient_accumulation_steps * args.world_size,
+                ),
+                training_domains=domains,
+                **self.algorithm.trainer_settings(args, domains),
+            )
+        except ValueError as error:
+            raise UserError(f"--algorithm {self.algorithm.algorithm}: {error}") from error
         trainer.remove_callback(PrinterCallback)
         return trainer
 
-    def _evaluated(self, job: Job, splits: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, Subset]:
-        """`out` of every environment, and `in` of the held-out ones: all that the selection rules read."""
+    def _evaluated(self, splits: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, Subset]:
+        """`out` of every environment, and `in` of the held-out ones: all that the rules of DomainBed read."""
         chosen = {}
         for position, name in enumerate(self.data.names):
             inside, outside = splits[position]
             chosen[f"{name}_out"] = Subset(self.views[position], outside[: self.max_eval_samples])
-            if name in job.held_out:
+            if name in self.held_out:
                 chosen[f"{name}_in"] = Subset(self.views[position], inside[: self.max_eval_samples])
         return chosen
 
+    def _predictions(self, trainer: DomainTrainer) -> pd.DataFrame:
+        """One row a sample of the held-out environments' `in` splits, by the final model.
 
-def _accuracies(metrics: Mapping[str, Any]) -> dict[str, float]:
-    kept = ("_accuracy", "_ece", "_loss")
-    return {name.removeprefix("eval_"): value for name, value in metrics.items() if name.endswith(kept)}
+        Its number in its environment, from 0, is in `row`; the other columns are those of `predictions_table`.
+        """
+        subsets: Any = trainer.eval_dataset
+        tables = []
+        for name in self.held_out:
+            head = pd.DataFrame({"environment": name, "row": subsets[f"{name}_in"].numbers})
+            tables.append(pd.concat([head, trainer.predictions[f"eval_{name}_in"]], axis=1))
+        return pd.concat(tables, ignore_index=True)
 
 
-def _checkpoints(log_history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One dict a step that was evaluated; the Trainer logs every data set on its own."""
+def scores_of(
+    log: Sequence[Mapping[str, Any]], held_out: Sequence[str], training: Sequence[str]
+) -> dict[str, Any]:
+    """The scores of a training whose model was chosen by training-domain validation.
+
+    The chosen checkpoint is the one with the best mean accuracy on the training domains' `out` splits, the earliest of
+    equals; what is told of it is measured on the `in` split of the held-out domain, of two the mean.
+
+    Args:
+        log: the Trainer's `log_history`.
+        held_out: names of the held-out domains.
+        training: names of the others.
+
+    Returns:
+        `test_accuracy`, `test_ece`, `test_loss`; `eval_accuracy`, the first of them under the name that studies know;
+        `eval_validation_accuracy`, which decided; `step` of the checkpoint; and `checkpoints` for other rules, dicts with
+        `step` and `<domain>_<in|out>_<accuracy|ece|loss>`.
+    """
+    splits = [f"{name}_out" for name in (*training, *held_out)] + [f"{name}_in" for name in held_out]
+    names = {f"eval_{split}_{score}": f"{split}_{score}" for split in splits for score in SCORES}
     points: dict[int, dict[str, Any]] = {}
-    for entry in log_history:
-        found = _accuracies({k: v for k, v in entry.items() if k.startswith("eval_")})
+    for entry in log:
+        found = {names[name]: value for name, value in entry.items() if name in names}
         if found:
             points.setdefault(entry["step"], {"step": entry["step"]}).update(found)
-    return [points[step] for step in sorted(points)]
+    # SWAD's evaluations during training are of the training domains alone.
+    checkpoints = [points[step] for step in sorted(points) if f"{held_out[0]}_in_accuracy" in points[step]]
+
+    def validation(point: Mapping[str, Any]) -> float:
+        return float(np.mean([point[f"{name}_out_accuracy"] for name in training]))
+
+    best = max(checkpoints, key=validation)
+    test = {
+        f"test_{score}": float(np.mean([best[f"{name}_in_{score}"] for name in held_out])) for score in SCORES
+    }
+    return {
+        **test,
+        "eval_accuracy": test["test_accuracy"],
+        f"eval_{VALIDATION}": validation(best),
+        "step": best["step"],
+        "checkpoints": checkpoints,
+    }

@@ -1,48 +1,53 @@
-"""The Trainer of all algorithms: per-domain batches, and a penalty on the features where an algorithm has one."""
+"""The Trainers of the algorithms: batches of all training domains, and the best checkpoint kept."""
 
-from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Sampler
-from transformers.trainer_utils import EvalLoopOutput
 
 from rgd_hf import ReweightedTrainer
+from rgd_hf.contrib import CORALMixin, MIROMixin, SWADMixin
+from rgd_hf.data import SAMPLE_INDEX
 from rgd_hf.scripts.domains.batches import DOMAIN
-from rgd_hf.scripts.domains.predictions import CheckpointPredictions
 from rgd_hf.scripts.errors import UserError
+from rgd_hf.scripts.hard_examples import InspectedTrainer
 from rgd_hf.scripts.metrics import predicted_labels
-from rgd_hf.scripts.predictions import PredictionsMixin
 from rgd_hf.scripts.weight_histogram import WeightHistogramMixin
 
+BEST_NAME = "best.safetensors"
+VALIDATION = "validation_accuracy"
+CANNOT_SPLIT = (
+    "domains are trained on with whole weights on every process: with DDP, not with FSDP or DeepSpeed."
+)
 
-class DomainTrainer(WeightHistogramMixin, PredictionsMixin, ReweightedTrainer):
+
+class DomainTrainer(WeightHistogramMixin, InspectedTrainer, ReweightedTrainer):
     """Empirical risk minimization over the training domains, with whatever re-weighting its arguments say.
 
-    `eval_dataset` is a dict of one data set a split, named `<domain>_in` and `<domain>_out`.
+    `eval_dataset` is a dict of one data set a split, named `<domain>_in` and `<domain>_out`. Every evaluation of them logs
+    the mean accuracy and loss on the `out` splits of the training domains, as `eval_validation_accuracy` and `eval_loss`.
+    The weights with the best of these accuracies (the earliest of equals) are what `train` ends with: training-domain
+    validation, as DomainBed calls it. Checkpoints have them in `best.safetensors`.
 
     Args:
         sampler: of the training batches.
-        hyper_parameters: those of the algorithm, by name.
         training_domains: names of the domains that are trained on, by their number in a batch.
-        kept: is given what every evaluation predicts; None to keep nothing.
     """
 
-    hidden_columns = (DOMAIN,)
+    hidden_columns = (DOMAIN, SAMPLE_INDEX)
+    keeps_best = True
 
-    def __init__(
-        self,
-        *args: Any,
-        sampler: Sampler,
-        hyper_parameters: Mapping[str, Any],
-        training_domains: list[str],
-        kept: CheckpointPredictions | None = None,
-        **kwargs: Any,
-    ):
-        self.domain_sampler, self.kept = sampler, kept
-        self.hyper_parameters, self.training_domains = hyper_parameters, training_domains
+    def __init__(self, *args: Any, sampler: Sampler, training_domains: list[str], **kwargs: Any):
+        self.domain_sampler, self.training_domains = sampler, training_domains
+        self.best: dict[str, Tensor] = {}
+        self.best_accuracy, self.best_step = -1.0, 0
         super().__init__(*args, **kwargs)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise UserError(CANNOT_SPLIT)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         return self.domain_sampler
@@ -51,78 +56,85 @@ class DomainTrainer(WeightHistogramMixin, PredictionsMixin, ReweightedTrainer):
         """Class numbers int64 `[samples]`, whatever the model's `problem_type`."""
         return predicted_labels(outputs, "single_label_classification")
 
-    def evaluation_loop(
-        self,
-        dataloader: Any,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
-        """As the Trainer's; what it predicted goes to `kept`."""
-        output = super().evaluation_loop(
-            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
-        )
-        if self.kept is not None:
-            split, table = metric_key_prefix.removeprefix("eval_"), self.predictions[metric_key_prefix]
-            self.kept.add(self.state.global_step, split, table, dataloader.dataset.numbers)
-        return output
-
-    def finish(self) -> bool:
-        """Make `self.model` what the algorithm returns after training; whether that is another than the last one."""
-        return False
-
-
-class PenaltyTrainer(DomainTrainer):
-    """Adds a penalty on a batch's features to the (re-weighted) mean of its losses.
-
-    The penalty belongs to the batch, not to a sample, so it is never re-weighted. A step of several micro-batches has
-    the mean of their penalties, by their share of the step; each holds all domains.
-    """
-
-    def compute_loss(
-        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """The objective of the Trainer plus the penalty; in evaluation the plain loss."""
-        if not model.training:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-
-        def forward() -> tuple[Tensor, Any]:
-            return super(PenaltyTrainer, self).compute_loss(model, inputs, True, num_items_in_batch)
-
-        (loss, outputs), penalty = self.with_penalty(forward, inputs)
-        loss = loss + penalty
-        return (loss, outputs) if return_outputs else loss
-
-    def with_penalty(self, forward: Any, inputs: Mapping[str, Any]) -> tuple[tuple[Tensor, Any], Tensor]:
-        """Run `forward()` while recording features; its result and the penalty, 0-dimensional, times its weight.
-
-        Args:
-            forward: runs the model on `inputs`.
-            inputs: a batch, the domains of its samples under `DOMAIN`.
-        """
-        raise NotImplementedError
-
     def bare_model(self) -> nn.Module:
         """The model without the wrappers of distributed training."""
         return self.accelerator.unwrap_model(self.model)
 
+    # --- the best checkpoint ------------------------------------------------------------------------------------------
 
-def by_domain(features: Tensor, domains: Tensor, count: int) -> list[Tensor]:
-    """The rows of each of `count` domains that the batch has at least one sample of."""
-    groups = [features[domains == number] for number in range(count)]
-    return [group for group in groups if len(group)]
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """As the Trainer's; of all splits, it also gives the training domains' mean accuracy and loss."""
+        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        if eval_dataset is not None:
+            return metrics
+        found = {
+            f"{metric_key_prefix}_{name}": float(
+                np.mean([metrics[f"{metric_key_prefix}_{d}_out_{kind}"] for d in self.training_domains])
+            )
+            for name, kind in ((VALIDATION, "accuracy"), ("loss", "loss"))
+        }
+        self.log(found)
+        if self.is_in_train and self.keeps_best:
+            self._keep_if_best(found[f"{metric_key_prefix}_{VALIDATION}"])
+        return metrics | found
+
+    def _keep_if_best(self, accuracy: float) -> None:
+        if accuracy > self.best_accuracy:
+            self.best_accuracy, self.best_step = accuracy, self.state.global_step
+            # On the CPU: the device has no room to spare for a second model.
+            self.best = {
+                name: value.detach().to("cpu", copy=True)
+                for name, value in self.bare_model().state_dict().items()
+            }
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer's; the model ends with the best weights."""
+        output = super().train(*args, **kwargs)
+        if self.best:
+            self.bare_model().load_state_dict(self.best)
+        return output
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.best and self.args.should_save:
+            about = {"accuracy": repr(self.best_accuracy), "step": str(self.best_step)}
+            weights = {name: value.contiguous() for name, value in self.best.items()}
+            save_file(weights, str(Path(output_dir) / BEST_NAME), metadata=about)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and (Path(checkpoint) / BEST_NAME).is_file():
+            self.best = load_file(str(Path(checkpoint) / BEST_NAME))
+            with safe_open(str(Path(checkpoint) / BEST_NAME), framework="pt") as file:
+                about = file.metadata()
+            self.best_accuracy, self.best_step = float(about["accuracy"]), int(about["step"])
 
 
-def check_one_row_a_sample(features: Tensor, domains: Tensor) -> Tensor:
-    """`features` if they are `[batch, features]`.
+class CORALDomainTrainer(CORALMixin, DomainTrainer):
+    """CORAL between the training domains."""
 
-    Raises:
-        UserError: they are not.
+
+class MIRODomainTrainer(MIROMixin, DomainTrainer):
+    """MIRO with the model that training starts from."""
+
+
+class SWADDomainTrainer(SWADMixin, DomainTrainer):
+    """SWAD by the training domains' validation loss; the only checkpoint is the average at the end.
+
+    During training only the `out` splits of the training domains are evaluated.
     """
-    if features.dim() != 2 or features.shape[0] != domains.shape[0]:
-        raise UserError(
-            f"the classifier of this backbone is given features of shape {list(features.shape)}, not one row a sample: "
-            "choose another backbone, or another of --algorithms."
-        )
-    return features
+
+    keeps_best = False
+
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As the Trainer's; during training, of the training domains alone."""
+        if eval_dataset is not None or not self.is_in_train:
+            return super().evaluate(eval_dataset, *args, **kwargs)
+        everything: Any = self.eval_dataset
+        self.eval_dataset = {f"{name}_out": everything[f"{name}_out"] for name in self.training_domains}
+        try:
+            return super().evaluate(None, *args, **kwargs)
+        finally:
+            self.eval_dataset = everything

@@ -1,4 +1,4 @@
-"""The file of finished runs that a killed sweep goes on from, and what sweeps share: shards, and times left."""
+"""The file of finished runs from which a killed study resumes; shards, and how times are written."""
 
 import json
 from collections.abc import Mapping

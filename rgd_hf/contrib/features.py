@@ -7,21 +7,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rgd_hf.scripts.errors import UserError
+
+class FeaturesError(ValueError):
+    """A model does not show the features that a method looks at."""
 
 
 def classifier_of(model: nn.Module) -> nn.Module:
     """The last linear layer with one output a class, whose input are the features of a sample.
 
     Raises:
-        UserError: the model has none.
+        FeaturesError: the model has none.
     """
     classes = model.config.num_labels  # type: ignore[union-attr]
     found = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == classes]
     if not found:
-        raise UserError(
-            f"{type(model).__name__} has no linear layer with {classes} outputs, whose input would be the features "
-            "that this algorithm compares. Choose another backbone, or another of --algorithms."
+        raise FeaturesError(
+            f"{type(model).__name__} has no linear layer with {classes} outputs, whose input would be the features of a "
+            "sample: choose another model, or another method."
         )
     return found[-1]
 
@@ -32,7 +34,7 @@ def stages_of(model: nn.Module) -> list[nn.Module]:
     timm says what they are; else they are the largest list of layers, as every model of transformers has one.
 
     Raises:
-        UserError: neither is there.
+        FeaturesError: neither is there.
     """
     backbone = getattr(model, "timm_model", None)
     if backbone is not None and getattr(backbone, "feature_info", None):
@@ -40,9 +42,9 @@ def stages_of(model: nn.Module) -> list[nn.Module]:
         return [backbone.get_submodule(name) for name in names]
     lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
     if not lists:
-        raise UserError(
-            f"{type(model).__name__} has no list of layers whose outputs MIRO could compare. Choose another backbone, "
-            "or another of --algorithms."
+        raise FeaturesError(
+            f"{type(model).__name__} has no list of layers, whose outputs would be its intermediate features: choose "
+            "another model, or another method."
         )
     longest: Any = max(lists, key=len)
     return list(longest)

@@ -1,0 +1,31 @@
+"""Methods of other papers that go under or beside re-weighting: mixins for Trainer classes of your own.
+
+Each stands to the left of the Trainer that it changes, and they combine:
+
+    class MyTrainer(CORALMixin, SWADMixin, ReweightedTrainer): ...
+
+`CORALMixin` and `MIROMixin` add a penalty to the re-weighted objective, so they need a Trainer of this package
+(`reweighting="none"` is plain training). `SWADMixin` and `EMAMixin` average weights and work with any Trainer. GroupDRO is a
+rule of weights: `ReweightedTrainer(..., reweighting=rgd_hf.weightings.GroupDRO(num_groups=3))`.
+"""
+
+from rgd_hf.contrib.coral import CORALMixin, coral_penalty
+from rgd_hf.contrib.ema import EMAMixin
+from rgd_hf.contrib.features import FeaturesError
+from rgd_hf.contrib.miro import MIROMixin, Variances, miro_penalty
+from rgd_hf.contrib.penalty import PenaltyMixin
+from rgd_hf.contrib.swad import LossValley, SWADMixin, WeightAverage
+
+__all__ = [
+    "CORALMixin",
+    "EMAMixin",
+    "FeaturesError",
+    "LossValley",
+    "MIROMixin",
+    "PenaltyMixin",
+    "SWADMixin",
+    "Variances",
+    "WeightAverage",
+    "coral_penalty",
+    "miro_penalty",
+]

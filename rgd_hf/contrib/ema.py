@@ -1,0 +1,158 @@
+"""Exponential moving average of the weights: evaluated, saved as the model, kept in checkpoints."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from transformers import TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, PredictionOutput
+
+from rgd_hf.overrides import check_order
+
+if TYPE_CHECKING:
+    from transformers import Trainer as TrainerBase
+else:
+    TrainerBase = object
+
+EMA_NAME = "ema.safetensors"
+WARMUP_POWER = 2 / 3
+
+Tensors = list[Tensor] | tuple[Tensor, ...]
+
+
+class EMAMixin(TrainerBase):
+    """Averages the weights over the optimizer steps, for any class that derives from `transformers.Trainer`; put it to its left.
+
+    The average begins with the weights after the first step; then `average = d * average + (1 - d) * weights` after every
+    step, buffers included (whole numbers are taken as they are), by `torch.optim.swa_utils.AveragedModel`. `evaluate`
+    reports the averaged weights under its usual names and the last ones under `eval_last_...`; `predict` uses and
+    `save_model` saves the averaged ones; checkpoints hold both (`ema.safetensors`), so that a resumed run is the same.
+
+    Source: Polyak and Juditsky, "Acceleration of Stochastic Approximation by Averaging", SIAM J. Control Optim. 1992;
+    exponential as in Tarvainen and Valpola, "Mean teachers are better role models", NeurIPS 2017, Equation 2
+    (arXiv 1703.01780).
+
+    Args:
+        ema_decay: d, between 0 and 1; None (default) for no average.
+        ema_warmup: take `min(d, 1 - (1 + step)**(-2/3))` after as many steps before, for runs that are short against
+            `1 / (1 - d)`.
+
+    Raises:
+        ValueError: `ema_decay` is not between 0 and 1, the weights are split over processes (FSDP, DeepSpeed), or
+            `load_best_model_at_end` would put the weights of one step in the average's place; in training: a checkpoint to
+            resume from has no averaged weights.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        check_order(cls, EMAMixin)
+
+    def __init__(self, *args: Any, ema_decay: float | None = None, ema_warmup: bool = False, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.ema: AveragedModel | None = None
+        self.ema_decay, self.ema_warmup = ema_decay, ema_warmup
+        self.model: Any
+        if ema_decay is None:
+            return
+        if not 0 < ema_decay < 1:
+            raise ValueError(f"ema_decay must lie between 0 and 1, not {ema_decay:g}.")
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError(
+                "ema_decay averages whole weights: it works with DDP, not with FSDP or DeepSpeed."
+            )
+        if self.args.load_best_model_at_end:
+            raise ValueError(
+                "load_best_model_at_end would discard the averaged weights: leave out one of it and ema_decay."
+            )
+        # Without a device: else the count of steps would lie there, and be waited for in every step.
+        self.ema = AveragedModel(self.model, multi_avg_fn=self._average, use_buffers=True)
+        self.add_callback(_Update(self))
+
+    def decay(self, step: int) -> float:
+        """The factor of the average after optimizer step `step`, from 1."""
+        assert self.ema_decay is not None
+        if not self.ema_warmup:
+            return self.ema_decay
+        return min(self.ema_decay, 1 - step**-WARMUP_POWER)
+
+    def _average(self, averaged: Tensors, current: Tensors, count: Tensor | int) -> None:
+        if averaged[0].is_floating_point():
+            get_ema_multi_avg_fn(self.decay(self.state.global_step))(averaged, current, count)
+        else:  # positions, counters: a mean of them, cut to whole numbers, would be wrong
+            for mean, value in zip(averaged, current, strict=True):
+                mean.copy_(value)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the model has the averaged weights."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        assert self.ema is not None
+        averaged = self.ema.module.state_dict()
+        for name, tensor in self.model.state_dict().items():
+            kept = tensor.clone()
+            tensor.copy_(averaged[name])
+            averaged[name].copy_(kept)
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """As the Trainer's, of both the averaged and the last weights."""
+        if self.ema is None:
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        last = super().evaluate(eval_dataset, ignore_keys, f"{metric_key_prefix}_last")
+        with self.averaged():
+            return {**last, **super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)}
+
+    def predict(self, *args: Any, **kwargs: Any) -> PredictionOutput:
+        """As the Trainer's, with the averaged weights."""
+        if self.ema is None:
+            return super().predict(*args, **kwargs)
+        with self.averaged():
+            return super().predict(*args, **kwargs)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the averaged weights; a checkpoint gets the last ones, with the averaged ones beside them."""
+        if self.ema is None:
+            return super().save_model(output_dir, _internal_call)
+        if output_dir is not None and Path(output_dir).name.startswith(f"{PREFIX_CHECKPOINT_DIR}-"):
+            super().save_model(output_dir, _internal_call)
+            if self.args.should_save:
+                weights = {name: tensor.contiguous() for name, tensor in self.ema.module.state_dict().items()}
+                save_file(weights, str(Path(output_dir) / EMA_NAME))
+            return None
+        with self.averaged():
+            return super().save_model(output_dir, _internal_call)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self.ema is None or checkpoint is None:
+            return
+        path = Path(checkpoint) / EMA_NAME
+        if not path.is_file():
+            raise ValueError(
+                f"{checkpoint} has no {EMA_NAME}: it was written without ema_decay. Resume without it, or start a new "
+                "training from the model of the checkpoint."
+            )
+        self.ema.module.load_state_dict(load_file(str(path), device=str(self.args.device)))
+        self.ema.n_averaged.fill_(1)  # any but 0, with which the average would begin anew
+
+
+class _Update(TrainerCallback):
+    def __init__(self, trainer: EMAMixin):
+        self.trainer = trainer
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        assert self.trainer.ema is not None
+        self.trainer.ema.update_parameters(self.trainer.model)

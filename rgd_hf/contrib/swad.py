@@ -1,0 +1,253 @@
+"""SWAD: the average of all weights between the end of fitting and the start of overfitting."""
+
+import json
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import TrainerCallback
+
+from rgd_hf.overrides import check_order
+
+if TYPE_CHECKING:
+    from transformers import Trainer as TrainerBase
+else:
+    TrainerBase = object
+
+SWAD_NAME = "swad.safetensors"
+AVERAGE, SEGMENT, PENDING = "average", "segment", "pending"
+
+PATIENCE_TO_START = 3
+PATIENCE_TO_END = 6
+
+T = TypeVar("T")
+
+
+class LossValley(Generic[T]):
+    """Which segments belong to the average, told one after the other.
+
+    The start is the first segment whose loss is the lowest of the `PATIENCE_TO_START` that begin with it. From then
+    on, the threshold is `tolerance` times the mean of these losses; the end is reached when `PATIENCE_TO_END`
+    segments in a row lie above it, and the last segment of the average is the one before them.
+
+    Source: Cha et al., "SWAD: Domain Generalization by Seeking Flat Minima", NeurIPS 2021, Algorithm 1 (arXiv 2102.08604).
+
+    Args:
+        tolerance: factor of the threshold, at least 1.
+    """
+
+    def __init__(self, tolerance: float):
+        self.tolerance = tolerance
+        self.start: int | None = None
+        self.threshold = float("inf")
+        self.ended = False
+        self.count = 0
+        self.pending: deque[tuple[float, T]] = deque()
+
+    def add(self, loss: float, segment: T) -> list[T]:
+        """Tell the next segment and its validation loss; the segments that are now known to belong to the average."""
+        if self.ended:
+            return []
+        self.count += 1
+        self.pending.append((loss, segment))
+        if self.start is None:
+            self._look_for_start()
+            return []
+        if len(self.pending) > PATIENCE_TO_END:
+            accepted = [self.pending.popleft()[1]]
+        else:
+            accepted = []
+        window = [loss for loss, _ in self.pending]
+        if len(window) == PATIENCE_TO_END and min(window) > self.threshold:
+            self.ended = True
+            self.pending.clear()
+        return accepted
+
+    def finish(self) -> list[T]:
+        """The segments that belong to the average because training ended before overfitting was found.
+
+        Empty where no start was found: the validation loss was still falling.
+        """
+        left = [] if self.start is None else [segment for _, segment in self.pending]
+        self.pending.clear()
+        return left
+
+    def _look_for_start(self) -> None:
+        if len(self.pending) > PATIENCE_TO_START:
+            self.pending.popleft()
+        losses = [loss for loss, _ in self.pending]
+        if len(losses) == PATIENCE_TO_START and losses[0] == min(losses):
+            self.start = self.count - PATIENCE_TO_START
+            self.threshold = self.tolerance * sum(losses) / len(losses)
+
+
+class WeightAverage:
+    """Running mean of a model's parameters and buffers, in float32 (whole numbers are taken as they are).
+
+    Unlike `torch.optim.swa_utils.AveragedModel` it takes in means of several steps, by their number, and does not average
+    in half precision where the model is in half precision.
+
+    Attributes:
+        count: steps that are averaged.
+        mean: by name; empty before the first.
+    """
+
+    def __init__(self, count: int = 0) -> None:
+        self.count = count
+        self.mean: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def add(self, weights: Mapping[str, Tensor], count: int = 1) -> None:
+        """Add weights that stand for `count` steps."""
+        self.count += count
+        for name, tensor in weights.items():
+            if name not in self.mean or not tensor.is_floating_point():
+                self.mean[name] = (
+                    tensor.detach().clone().float() if tensor.is_floating_point() else tensor.clone()
+                )
+            else:
+                self.mean[name].lerp_(tensor.detach().float(), count / self.count)
+
+
+class SWADMixin(TrainerBase):
+    """SWAD for any class that derives from `transformers.Trainer`; put it to its left.
+
+        class SWADTrainer(SWADMixin, ReweightedTrainer): ...
+
+    The weights after every step between two evaluations are averaged into a segment (buffers included), and the validation
+    loss at its end decides about the segment, as `LossValley` says; so evaluate often (`eval_strategy="steps"`). `train` ends
+    with the average in the model: evaluations and `save_model` after it are of the average. Where the validation loss never
+    stopped falling, the last weights stay. Batch normalizations whose statistics are trained have averaged ones then;
+    `torch.optim.swa_utils.update_bn` counts them anew.
+
+    Up to eight copies of the weights in float32 are kept, in checkpoints too (`swad.safetensors`), from which a training
+    resumes exactly.
+
+    Source: Cha et al., "SWAD: Domain Generalization by Seeking Flat Minima", NeurIPS 2021, Algorithm 1 (arXiv 2102.08604).
+
+    Args:
+        swad_tolerance: factor of the validation loss at which overfitting begins, at least 1 (default 1.3).
+
+    Attributes:
+        swad_average: the `WeightAverage` that `train` ended with; its `count` is 0 where the last weights stayed.
+
+    Raises:
+        ValueError: `swad_tolerance` is below 1, nothing is evaluated during training, the weights are split over processes
+            (FSDP, DeepSpeed), or `load_best_model_at_end` would put the weights of one step in the average's place; in
+            training: a checkpoint to resume from has no state of SWAD.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        check_order(cls, SWADMixin)
+
+    def __init__(self, *args: Any, swad_tolerance: float = 1.3, **kwargs: Any):
+        if swad_tolerance < 1:
+            raise ValueError(f"swad_tolerance must be at least 1, not {swad_tolerance:g}.")
+        self.swad_tolerance = swad_tolerance
+        super().__init__(*args, **kwargs)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError("SWAD averages whole weights: it works with DDP, not with FSDP or DeepSpeed.")
+        if self.args.load_best_model_at_end:
+            raise ValueError("load_best_model_at_end would discard the average of SWAD: leave it out.")
+        if self.args.eval_strategy == "no":
+            raise ValueError(
+                "SWAD goes by the validation loss during training: set eval_strategy='steps' and eval_steps, and give an "
+                "eval_dataset."
+            )
+        self._start_swad()
+        self.add_callback(_EveryStep(self))
+
+    def _start_swad(self) -> None:
+        self.swad_valley: LossValley[WeightAverage] = LossValley(self.swad_tolerance)
+        self.swad_segment, self.swad_average = WeightAverage(), WeightAverage()
+
+    def validation_loss(self, metrics: Mapping[str, float]) -> float:
+        """The loss that decides about a segment: `eval_loss`, or the mean of those of several evaluation sets."""
+        if "eval_loss" in metrics:
+            return metrics["eval_loss"]
+        losses = [value for name, value in metrics.items() if name.endswith("_loss")]
+        return sum(losses) / len(losses)
+
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As the Trainer's; during training it ends a segment."""
+        metrics = super().evaluate(eval_dataset, *args, **kwargs)
+        if eval_dataset is None and self.is_in_train:
+            self._take(self.swad_valley.add(self.validation_loss(metrics), self.swad_segment))
+            self.swad_segment = WeightAverage()
+        return metrics
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer's; the model ends with the average."""
+        self._start_swad()
+        output = super().train(*args, **kwargs)
+        self._take(self.swad_valley.finish())
+        if self.swad_average.count:
+            model: Any = self.accelerator.unwrap_model(self.model)
+            like = model.state_dict()
+            model.load_state_dict(
+                {name: mean.to(like[name].dtype) for name, mean in self.swad_average.mean.items()}
+            )
+        return output
+
+    def _take(self, segments: list[WeightAverage]) -> None:
+        for segment in segments:
+            self.swad_average.add(segment.mean, segment.count)
+
+    # --- checkpoints ------------------------------------------------------------------------------------------------
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if not self.args.should_save:
+            return
+        valley = self.swad_valley
+        losses, segments = [loss for loss, _ in valley.pending], [segment for _, segment in valley.pending]
+        averages = {AVERAGE: self.swad_average, SEGMENT: self.swad_segment}
+        averages |= {f"{PENDING}{number}": segment for number, segment in enumerate(segments)}
+        about = {
+            "counts": {name: average.count for name, average in averages.items()},
+            "losses": losses,
+            "valley": {name: getattr(valley, name) for name in ("start", "threshold", "ended", "count")},
+        }
+        tensors = {
+            f"{part}.{name}": tensor.contiguous()
+            for part, average in averages.items()
+            for name, tensor in average.mean.items()
+        }
+        save_file(tensors, str(Path(output_dir) / SWAD_NAME), metadata={"swad": json.dumps(about)})
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        path = Path(checkpoint) / SWAD_NAME
+        if not path.is_file():
+            raise ValueError(
+                f"{checkpoint} has no {SWAD_NAME}: it was written without SWAD. Resume without it, or start a new training "
+                "from the model of the checkpoint."
+            )
+        with safe_open(str(path), framework="pt") as file:
+            about = json.loads(file.metadata()["swad"])
+        averages = {name: WeightAverage(count) for name, count in about["counts"].items()}
+        for key, tensor in load_file(str(path), device=str(self.args.device)).items():
+            part, name = key.split(".", 1)
+            averages[part].mean[name] = tensor
+        self.swad_average, self.swad_segment = averages.pop(AVERAGE), averages.pop(SEGMENT)
+        for name, value in about["valley"].items():
+            setattr(self.swad_valley, name, value)
+        pending = [averages[f"{PENDING}{number}"] for number in range(len(averages))]
+        self.swad_valley.pending = deque(zip(about["losses"], pending, strict=True))
+
+
+class _EveryStep(TrainerCallback):
+    def __init__(self, trainer: SWADMixin):
+        self.trainer = trainer
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        model: Any = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        self.trainer.swad_segment.add(model.state_dict())

@@ -1,0 +1,258 @@
+"""SWAD and EMA against their definitions, on the library's Trainer and on the stock one, resumed at any step."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from transformers import Trainer, TrainerCallback
+
+from rgd_hf import ReweightedTrainer, ReweightedTrainingArguments
+from rgd_hf.contrib import EMAMixin, LossValley, SWADMixin, WeightAverage, swad
+from tests.helpers.tiny import classification_data, tiny_bert
+
+
+class SWADTrainer(SWADMixin, ReweightedTrainer):
+    pass
+
+
+class EMATrainer(EMAMixin, Trainer):
+    pass
+
+
+class Keep(TrainerCallback):
+    """The weights after every step."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        self.seen.append(copy.deepcopy(model.state_dict()))
+
+
+def trainer_of(cls, tmp_path, keywords, **settings):
+    defaults = {
+        "max_steps": 10,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "save_strategy": "no",
+        "learning_rate": 0.1,
+    }
+    args = ReweightedTrainingArguments(
+        output_dir=str(tmp_path),
+        optim="sgd",
+        lr_scheduler_type="constant",
+        per_device_train_batch_size=4,
+        use_cpu=True,
+        report_to=[],
+        disable_tqdm=True,
+        **(defaults | settings),
+    )
+    data = classification_data(24)
+    return cls(model=tiny_bert(), args=args, train_dataset=data, eval_dataset=data[:8], **keywords)
+
+
+def assert_same_weights(found, expected):
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, msg=name)
+
+
+def mean_of(states):
+    return {
+        name: torch.stack([state[name] for state in states]).mean(0)
+        if value.is_floating_point()
+        else states[-1][name]
+        for name, value in states[0].items()
+    }
+
+
+# --- SWAD -----------------------------------------------------------------------------------------------------------
+
+
+def paper_rule(losses, tolerance):
+    """Algorithm 1 of SWAD, evaluation by evaluation, on the whole list: first and last segment of the average."""
+    start, end, threshold = None, len(losses) - 1, None
+    for i in range(len(losses)):
+        if start is None:
+            window = losses[i - swad.PATIENCE_TO_START + 1 : i + 1]
+            if i + 1 >= swad.PATIENCE_TO_START and window[0] == min(window):
+                start = i - swad.PATIENCE_TO_START + 1
+                threshold = tolerance * sum(window) / swad.PATIENCE_TO_START
+        elif i - swad.PATIENCE_TO_END + 1 >= start and threshold < min(
+            losses[i - swad.PATIENCE_TO_END + 1 : i + 1]
+        ):
+            end = i - swad.PATIENCE_TO_END
+            break
+    return [] if start is None else list(range(start, end + 1))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_loss_valley_is_the_paper_rule(seed):
+    random = np.random.RandomState(seed)
+    steps = np.arange(random.randint(1, 40))
+    losses = (
+        np.abs(steps - random.randint(1, 20)) * random.rand() * 0.2 + random.rand(len(steps)) * 0.5
+    ).tolist()
+    valley, taken = LossValley(1.2), []
+    for number, loss in enumerate(losses):
+        taken += valley.add(loss, number)
+    taken += valley.finish()
+    assert taken == paper_rule(losses, 1.2)
+
+
+def test_falling_losses_have_no_valley():
+    valley = LossValley(1.3)
+    assert [valley.add(10.0 - n, n) for n in range(9)] == [[]] * 9 and valley.finish() == []
+
+
+def test_weight_average_weighs_segments_by_their_steps():
+    values = torch.randn(7, 3)
+    whole, first, second = WeightAverage(), WeightAverage(), WeightAverage()
+    for number, value in enumerate(values):
+        (first if number < 2 else second).add({"w": value, "n": torch.tensor(number)})
+    for part in (first, second):
+        whole.add(part.mean, part.count)
+    assert torch.allclose(whole.mean["w"], values.mean(0), atol=1e-6) and whole.mean["n"] == 6
+
+
+def swad_with(losses, tmp_path, **settings):
+    """A trainer whose evaluations give these losses, and the weights after each of its steps."""
+    trainer, keep, found = trainer_of(SWADTrainer, tmp_path, {}, **settings), Keep(), iter(losses)
+    trainer.validation_loss = lambda metrics: next(found)
+    trainer.add_callback(keep)
+    return trainer, keep
+
+
+def test_swad_ends_with_the_mean_of_the_steps_in_its_valley(tmp_path):
+    trainer, keep = swad_with([2.0, 1.0, 1.1, 1.2, 1.1], tmp_path)  # it starts with the second
+    trainer.train()
+    assert trainer.swad_average.count == 8
+    assert_same_weights(trainer.model.state_dict(), mean_of(keep.seen[2:]))
+
+
+def test_swad_ends_before_the_losses_that_are_too_high(tmp_path):
+    losses = [1.0, 1.1, 1.2, 1.3, *[9.0] * 6, 1.0, 1.0]
+    trainer, keep = swad_with(losses, tmp_path, max_steps=24)
+    trainer.train()
+    assert trainer.swad_average.count == 8
+    assert_same_weights(trainer.model.state_dict(), mean_of(keep.seen[:8]))
+
+
+def test_swad_without_a_valley_keeps_the_last_weights(tmp_path):
+    trainer, keep = swad_with([5.0, 4.0, 3.0, 2.0, 1.0], tmp_path)
+    trainer.train()
+    assert trainer.swad_average.count == 0
+    assert_same_weights(trainer.model.state_dict(), keep.seen[-1])
+
+
+@pytest.mark.parametrize("step", [4, 6, 16, 22])
+def test_swad_resumes_before_in_and_after_its_valley(step, tmp_path):
+    losses = [2.0, 1.0, 1.1, 1.2, 1.3, *[9.0] * 6, 1.0]
+    whole, _ = swad_with(losses, tmp_path, max_steps=24, save_strategy="steps", save_steps=2)
+    whole.train()
+    resumed, _ = swad_with(losses[step // 2 :], tmp_path, max_steps=24, save_strategy="no")
+    resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
+    assert resumed.swad_average.count == whole.swad_average.count > 0
+    assert_same_weights(resumed.model.state_dict(), whole.model.state_dict())
+
+
+def test_swad_goes_by_the_mean_loss_of_several_evaluation_sets(tmp_path):
+    trainer = trainer_of(SWADTrainer, tmp_path, {})
+    assert trainer.validation_loss({"eval_loss": 3.0, "eval_a_loss": 1.0}) == 3.0
+    assert trainer.validation_loss({"eval_a_loss": 1.0, "eval_b_loss": 2.0, "eval_a_accuracy": 9.0}) == 1.5
+
+
+# --- EMA ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("warmup", [False, True])
+def test_ema_is_the_recurrence(warmup, tmp_path):
+    trainer, keep = trainer_of(EMATrainer, tmp_path, {"ema_decay": 0.8, "ema_warmup": warmup}), Keep()
+    trainer.add_callback(keep)
+    trainer.train()
+    expected = keep.seen[0]
+    for step, state in enumerate(keep.seen[1:], start=1):
+        d = min(0.8, 1 - (1 + step) ** (-2 / 3)) if warmup else 0.8
+        expected = {
+            name: d * value + (1 - d) * state[name] if value.is_floating_point() else state[name]
+            for name, value in expected.items()
+        }
+    with trainer.averaged():
+        assert_same_weights(trainer.model.state_dict(), expected)
+    assert_same_weights(trainer.model.state_dict(), keep.seen[-1])
+    trainer.save_model(str(tmp_path / "saved"))
+    assert_same_weights(type(trainer.model).from_pretrained(tmp_path / "saved").state_dict(), expected)
+
+
+def test_ema_leaves_whole_numbers_as_they_are(tmp_path):
+    trainer = trainer_of(EMATrainer, tmp_path, {"ema_decay": 0.9}, max_steps=3)
+    before = {n: b.clone() for n, b in trainer.model.named_buffers() if not b.is_floating_point()}
+    trainer.train()
+    assert before and all(
+        torch.equal(dict(trainer.ema.module.named_buffers())[n], b) for n, b in before.items()
+    )
+
+
+def test_ema_reports_both_weights(tmp_path):
+    trainer = trainer_of(EMATrainer, tmp_path, {"ema_decay": 0.99}, max_steps=6)
+    trainer.train()
+    metrics = trainer.evaluate()
+    assert metrics["eval_loss"] != metrics["eval_last_loss"]
+    with trainer.averaged():
+        logits = trainer.model(input_ids=torch.stack([d["input_ids"] for d in trainer.eval_dataset])).logits
+    labels = torch.stack([d["labels"] for d in trainer.eval_dataset])
+    assert metrics["eval_loss"] == pytest.approx(
+        torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-5
+    )
+
+
+def test_ema_resumes(tmp_path):
+    keywords = {"ema_decay": 0.9, "ema_warmup": True}
+    whole = trainer_of(EMATrainer, tmp_path, keywords, save_strategy="steps", save_steps=4)
+    whole.train()
+    resumed = trainer_of(EMATrainer, tmp_path, keywords)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert_same_weights(resumed.ema.module.state_dict(), whole.ema.module.state_dict())
+    assert_same_weights(resumed.model.state_dict(), whole.model.state_dict())
+
+
+# --- what cannot be -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "cls,keywords,settings,message",
+    [
+        (SWADTrainer, {"swad_tolerance": 0.9}, {}, "swad_tolerance must be at least 1, not 0.9"),
+        (SWADTrainer, {}, {"eval_strategy": "no"}, "set eval_strategy='steps'"),
+        (
+            SWADTrainer,
+            {},
+            {"load_best_model_at_end": True, "save_strategy": "steps", "save_steps": 2},
+            "discard",
+        ),
+        (EMATrainer, {"ema_decay": 1.0}, {}, "ema_decay must lie between 0 and 1, not 1"),
+        (
+            EMATrainer,
+            {"ema_decay": 0.9},
+            {"load_best_model_at_end": True, "save_strategy": "steps", "save_steps": 2},
+            "discard the averaged weights",
+        ),
+    ],
+)
+def test_settings_that_are_refused(cls, keywords, settings, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        trainer_of(cls, tmp_path, keywords, **settings)
+
+
+@pytest.mark.parametrize("cls,keywords", [(SWADTrainer, {}), (EMATrainer, {"ema_decay": 0.9})])
+def test_a_checkpoint_without_averages_is_refused(cls, keywords, tmp_path):
+    trainer_of(Trainer, tmp_path, {}, max_steps=2, save_strategy="steps", save_steps=2).train()
+    with pytest.raises(ValueError, match=r"checkpoint-2 has no \w+\.safetensors: it was written without"):
+        trainer_of(cls, tmp_path, keywords).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
+@pytest.mark.parametrize("mixin", [SWADMixin, EMAMixin])
+def test_the_wrong_side_of_the_trainer_is_refused(mixin):
+    with pytest.raises(TypeError, match=f"{mixin.__name__} has to stand to the left"):
+        type("Wrong", (Trainer, mixin), {})

@@ -1,0 +1,264 @@
+"""CORAL and MIRO against their formulas and brute-force autograd, on models and Trainers of one's own."""
+
+import copy
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from transformers import Trainer
+
+from rgd_hf import ReweightedTrainer, ReweightedTrainingArguments, rgd_weights
+from rgd_hf.contrib import (
+    CORALMixin,
+    FeaturesError,
+    MIROMixin,
+    PenaltyMixin,
+    SWADMixin,
+    Variances,
+    coral_penalty,
+    miro_penalty,
+)
+from rgd_hf.contrib.features import classifier_of, recorded_outputs, stages_of
+from tests.helpers.tiny import classification_data, gradients_of, parameters_of, tiny_bert
+
+
+class CORALTrainer(CORALMixin, ReweightedTrainer):
+    pass
+
+
+class MIROTrainer(MIROMixin, ReweightedTrainer):
+    pass
+
+
+DOMAINS = 3
+
+
+def data(n=12):
+    return [{**row, "domain": torch.tensor(i % DOMAINS)} for i, row in enumerate(classification_data(n))]
+
+
+def trainer_of(cls, tmp_path, model=None, keywords=None, **settings):
+    defaults = {
+        "max_steps": 1,
+        "per_device_train_batch_size": 12,
+        "learning_rate": 0.1,
+        "save_strategy": "no",
+    }
+    args = ReweightedTrainingArguments(
+        output_dir=str(tmp_path),
+        optim="sgd",
+        lr_scheduler_type="constant",
+        max_grad_norm=0.0,
+        use_cpu=True,
+        report_to=[],
+        disable_tqdm=True,
+        **(defaults | settings),
+    )
+    rows = Dataset.from_list([{name: value.tolist() for name, value in row.items()} for row in data()])
+    if issubclass(cls, CORALMixin):
+        keywords = {"num_domains": DOMAINS} | (keywords or {})
+    return cls(model=model or tiny_bert(), args=args, train_dataset=rows, **(keywords or {}))
+
+
+# --- formulas -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sizes", [(4, 6, 3), (2, 0, 5), (1, 4, 0), (7, 0, 0)])
+def test_coral_penalty_is_numpys_means_and_covariances(sizes):
+    torch.manual_seed(0)
+    groups = [torch.randn(n, 5, dtype=torch.float64) * (n + 1) for n in sizes]
+    pairs = []
+    for x, y in itertools.combinations([group.numpy() for group in groups if len(group)], 2):
+        first, second = (np.cov(g, rowvar=False) if len(g) > 1 else np.zeros((5, 5)) for g in (x, y))
+        pairs.append(((x.mean(0) - y.mean(0)) ** 2).mean() + ((first - second) ** 2).mean())
+    domains = torch.cat([torch.full((n,), number) for number, n in enumerate(sizes)])
+    order = torch.randperm(len(domains))
+    found = coral_penalty(torch.cat(groups)[order], domains[order], len(sizes))
+    assert found.item() == pytest.approx(np.mean(pairs) if pairs else 0.0)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 4), (2, 5, 3), (2, 3)])
+def test_miro_penalty_is_a_gaussian_log_likelihood(shape):
+    torch.manual_seed(0)
+    features, frozen, variances = torch.randn(shape), torch.randn(shape), Variances([3])
+    assert torch.allclose(variances.of(0), torch.full((3,), 0.1), atol=1e-6)
+    with torch.no_grad():
+        variances.b[0].copy_(torch.tensor([0.1, 1.0, -1.0]))
+    spread = variances.of(0).reshape(1, 3, 1, 1) if len(shape) == 4 else variances.of(0)
+    likelihood = torch.distributions.Normal(features, spread.sqrt().expand(shape)).log_prob(frozen)
+    expected = -likelihood.mean() - np.log(2 * np.pi) / 2
+    assert miro_penalty([features], [frozen], variances).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+# --- steps ----------------------------------------------------------------------------------------------------------
+
+
+def step_of(trainer):
+    """What a step of plain SGD takes from the parameters, over the learning rate; and the batches that it saw."""
+    seen, with_penalty = [], trainer.with_penalty
+
+    def watched(forward, inputs):
+        seen.append({name: value.clone() for name, value in inputs.items()})
+        return with_penalty(forward, inputs)
+
+    trainer.with_penalty = watched
+    start = parameters_of(trainer.model).clone()
+    trainer.train()
+    return (start - parameters_of(trainer.model)) / trainer.args.learning_rate, seen
+
+
+def brute_force(model, pieces, weight, normalize, reweighting):
+    """Gradient of `sum_b share_b * (weighted mean of b + weight * penalty of b)` over the micro-batches of a step."""
+    parts = []
+    for batch in pieces:
+        pooled = model.dropout(model.bert(batch["input_ids"]).pooler_output)
+        losses = torch.nn.functional.cross_entropy(
+            model.classifier(pooled), batch["labels"], reduction="none"
+        )
+        weights = rgd_weights(losses.detach(), reweighting, tau=1.0)
+        mass = weights.sum() if normalize else torch.tensor(float(len(losses)))
+        mean = (weights * losses).sum() / mass
+        parts.append((mass, mean + weight * coral_penalty(pooled, batch["domain"], DOMAINS)))
+    whole = sum(mass for mass, _ in parts)
+    model.zero_grad()
+    sum(mass / whole * total for mass, total in parts).backward()
+    return gradients_of(model)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("pieces", [1, 2])
+@pytest.mark.parametrize("reweighting", ["none", "kl"])
+def test_a_step_is_that_of_the_objective_plus_the_penalty(reweighting, pieces, normalize, tmp_path):
+    """Also with weights of mean one in a step that is cut: the shares of its pieces are those of their weights."""
+    settings = {"per_device_train_batch_size": 12 // pieces, "gradient_accumulation_steps": pieces}
+    settings |= {"normalize_weights": normalize, "reweighting": reweighting}
+    trainer = trainer_of(CORALTrainer, tmp_path, keywords={"coral_weight": 3.0}, **settings)
+    model = copy.deepcopy(trainer.model)
+    step, seen = step_of(trainer)
+    assert len(seen) == pieces
+    expected, plain = (brute_force(model, seen, weight, normalize, reweighting) for weight in (3.0, 0.0))
+    tolerance = 1e-4 * expected.abs().max()
+    assert (step - expected).abs().max() < tolerance < (step - plain).abs().max() / 10
+
+
+def test_evaluation_is_plain(tmp_path):
+    rows = data()
+    losses = {
+        cls: trainer_of(cls, tmp_path).evaluate(
+            [{k: v for k, v in row.items() if k != "domain"} for row in rows]
+        )["eval_loss"]
+        for cls in (CORALTrainer, ReweightedTrainer)
+    }
+    assert losses[CORALTrainer] == losses[ReweightedTrainer]
+
+
+def test_miro_penalizes_the_distance_to_the_first_model(tmp_path):
+    trainer = trainer_of(MIROTrainer, tmp_path, keywords={"miro_weight": 0.5}, max_steps=3)
+    first, frozen = copy.deepcopy(trainer.model), parameters_of(trainer.pretrained).clone()
+    assert len(trainer.variances.b) == len(stages_of(trainer.model)) and trainer.variances.of(0).shape == (
+        16,
+    )
+    _, seen = step_of(trainer)
+    assert torch.equal(parameters_of(trainer.pretrained), frozen)
+    rates = [group["lr"] for group in trainer.optimizer.param_groups]
+    assert rates[-1] == pytest.approx(10 * rates[0])
+    assert all((b - b.flatten()[0]).abs().max() > 0 for b in trainer.variances.b)
+    batch = seen[-1]
+    trainer.model.train()
+    shown = {"input_ids": batch["input_ids"]}
+    features = []
+    for model in (trainer.model, first):
+        with torch.no_grad(), recorded_outputs(stages_of(model)) as recorded:
+            model(**shown)
+        features.append(recorded)
+    expected = 0.5 * miro_penalty(*features, trainer.variances)
+    _, penalty = trainer.with_penalty(lambda: trainer.model(**shown), batch)
+    torch.testing.assert_close(penalty, expected)
+
+
+def test_miro_saves_a_model_without_variances_and_resumes(tmp_path):
+    settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "per_device_train_batch_size": 6}
+    whole = trainer_of(MIROTrainer, tmp_path, **settings)
+    whole.train()
+    resumed = trainer_of(MIROTrainer, tmp_path, **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    torch.testing.assert_close(parameters_of(resumed.model), parameters_of(whole.model))
+    for found, expected in zip(resumed.variances.b, whole.variances.b, strict=True):
+        torch.testing.assert_close(found, expected)
+    whole.save_model(str(tmp_path / "saved"))
+    loaded, report = type(whole.model).from_pretrained(tmp_path / "saved", output_loading_info=True)
+    assert not report["unexpected_keys"] and not report["missing_keys"]
+    bare = {n: p for n, p in whole.model.state_dict().items() if not n.startswith("miro")}
+    assert all(torch.equal(loaded.state_dict()[name], value) for name, value in bare.items())
+    assert len(whole.variances.b) == 1
+
+
+def test_mixins_combine(tmp_path):
+    class All(CORALMixin, MIROMixin, SWADMixin, ReweightedTrainer):
+        pass
+
+    shown = [{name: value for name, value in row.items() if name != "domain"} for row in data()]
+    settings = {"max_steps": 6, "eval_strategy": "steps", "eval_steps": 1, "reweighting": "kl"}
+    trainer = trainer_of(All, tmp_path, keywords={"eval_dataset": shown}, **settings)
+    losses = iter([1.0, 2.0, 3.0, 2.0, 2.0, 2.0])
+    trainer.validation_loss = lambda metrics: next(losses)
+    trainer.train()
+    assert trainer.swad_average.count > 0 and "miro_variances.b.0" in trainer.swad_average.mean
+
+
+# --- what cannot be -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "cls,keywords,message",
+    [
+        (CORALTrainer, {"num_domains": 0}, "num_domains=0"),
+        (CORALTrainer, {"coral_weight": -1.0}, r"coral_weight=-1\.0"),
+        (MIROTrainer, {"miro_weight": -1.0}, "miro_weight must be at least 0, not -1"),
+    ],
+)
+def test_settings_that_are_refused(cls, keywords, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        trainer_of(cls, tmp_path, keywords=keywords)
+
+
+@pytest.mark.parametrize(
+    "keywords,message",
+    [
+        (
+            {"domain_column": "place"},
+            "CORAL needs the column 'place'.*this batch has only input_ids, labels",
+        ),
+        ({"num_domains": 2}, "has domains from 0 to 2, but num_domains=2 allows 0 to 1"),
+    ],
+)
+def test_columns_that_do_not_fit_are_told(keywords, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        trainer_of(CORALTrainer, tmp_path, keywords=keywords).train()
+
+
+def test_a_model_without_features_of_a_sample_is_told(tmp_path):
+    with pytest.raises(FeaturesError, match="has no linear layer with 7 outputs"):
+        model = tiny_bert()
+        model.config.num_labels = 7
+        classifier_of(model)
+    with pytest.raises(FeaturesError, match="has no list of layers"):
+        stages_of(torch.nn.Linear(2, 2))
+
+
+def test_miro_needs_to_make_the_optimizer(tmp_path):
+    model = tiny_bert()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="pass optimizer_cls_and_kwargs"):
+        trainer_of(MIROTrainer, tmp_path, model, {"optimizers": (optimizer, None)})
+
+
+@pytest.mark.parametrize("mixin", [PenaltyMixin, CORALMixin, MIROMixin])
+def test_penalties_stand_before_a_trainer_of_this_package(mixin, tmp_path):
+    with pytest.raises(TypeError, match="Mixin has to stand to the left"):
+        type("Wrong", (ReweightedTrainer, mixin), {})
+    stock = type("Stock", (mixin, Trainer), {})
+    with pytest.raises(TypeError, match=r"Stock adds a penalty.*derive it from ReweightedTrainer"):
+        trainer_of(stock, tmp_path)
