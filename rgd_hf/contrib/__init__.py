@@ -1,6 +1,6 @@
 """Methods of other papers that go under or beside re-weighting: mixins for Trainer classes of your own.
 
-Each stands to the left of the Trainer that it changes, and they combine:
+Each is listed before the Trainer that it changes, and they combine:
 
     class MyTrainer(CORALMixin, SWADMixin, ReweightedTrainer): ...
 

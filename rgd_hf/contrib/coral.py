@@ -48,7 +48,7 @@ def coral_penalty(features: Tensor, domains: Tensor, num_domains: int) -> Tensor
 
 
 class CORALMixin(PenaltyMixin):
-    """Deep CORAL for any class that derives from `ReweightingMixin` and a Trainer; put it to their left.
+    """Deep CORAL for any class that derives from `ReweightingMixin` and a Trainer; list it before them.
 
         class CORALTrainer(CORALMixin, ReweightedTrainer): ...
 

@@ -26,7 +26,7 @@ Tensors = list[Tensor] | tuple[Tensor, ...]
 
 
 class EMAMixin(TrainerBase):
-    """Averages the weights over the optimizer steps, for any class that derives from `transformers.Trainer`; put it to its left.
+    """Averages the weights over the optimizer steps, for any class that derives from `transformers.Trainer`; list it before the Trainer.
 
     The average begins with the weights after the first step; then `average = d * average + (1 - d) * weights` after every
     step, buffers included (whole numbers are taken as they are), by `torch.optim.swa_utils.AveragedModel`. `evaluate`

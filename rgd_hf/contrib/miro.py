@@ -70,7 +70,7 @@ def miro_penalty(features: Sequence[Tensor], pretrained: Sequence[Tensor], varia
 
 
 class MIROMixin(PenaltyMixin):
-    """MIRO for any class that derives from `ReweightingMixin` and a Trainer; put it to their left.
+    """MIRO for any class that derives from `ReweightingMixin` and a Trainer; list it before them.
 
     The Trainer is given the pretrained model, of which it keeps a frozen copy (and runs it on every training batch); the
     penalty is `miro_penalty` between the stages of the two: those that timm names, else the outputs of the longest list

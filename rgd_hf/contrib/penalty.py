@@ -25,7 +25,7 @@ class PenaltyMixin(TrainerBase):
     of a micro-batch is not that of a whole step: how a step is cut changes what is trained.
 
     Raises:
-        TypeError: the class does not derive from `ReweightingMixin`, or has the Trainer to the left of this mixin.
+        TypeError: the class does not derive from `ReweightingMixin`, or lists the Trainer before this mixin.
     """
 
     def __init_subclass__(cls, **kwargs: Any):

@@ -115,7 +115,7 @@ class WeightAverage:
 
 
 class SWADMixin(TrainerBase):
-    """SWAD for any class that derives from `transformers.Trainer`; put it to its left.
+    """SWAD for any class that derives from `transformers.Trainer`; list it before the Trainer.
 
         class SWADTrainer(SWADMixin, ReweightedTrainer): ...
 

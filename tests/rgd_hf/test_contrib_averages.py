@@ -254,5 +254,5 @@ def test_a_checkpoint_without_averages_is_refused(cls, keywords, tmp_path):
 
 @pytest.mark.parametrize("mixin", [SWADMixin, EMAMixin])
 def test_the_wrong_side_of_the_trainer_is_refused(mixin):
-    with pytest.raises(TypeError, match=f"{mixin.__name__} has to stand to the left"):
+    with pytest.raises(TypeError, match=f"{mixin.__name__} must be listed before"):
         type("Wrong", (Trainer, mixin), {})

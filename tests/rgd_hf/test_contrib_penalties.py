@@ -257,7 +257,7 @@ def test_miro_needs_to_make_the_optimizer(tmp_path):
 
 @pytest.mark.parametrize("mixin", [PenaltyMixin, CORALMixin, MIROMixin])
 def test_penalties_stand_before_a_trainer_of_this_package(mixin, tmp_path):
-    with pytest.raises(TypeError, match="Mixin has to stand to the left"):
+    with pytest.raises(TypeError, match="Mixin must be listed before"):
         type("Wrong", (ReweightedTrainer, mixin), {})
     stock = type("Stock", (mixin, Trainer), {})
     with pytest.raises(TypeError, match=r"Stock adds a penalty.*derive it from ReweightedTrainer"):

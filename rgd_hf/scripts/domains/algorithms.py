@@ -53,7 +53,7 @@ class AlgorithmArguments:
     algorithm: str = field(
         default="erm",
         metadata={
-            "help": "What trains on the others; --reweighting goes on top of it.",
+            "help": "What trains on the others; --reweighting applies on top of it.",
             "choices": list(ALGORITHMS),
         },
     )
