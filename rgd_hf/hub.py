@@ -1,14 +1,14 @@
 """The model card of a re-weighted run: what the Trainer writes, and how the losses were weighted."""
 
-import dataclasses
 import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import EvalResult, ModelCard
+from huggingface_hub import EvalResult, HfApi, ModelCard
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -17,6 +17,7 @@ from transformers.modelcard import TASK_TAG_TO_NAME_MAPPING
 from rgd_hf.description import describe_weights, settings_in_use
 from rgd_hf.loading_snippet import find_task, loading_snippet
 from rgd_hf.loss_sources import OverriddenLosses
+from rgd_hf.scores import Score, last_scores
 from rgd_hf.weightings import Weighting
 
 if TYPE_CHECKING:
@@ -34,25 +35,6 @@ STATISTICS = {
     "unweighted_loss": "mean loss without weights",
 }
 
-METRICS = {
-    "mcc": ("Matthews correlation", "matthews_correlation"),
-    "matthews_correlation": ("Matthews correlation", "matthews_correlation"),
-    "pearson": ("Pearson correlation", "pearsonr"),
-    "pearsonr": ("Pearson correlation", "pearsonr"),
-    "spearman": ("Spearman correlation", "spearmanr"),
-    "spearmanr": ("Spearman correlation", "spearmanr"),
-    "f1_macro": ("F1 (macro)", "f1"),
-    "f1_micro": ("F1 (micro)", "f1"),
-    "mse": ("Mean squared error", "mse"),
-    "mae": ("Mean absolute error", "mae"),
-    "roc_auc": ("ROC AUC", "roc_auc"),
-    "auroc": ("ROC AUC", "roc_auc"),
-    "wer": ("Word error rate", "wer"),
-    "bleu": ("BLEU", "bleu"),
-}
-"""Name and Hub identifier of metrics whose key is neither by itself."""
-
-_NO_METRICS = ("runtime", "samples_per_second", "steps_per_second", "time")
 _HEADING = re.compile(r"(?m)^(?=## )")
 _ORIGIN = re.compile(r"This model (?:was trained from scratch|is a fine-tuned version of \[.*?\]\(.*?\))")
 _LOCAL_ORIGIN = "is fine-tuned from a local checkpoint"
@@ -62,32 +44,6 @@ _FOLDER = "`{}` is the folder of this file; give its path."
 _BASE = "path/to/"
 _BASE_FOLDER = "`{}` is the folder of the base model; give its path."
 _EMPTY_RESULTS = re.compile(r"(?m)^### Training results\n\s*(?=^###)")
-
-
-@dataclasses.dataclass(frozen=True)
-class Score:
-    """A metric of the last evaluation.
-
-    Attributes:
-        evaluated_on: the evaluation set's name where the Trainer has several, else None.
-        key: as the Trainer logs it, without prefixes, e.g. `"accuracy"`.
-        value: as it was logged.
-    """
-
-    evaluated_on: str | None
-    key: str
-    value: Any
-
-    @property
-    def name(self) -> str:
-        """As readers know the metric."""
-        words = self.key.replace("_", " ")
-        return METRICS[self.key][0] if self.key in METRICS else words[:1].upper() + words[1:]
-
-    @property
-    def identifier(self) -> str:
-        """As the Hub knows the metric."""
-        return METRICS[self.key][1] if self.key in METRICS else self.key
 
 
 class ModelCardMixin(TrainerBase):
@@ -161,8 +117,10 @@ class ModelCardMixin(TrainerBase):
         guesses = {"tasks": tasks, "dataset_tags": dataset_tags or [], "finetuned_from": base_model or ""}
         known = signature(super().create_model_card).parameters
         given |= {name: value for name, value in guesses.items() if name in known}
-        if "dataset_name" in known and dataset is not None:  # TRL's Trainers have a shorter list
-            given.setdefault("dataset_name", dataset if isinstance(dataset, str) else ", ".join(dataset))
+        by_trl = "dataset_name" in known  # its Trainers have a shorter list
+        name_of_data = dataset if isinstance(dataset, str) else ", ".join(dataset or ())
+        if by_trl and name_of_data:
+            given.setdefault("dataset_name", name_of_data)
         for name in ("language", "license", "tasks", "dataset", "dataset_args"):
             if name not in known:
                 given.pop(name, None)
@@ -176,10 +134,17 @@ class ModelCardMixin(TrainerBase):
         kept = (t for t in data.tags or [] if not t.startswith("base_model:") or t.endswith(f":{base_model}"))
         data.tags = list(dict.fromkeys([*kept, *tags]))
         data.base_model = base_model
+        if by_trl:
+            data.pop("licence", None)  # a placeholder
+            license = license or _license_of(base_model)
+            if name_of_data and given["dataset_name"] == name_of_data:  # taken for a repository's
+                data.datasets = dataset_tags
+                link = f"[{name_of_data}](https://huggingface.co/datasets/{name_of_data})"
+                card.text = card.text.replace(link, name_of_data)
         data.language, data.license = data.language or language, data.license or license
         if data.pipeline_tag is None and task is not None:
             data.pipeline_tag = task.pipeline
-        scores = _last_scores(self)
+        scores = last_scores(self)
         data.eval_results = self._eval_results(scores, tasks, dataset_tags, dataset, dataset_args) or None
         data.model_name = model_name if data.eval_results else None
         data.metrics = sorted({score.identifier for score in scores if score.key != "loss"}) or None
@@ -345,31 +310,6 @@ def _end_of_training(log_history: list[dict[str, Any]]) -> str:
     return f"{title}\n\n{_table('Statistic', 'Value', shown)}"
 
 
-def _last_scores(trainer: Any) -> list[Score]:
-    """The metrics that belong to the model as it is: of an evaluation after training, else of its best or last step."""
-    history = trainer.state.log_history
-    end = max((i for i, entry in enumerate(history) if "train_runtime" in entry), default=-1)
-    evaluations = [entry for entry in history if any(key.startswith("eval_") for key in entry)]
-    after = [entry for entry in history[end + 1 :] if entry in evaluations]
-    best = trainer.state.best_global_step if trainer.args.load_best_model_at_end else None
-    if end >= 0 and after:
-        chosen = after
-    elif best is not None:
-        chosen = [entry for entry in evaluations if entry.get("step") == best]
-    else:
-        chosen = [entry for entry in evaluations if entry.get("step") == evaluations[-1].get("step")]
-    several = trainer.eval_dataset if isinstance(trainer.eval_dataset, Mapping) else {}
-    scores = {}
-    for key, value in (item for entry in chosen for item in entry.items()):
-        if key.startswith("eval_") and not key.endswith(_NO_METRICS):
-            key = key.removeprefix("eval_")
-            names = [name for name in several if key.startswith(f"{name}_")]
-            name = max(names, key=len, default=None)
-            key = key if name is None else key.removeprefix(f"{name}_")
-            scores[name, key] = Score(name, key, value)
-    return list(scores.values())
-
-
 def _evaluation(scores: list[Score]) -> str:
     rows = {
         score.name + (f" ({score.evaluated_on})" if score.evaluated_on else ""): (
@@ -394,6 +334,15 @@ def _is_empty(section: str) -> bool:
 def _origin(model: nn.Module) -> str:
     """Where the weights were loaded from: a repository, a folder, or an empty string for new ones."""
     return getattr(getattr(model, "config", None), "_name_or_path", None) or ""
+
+
+def _license_of(base_model: str | None) -> str | None:
+    """The licence that a repository on the Hub states, where it can be asked."""
+    if base_model is not None:
+        with suppress(Exception):
+            card = HfApi().model_info(base_model).card_data
+            return None if card is None else card.license
+    return None
 
 
 def _page(name: str) -> str:

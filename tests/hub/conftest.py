@@ -25,42 +25,77 @@ def parquet(frame: pd.DataFrame) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.fixture(scope="session")
-def tiny_model_files(tmp_path_factory) -> Path:
-    """A BERT of one layer with a tokenizer of words, and a card with a licence."""
-    import torch
+def save_tokenizer(folder: Path, *more_inputs: str) -> int:
+    """Write a tokenizer of words into a folder; how many words it knows."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
-    folder = tmp_path_factory.mktemp("bert_tiny")
-    vocabulary = {
-        word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", *WORDS])
-    }
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", *WORDS]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    special = [("[CLS]", 2), ("[SEP]", 3)]
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=special
-    )
+    if more_inputs:
+        special = [("[CLS]", 2), ("[SEP]", 3)]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=special
+        )
     names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         model_max_length=32,
-        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+        model_input_names=["input_ids", *more_inputs, "attention_mask"],
+        eos_token="[SEP]",
+        mask_token="[MASK]",
         **names,
     ).save_pretrained(folder)
-    torch.manual_seed(0)
+    return len(words)
+
+
+@pytest.fixture(scope="session")
+def tiny_model_files(tmp_path_factory) -> Path:
+    """A BERT of one layer with a tokenizer of words, and a card with a licence."""
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
+
+    folder = tmp_path_factory.mktemp("bert_tiny")
     config = BertConfig(
-        vocab_size=len(vocabulary),
+        vocab_size=save_tokenizer(folder, "token_type_ids"),
         hidden_size=16,
         num_hidden_layers=1,
         num_attention_heads=2,
         intermediate_size=32,
         max_position_embeddings=32,
     )
+    torch.manual_seed(0)
     BertForSequenceClassification(config).save_pretrained(folder)
     (folder / "README.md").write_text("---\nlicense: mit\n---\n# bert-tiny\n")
     return folder
+
+
+@pytest.fixture(scope="session")
+def generating_models(hub: HubServer, tmp_path_factory) -> None:
+    """`acme/llama-tiny` and `acme/t5-tiny` on the server, of one layer each."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
+
+    torch.manual_seed(0)
+    for name in ("llama", "t5"):
+        folder = tmp_path_factory.mktemp(name)
+        size = save_tokenizer(folder)
+        if name == "llama":
+            sizes = {
+                "hidden_size": 16,
+                "intermediate_size": 16,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+            }
+            config = LlamaConfig(vocab_size=size, pad_token_id=0, bos_token_id=2, eos_token_id=3, **sizes)
+            LlamaForCausalLM(config).save_pretrained(folder)
+        else:
+            sizes = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+            special = {"pad_token_id": 0, "eos_token_id": 3, "decoder_start_token_id": 0}
+            T5ForConditionalGeneration(T5Config(vocab_size=size, **special, **sizes)).save_pretrained(folder)
+        (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+        hub.add("models", f"acme/{name}-tiny", folder)
 
 
 @pytest.fixture(scope="session")

@@ -19,8 +19,12 @@ from huggingface_hub import HfApi, ModelCard, constants
 from sklearn.datasets import load_breast_cancer
 from transformers import (
     AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
+    DataCollatorForTokenClassification,
     TrainerCallback,
     TrainingArguments,
 )
@@ -34,6 +38,11 @@ socket.gethostname = lambda: HOST
 logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 MODEL, DATA = "google/bert-tiny", "acme/texts"
 HINT = "--train_file FILE"
+TASKS = {
+    "tokens": "token-classification",
+    "masked words": "fill-mask",
+    "encoder-decoder": "text2text-generation",
+}
 USED = (("train",), ("validation", "test"))
 
 
@@ -138,6 +147,34 @@ def plain_script(
     trainer.train()
     trainer.save_state()
     trainer.push_to_hub(dataset_tags=DATA, dataset="Texts of acme")
+    return str(trainer.hub_model_id)
+
+
+def plain_task(output_dir: str, task: str, texts: list[str]) -> str:
+    """Train and push a model of another task by a script of one's own."""
+    name, cls = {
+        "tokens": (MODEL, AutoModelForTokenClassification),
+        "masked words": (MODEL, AutoModelForMaskedLM),
+        "encoder-decoder": ("acme/t5-tiny", AutoModelForSeq2SeqLM),
+    }[task]
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    rows = [{**tokenizer(text)} for text in texts]
+    for row in rows:
+        row["labels"] = [i % 2 for i in row["input_ids"]] if task == "tokens" else row["input_ids"]
+    args = ReweightedTrainingArguments(
+        output_dir=output_dir, max_steps=2, report_to=[], use_cpu=True, disable_tqdm=True
+    )
+    trainer = ReweightedTrainer(
+        cls.from_pretrained(name),
+        args,
+        train_dataset=Dataset.from_list(rows),
+        eval_dataset=Dataset.from_list(rows[:4]),
+        processing_class=tokenizer,
+        data_collator=DataCollatorForTokenClassification(tokenizer),
+    )
+    trainer.train()
+    trainer.evaluate()
+    trainer.push_to_hub(dataset_tags=DATA, dataset="Texts of acme", tasks=TASKS[task])
     return str(trainer.hub_model_id)
 
 

@@ -11,6 +11,7 @@ import pytest
 from tests.helpers.hub_server import TOKEN, USER
 from tests.helpers.worker import ROOT
 from tests.hub.conftest import TIMM
+from tests.hub.test_hub_privacy import leaks
 from tests.hub.test_hub_push import PUSHED, card_of, glue_args, repository, secrets_in
 
 SMALL = ["--use_cpu", "--report_to", "none", "--disable_tqdm", "true", "--per_device_train_batch_size", "4"]
@@ -39,6 +40,7 @@ def test_an_image_model_of_timm_keeps_its_origin(fresh, hub, tmp_path, streaming
         "config.json",
         "model.safetensors",
     } | {"all_results.json"}
+    assert leaks(repository(hub, name), tmp_path) == []
     data, text = card_of(hub, name)
     assert data["base_model"] == f"timm/{TIMM}" and data["license"] == "apache-2.0"
     assert f"fine-tuned version of [timm/{TIMM}]" in text
@@ -53,6 +55,7 @@ def test_a_tabular_model_takes_its_card_along(fresh, hub, tmp_path):
     folder = tmp_path
     here, there = fresh("push_tabular", str(folder), f"{USER}/a-table")
     assert here == there
+    assert leaks(repository(hub, "a-table"), tmp_path) == []
     data, text = card_of(hub, "a-table")
     assert "More Information Needed" not in text and "KL divergence" in text and "rgd-hf" in data["tags"]
     assert f'"{USER}/a-table"' in text and "folder of this file" not in text

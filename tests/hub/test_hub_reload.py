@@ -1,0 +1,109 @@
+"""Models of many tasks that were pushed are loaded in a fresh process with an empty cache, as their cards say."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.hub_server import USER
+from tests.helpers.worker import RemoteError
+from tests.hub.conftest import texts
+from tests.hub.test_hub_privacy import leaks
+from tests.hub.test_hub_push import card_of, repository
+
+PIPELINES = {
+    "sft": ("text-generation", "word1 word2"),
+    "sft-lora": ("text-generation", "word1 word2"),
+    "tokens": ("token-classification", "word1 good"),
+    "masked-words": ("fill-mask", "word1 [MASK]"),
+    "encoder-decoder": None,  # transformers has no pipeline for them
+}
+RELOAD = """
+import json, sys
+from transformers import pipeline
+for place, (code, call) in json.loads(sys.argv[1]).items():
+    variables = {}
+    exec(code, variables)
+    if call:
+        task, text = call
+        options = {"do_sample": False} if task == "text-generation" else {}
+        print("FOUND", json.dumps(pipeline(task, model=place)(text, **options), default=float))
+    else:
+        inputs = variables["processor"]("word1 good", return_tensors="pt")
+        print("FOUND", variables["model"].generate(**inputs, max_new_tokens=4, do_sample=False).tolist())
+"""
+
+
+def sft(tmp_path: Path, name: str, *options: str) -> list[str]:
+    file = tmp_path / "texts.jsonl"
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts(16, 0)))
+    return [
+        *("--train_file", str(file), "--holdout_fraction", "0.25", "--model_name_or_path", "acme/llama-tiny"),
+        *("--output_dir", str(tmp_path / name), "--max_steps", "2", "--per_device_train_batch_size", "4"),
+        *("--use_cpu", "--report_to", "none", "--disable_tqdm", "true", "--save_strategy", "no", *options),
+    ]
+
+
+def reloaded(cards: dict[str, list], hub, home: Path) -> list[str]:
+    """What models predict in a process of its own: each is loaded by the code of its card, then by a pipeline."""
+    done = subprocess.run(
+        [sys.executable, "-c", RELOAD, json.dumps(cards)],
+        env={**hub.environment(home, token=None), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    return [line for line in done.stdout.splitlines() if line.startswith("FOUND")]
+
+
+def test_models_of_many_tasks_are_loaded_as_their_cards_say(fresh, hub, tmp_path, generating_models):
+    fresh("recipe", "sft", sft(tmp_path, "sft", "--push_to_hub"))
+    fresh("recipe", "sft", sft(tmp_path, "sft-lora", "--push_to_hub", "--lora_rank", "2"))
+    for task in ("tokens", "masked words", "encoder-decoder"):
+        fresh("plain_task", str(tmp_path / task.replace(" ", "-")), task, texts(8, 0))
+    here, there = {}, {}
+    for name, call in PIPELINES.items():
+        assert leaks(repository(hub, name), tmp_path) == []
+        data, card = card_of(hub, name)
+        assert re.search(rf"(?m)^# {name}$", card) and "folder of" not in card and "texts.jsonl](" not in card
+        assert data["license"] in ("mit", "apache-2.0") and "licence" not in data
+        assert "datasets" not in data or data["datasets"] == ["acme/texts"]
+        assert fresh("validate_card", f"{USER}/{name}") == data
+        if call and not name.startswith("sft"):
+            assert data["pipeline_tag"] == call[0] and data["model-index"][0]["name"] == name
+        (code,) = re.findall(r"(?s)```python\n(.*?)\n```", card)
+        there[f"{USER}/{name}"] = [code, call]
+        here[str(tmp_path / name)] = [code.replace(f"{USER}/{name}", str(tmp_path / name)), call]
+    found = reloaded(there | here, hub, tmp_path / "empty")
+    assert len(found) == 2 * len(there) and found[: len(there)] == found[len(there) :]
+
+
+def test_an_adapter_of_a_folder_is_pushed_under_its_base_models_name(fresh, hub, tmp_path, generating_models):
+    base = tmp_path / "copies" / "base"
+    fresh("download", "acme/llama-tiny", str(base), ["*"])
+    argv = sft(tmp_path, "of-a-folder", "--lora_rank", "2", "--model_name_or_path", str(base))
+    with pytest.raises(
+        RemoteError, match=r"base model is a folder .*--model_name_or_path, or leave out"
+    ) as raised:
+        fresh("recipe", "sft", [*argv, "--push_to_hub", "--compare"])
+    out = tmp_path / "of-a-folder"
+    assert raised.value.kind == "HubError" and not out.exists()
+    fresh("recipe", "sft", argv)
+    assert str(base) not in (out / "README.md").read_text()
+    with pytest.raises(RemoteError, match=r"Write that name into .*adapter_config.json"):
+        fresh("recipe", "sft", [*argv, "--push_to_hub"])
+    config = out / "adapter_config.json"
+    config.write_text(config.read_text().replace(json.dumps(str(base)), '"acme/llama-tiny"'))
+    fresh("recipe", "sft", [*argv, "--push_to_hub"])
+    pushed = repository(hub, "of-a-folder")
+    assert leaks(pushed, tmp_path) == []
+    data, card = card_of(hub, "of-a-folder")
+    assert (
+        data["base_model"] == "acme/llama-tiny" and "path/to" not in card and "local checkpoint" not in card
+    )
+    fresh("validate_card", f"{USER}/of-a-folder")
+    fresh("run_card", f"{USER}/of-a-folder")
