@@ -82,7 +82,8 @@ class WeightStatistics(Observer):
         return {
             "weight_mean": weight / items,
             "weight_max": state["largest_weight"].item(),
-            "effective_sample_size": weight**2 / (items * squared) if squared > 0 else 0.0,
+            # At most 1, but for the rounding of its sums.
+            "effective_sample_size": min(weight**2 / (items * squared), 1.0) if squared > 0 else 0.0,
             "clipped_fraction": clipped / items,
             "unweighted_loss": loss / items,
         }

@@ -142,3 +142,14 @@ def test_the_citation_is_that_of_the_model_cards():
 
 def test_readme_is_short():
     assert len(TEXTS["README.md"].splitlines()) <= 150
+
+
+def test_the_version_is_the_same_everywhere():
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert re.findall(r'^version = "(.+)"$', project, re.MULTILINE) == [rgd_hf.__version__]
+    assert (
+        yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["version"] == rgd_hf.__version__
+    )
+    # Its entry, or that of the release that the unreleased changes are to become.
+    entries = re.split(r"^## ", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert rgd_hf.__version__ in entries[1]
