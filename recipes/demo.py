@@ -6,6 +6,11 @@
 The sentences and the model come from a package index. `glue.py` does the same for your own texts.
 """
 
+import os
+
+# A thread that waits sleeps: spinning, as OpenMP does by default, many small steps take many times as long beside another process.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported
+
 from pathlib import Path
 
 from datasets import DatasetDict

@@ -10,6 +10,11 @@ on validation rows of the training domains, and `test_accuracy` is its accuracy 
 Every domain in turn, DomainBed's random search and its other rules of selection are for a study: see benchmarks.
 """
 
+import os
+
+# A thread that waits sleeps: spinning, as OpenMP does by default, many small steps take many times as long beside another process.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported
+
 import dataclasses
 from pathlib import Path
 

@@ -8,6 +8,11 @@ All nine tasks of GLUE are loaded from the Hub (`nyu-mll/glue`) or, with the sam
 with a table of the official metrics; `all_results.json` in the output directory has them with all settings.
 """
 
+import os
+
+# A thread that waits sleeps: spinning, as OpenMP does by default, many small steps take many times as long beside another process.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported
+
 from dataclasses import dataclass, field
 from pathlib import Path
 

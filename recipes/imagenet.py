@@ -14,6 +14,11 @@ CutMix and label smoothing put a floor under the loss, so that a small tau clips
 Order and augmentation depend on seed, epoch and position alone: a run that was interrupted goes on to the same numbers.
 """
 
+import os
+
+# A thread that waits sleeps: spinning, as OpenMP does by default, many small steps take many times as long beside another process.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported
+
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path

@@ -8,6 +8,11 @@ The columns are those of TRL: `messages` (chats), `prompt` and `completion`, or 
 re-weighting.
 """
 
+import os
+
+# A thread that waits sleeps: spinning, as OpenMP does by default, many small steps take many times as long beside another process.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported
+
 import math
 from dataclasses import dataclass, field
 from pathlib import Path

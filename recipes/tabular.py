@@ -12,6 +12,11 @@ preprocessing and predicts a DataFrame:
 For gradient boosting and other baselines on the same splits, tuning, and several tables, run a study: see benchmarks/.
 """
 
+import os
+
+# A thread that waits sleeps: spinning, as OpenMP does by default, many small steps take many times as long beside another process.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported
+
 import gc
 import json
 from dataclasses import dataclass, field
