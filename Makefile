@@ -62,7 +62,7 @@ demo: $(VENV)/.recipes  ## Fine-tune a BERT on human-rated sentences, ERM agains
 	HF_HUB_OFFLINE=1 $(BIN)/python recipes/demo.py
 
 .PHONY: demo-domains
-demo-domains: $(VENV)/.recipes  ## Train on digits of some angles, test on another: ERM against RGD (about 2 minutes, no network)
+demo-domains: $(VENV)/.recipes  ## Train on digits of some angles, test on another: ERM against RGD (about a minute, no network)
 	HF_HUB_OFFLINE=1 $(BIN)/python recipes/domainbed.py recipes/configs/rotated_digits.yaml
 
 .PHONY: demo-tabular

@@ -14,9 +14,7 @@ _HOME_OF = {
     "ReweightingArguments": "training_args",
     "ReweightedTrainingArguments": "training_args",
     "ReweightedSeq2SeqTrainingArguments": "training_args",
-    "GroupDROMixin": "group_dro",
     "HardExamplesMixin": "hard_examples",
-    "GroupDROTrainer": "group_dro",
     "Comparison": "comparison",
     "compare": "comparison",
     "ReweightingMixin": "trainer",
@@ -29,7 +27,6 @@ if TYPE_CHECKING:
     from rgd_hf.comparison import Comparison, compare
     from rgd_hf.compute_loss_func import RGDLoss
     from rgd_hf.divergences import rgd_surrogate, rgd_weights
-    from rgd_hf.group_dro import GroupDROMixin, GroupDROTrainer
     from rgd_hf.hard_examples import HardExamplesMixin
     from rgd_hf.loss_sources import PerSampleLosses
     from rgd_hf.trainer import ReweightedSeq2SeqTrainer, ReweightedTrainer, ReweightingMixin
@@ -42,8 +39,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Comparison",
-    "GroupDROMixin",
-    "GroupDROTrainer",
     "HardExamplesMixin",
     "PerSampleLosses",
     "RGDLoss",

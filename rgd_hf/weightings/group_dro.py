@@ -64,10 +64,10 @@ class GroupDRO(Weighting):
         if self.num_groups < 1 or self.step_size < 0:
             raise ValueError(
                 f"GroupDRO needs at least one group and a step size of at least 0, not num_groups={self.num_groups} and "
-                f"group_step_size={self.step_size}."
+                f"step_size={self.step_size}."
             )
         if self.names is not None and len(self.names) != self.num_groups:
-            raise ValueError(f"group_names has {len(self.names)} names for num_groups={self.num_groups}.")
+            raise ValueError(f"names has {len(self.names)} names for num_groups={self.num_groups}.")
         self.columns = (self.column, *self.within.columns)
         self.compares_items = self.within.compares_items
         self._share: Tensor | None = None
@@ -134,7 +134,7 @@ class GroupDRO(Weighting):
         if groups is None:
             raise ValueError(
                 f"GroupDRO needs the column {self.column!r} (the group number of each sample) in every training batch, "
-                f"but this batch has only {', '.join(sorted(items.batch))}. Set group_column, and keep the column in the "
+                f"but this batch has only {', '.join(sorted(items.batch))}. Set column, and keep the column in the "
                 "data collator."
             )
         return torch.as_tensor(groups, device=items.reference.device).reshape(-1).long()

@@ -41,12 +41,8 @@ class WeightingMixin(TrainerBase):
         return self._weighting
 
     def _set_weighting(self, rule: Weighting) -> None:
-        self._weighting = self._complete(rule)
+        self._weighting = rule
         self._weighting_settings = tuple(getattr(self.args, name) for name in sorted(option_names()))
-
-    def _complete(self, rule: Weighting) -> Weighting:
-        """The rule in use, given the chosen one; for classes of Trainers that wrap it in another."""
-        return rule
 
     @property
     def weigh_override(self) -> str | None:
@@ -150,14 +146,10 @@ class WeightingMixin(TrainerBase):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None or not self.weighting.state_dict():
             return
-        state = self._saved_rule_state(Path(checkpoint))
-        if state is None:
+        path = Path(checkpoint) / STATE_NAME
+        if not path.is_file():
             raise ValueError(
                 f"{checkpoint} has no {STATE_NAME}, the state of {self.weighting.method_name()}: it was written with "
                 "another rule. Resume with that rule, or start a new training from the model of the checkpoint."
             )
-        self.weighting.load_state_dict(state)
-
-    def _saved_rule_state(self, checkpoint: Path) -> dict[str, Tensor] | None:
-        path = checkpoint / STATE_NAME
-        return load_file(str(path)) if path.is_file() else None
+        self.weighting.load_state_dict(load_file(str(path)))

@@ -1,6 +1,5 @@
 """GroupDRO against a loop that follows the paper, for any cut of a step, with groups that a batch lacks."""
 
-import json
 import os
 import subprocess
 import sys
@@ -13,8 +12,8 @@ from torch.nn import functional as F
 from torch.utils.data import SequentialSampler
 from transformers import TrainingArguments
 
-from rgd_hf import rgd_weights
-from rgd_hf.group_dro import OLD_STATE_NAME, GroupDROTrainer
+from rgd_hf import ReweightedTrainer, rgd_weights
+from rgd_hf.weightings import WEIGHTINGS, GroupDRO
 from rgd_hf.weightings.trainer import STATE_NAME
 from tests.helpers.tiny import classification_data, parameters_of, relative_error, stack, tiny_bert
 
@@ -25,7 +24,7 @@ LEARNING_RATE = 0.5
 MEMBERS = [0, 1, 2, 1, 1, 1, 1, 1] + [0, 0, 0, 0, 0, 0, 1, 1] + [2, 1, 0, 2, 1, 0, 2, 1] + [1] * 8
 
 
-class InOrder(GroupDROTrainer):
+class InOrder(ReweightedTrainer):
     def _get_train_sampler(self, train_dataset=None):
         return SequentialSampler(self.train_dataset)
 
@@ -49,10 +48,12 @@ def trainer_for(make_args, divergence="none", micro_batches=1, **kwargs):
         tiny_bert(),
         args,
         train_dataset=grouped_data(),
-        reweighting=divergence,
-        num_groups=GROUPS,
-        group_step_size=STEP_SIZE,
+        reweighting=GroupDRO(GROUPS, STEP_SIZE, within=WEIGHTINGS[divergence]()),
     )
+
+
+def group_weights(trainer):
+    return trainer.weighting.state["group_weights"]
 
 
 def brute_force(divergence):
@@ -88,7 +89,7 @@ def test_trajectory_is_that_of_the_algorithm(make_args, divergence, micro_batche
     model, weights = brute_force(divergence)
     start = parameters_of(tiny_bert())
     assert relative_error(parameters_of(trainer.model) - start, parameters_of(model) - start) < 1e-4
-    assert torch.allclose(trainer.group_weights, weights[-1], atol=1e-5)
+    assert torch.allclose(group_weights(trainer), weights[-1], atol=1e-5)
     logged = [[entry[f"group_weight_{g}"] for g in range(GROUPS)] for entry in trainer.state.log_history[:-1]]
     assert torch.allclose(torch.tensor(logged), torch.stack(weights[1:]), atol=1e-5)
 
@@ -100,20 +101,14 @@ def test_absent_groups_keep_their_share_and_weigh_nothing(make_args):
     logs = trainer.state.log_history
     ratios = [logs[step]["group_weight_2"] / logs[step]["group_weight_3"] for step in range(3)]
     assert ratios[0] == pytest.approx(ratios[1], rel=1e-5) and ratios[2] > 1.1 * ratios[1]
-    assert trainer.group_weights.sum().item() == pytest.approx(1)
+    assert group_weights(trainer).sum().item() == pytest.approx(1)
 
 
 def test_equal_groups_with_step_size_zero_are_erm(make_args):
-    from rgd_hf import ReweightedTrainer
-
-    class PlainInOrder(ReweightedTrainer):
-        def _get_train_sampler(self, train_dataset=None):
-            return SequentialSampler(self.train_dataset)
-
     data = classification_data(16)
     grouped = [{**example, "group": number % 2} for number, example in enumerate(data)]
-    plain = PlainInOrder(tiny_bert(), make_args(), train_dataset=data)
-    trainer = InOrder(tiny_bert(), make_args(), train_dataset=grouped, num_groups=2, group_step_size=0.0)
+    plain = InOrder(tiny_bert(), make_args(), train_dataset=data, reweighting="none")
+    trainer = InOrder(tiny_bert(), make_args(), train_dataset=grouped, reweighting=GroupDRO(2, 0.0))
     plain.train()
     trainer.train()
     assert relative_error(parameters_of(trainer.model), parameters_of(plain.model)) < 1e-6
@@ -125,15 +120,11 @@ def test_resuming_goes_on_with_the_group_weights(make_args, tmp_path):
     checkpoint = tmp_path / "a" / "checkpoint-2"
     saved = load_file(checkpoint / STATE_NAME)["group_weights"]
     assert torch.allclose(saved, brute_force("kl")[1][2], atol=1e-5)
-    for old in (False, True):
-        if old:  # as checkpoints were before rules saved their own state
-            (checkpoint / STATE_NAME).unlink()
-            (checkpoint / OLD_STATE_NAME).write_text(json.dumps(saved.tolist()))
-        resumed = trainer_for(make_args, "kl", output_dir=str(tmp_path / "b"))
-        resumed.train(resume_from_checkpoint=str(checkpoint))
-        assert torch.allclose(parameters_of(resumed.model), parameters_of(whole.model), atol=1e-6)
-        assert torch.allclose(resumed.group_weights, whole.group_weights, atol=1e-6)
-    (checkpoint / OLD_STATE_NAME).unlink()
+    resumed = trainer_for(make_args, "kl", output_dir=str(tmp_path / "b"))
+    resumed.train(resume_from_checkpoint=str(checkpoint))
+    assert torch.allclose(parameters_of(resumed.model), parameters_of(whole.model), atol=1e-6)
+    assert torch.allclose(group_weights(resumed), group_weights(whole), atol=1e-6)
+    (checkpoint / STATE_NAME).unlink()
     with pytest.raises(ValueError, match="the state of GroupDRO"):
         resumed.train(resume_from_checkpoint=str(checkpoint))
 
@@ -146,14 +137,14 @@ def test_evaluation_ignores_groups(make_args):
 
 def test_settings_and_batches_that_cannot_work(make_args):
     with pytest.raises(ValueError, match="at least one group"):
-        InOrder(tiny_bert(), make_args(), num_groups=0)
+        GroupDRO(num_groups=0)
     with pytest.raises(ValueError, match="2 names for num_groups=3"):
-        InOrder(tiny_bert(), make_args(), num_groups=3, group_names=["a", "b"])
-    trainer = InOrder(tiny_bert(), make_args(), train_dataset=classification_data(8), num_groups=2)
+        GroupDRO(num_groups=3, names=["a", "b"])
+    trainer = InOrder(tiny_bert(), make_args(), train_dataset=classification_data(8), reweighting=GroupDRO(2))
     with pytest.raises(ValueError, match=r"column 'group'.*only input_ids, labels"):
         trainer.train()
     out_of_range = [{**example, "group": 2} for example in classification_data(8)]
-    trainer = InOrder(tiny_bert(), make_args(), train_dataset=out_of_range, num_groups=2)
+    trainer = InOrder(tiny_bert(), make_args(), train_dataset=out_of_range, reweighting=GroupDRO(2))
     with pytest.raises(ValueError, match="groups from 2 to 2, but num_groups=2 allows 0 to 1"):
         trainer.train()
 
@@ -188,7 +179,7 @@ def train_on_this_process(folder):
     trainer = trainer_for(make, "kl", micro_batches=1, **constant)
     trainer.args.per_device_train_batch_size = trainer._train_batch_size = BATCH // 2
     trainer.train()
-    found = {"parameters": parameters_of(trainer.model), "group_weights": trainer.group_weights}
+    found = {"parameters": parameters_of(trainer.model), "group_weights": group_weights(trainer)}
     torch.save(found, Path(folder) / f"{trainer.args.process_index}.pt")
 
 

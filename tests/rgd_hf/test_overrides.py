@@ -6,7 +6,8 @@ from override_cases import BY_ITSELF, CASES, CountsOtherwise, OwnLoss, StepsTwic
 from torch.nn import functional as F
 from transformers import Trainer
 
-from rgd_hf import GroupDROTrainer, HardExamplesMixin, ReweightedTrainer, ReweightingMixin, rgd_weights
+from rgd_hf import HardExamplesMixin, ReweightedTrainer, ReweightingMixin, rgd_weights
+from rgd_hf.weightings import GroupDRO
 from tests.helpers.tiny import (
     classification_data,
     gradients_of,
@@ -219,9 +220,8 @@ def test_a_sample_weight_that_nothing_reads_is_refused(make_args):
 
 
 def test_groups_that_nothing_reads_are_refused(make_args):
-    cls = type("Groups", (GroupDROTrainer, TestLossBehind.Theirs), {})
-    with pytest.raises(NotImplementedError, match="GroupDRO"):
-        cls(tiny_bert(), make_args(), num_groups=2, reweighting="none")
+    with pytest.raises(NotImplementedError, match="cannot be re-weighted"):
+        TestLossBehind.Ours(tiny_bert(), make_args(), reweighting=GroupDRO(num_groups=2))
 
 
 class TestOrder:
