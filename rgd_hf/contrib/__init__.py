@@ -11,7 +11,7 @@ rule of weights: `ReweightedTrainer(..., reweighting=rgd_hf.weightings.GroupDRO(
 
 from rgd_hf.contrib.coral import CORALMixin, coral_penalty
 from rgd_hf.contrib.ema import EMAMixin
-from rgd_hf.contrib.features import FeaturesError
+from rgd_hf.contrib.errors import SetupError
 from rgd_hf.contrib.miro import MIROMixin, Variances, miro_penalty
 from rgd_hf.contrib.penalty import PenaltyMixin
 from rgd_hf.contrib.swad import LossValley, SWADMixin, WeightAverage
@@ -19,11 +19,11 @@ from rgd_hf.contrib.swad import LossValley, SWADMixin, WeightAverage
 __all__ = [
     "CORALMixin",
     "EMAMixin",
-    "FeaturesError",
     "LossValley",
     "MIROMixin",
     "PenaltyMixin",
     "SWADMixin",
+    "SetupError",
     "Variances",
     "WeightAverage",
     "coral_penalty",

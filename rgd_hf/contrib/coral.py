@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rgd_hf.contrib.features import FeaturesError, classifier_of, recorded_inputs
+from rgd_hf.contrib.errors import SetupError
+from rgd_hf.contrib.features import classifier_of, recorded_inputs
 from rgd_hf.contrib.penalty import Forward, PenaltyMixin
 
 
@@ -64,9 +65,8 @@ class CORALMixin(PenaltyMixin):
             sees it.
 
     Raises:
-        ValueError: `num_domains` is below 1 or `coral_weight` negative; in training: a batch lacks the column, or the first
-            has a domain that is not below `num_domains`.
-        FeaturesError: the model has no such layer, or in training: it is not given one row a sample.
+        SetupError: `num_domains` is below 1, `coral_weight` negative, or the model has no such layer; in training: the layer
+            is not given one row a sample, a batch lacks the column, or the first has a domain not below `num_domains`.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class CORALMixin(PenaltyMixin):
         **kwargs: Any,
     ):
         if num_domains < 1 or coral_weight < 0:
-            raise ValueError(
+            raise SetupError(
                 f"CORAL needs at least one domain and a weight of at least 0, not num_domains={num_domains} and "
                 f"coral_weight={coral_weight}."
             )
@@ -95,7 +95,7 @@ class CORALMixin(PenaltyMixin):
             result = forward()
         features = recorded[-1]
         if features.dim() != 2 or features.shape[0] != domains.shape[0]:
-            raise FeaturesError(
+            raise SetupError(
                 f"the classifier of {type(self.bare_model()).__name__} is given features of shape {list(features.shape)}, "
                 "not one row a sample: choose another model, or another method."
             )
@@ -103,7 +103,7 @@ class CORALMixin(PenaltyMixin):
 
     def _domains(self, inputs: Mapping[str, Any]) -> Tensor:
         if self.domain_column not in inputs:
-            raise ValueError(
+            raise SetupError(
                 f"CORAL needs the column {self.domain_column!r} (a domain's number for every sample) in every training batch, "
                 f"but this batch has only {', '.join(sorted(inputs))}. Set domain_column, and keep the column in the data "
                 "collator."
@@ -112,7 +112,7 @@ class CORALMixin(PenaltyMixin):
         if not self._domains_checked:  # of the first batch alone, because it waits for the device
             low, high = int(domains.min()), int(domains.max())
             if low < 0 or high >= self.num_domains:
-                raise ValueError(
+                raise SetupError(
                     f"The column {self.domain_column!r} of the first batch has domains from {low} to {high}, but "
                     f"num_domains={self.num_domains} allows 0 to {self.num_domains - 1}."
                 )

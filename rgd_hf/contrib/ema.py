@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, PredictionOutput
 
+from rgd_hf.contrib.errors import SetupError
 from rgd_hf.overrides import check_order
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class EMAMixin(TrainerBase):
             `1 / (1 - d)`.
 
     Raises:
-        ValueError: `ema_decay` is not between 0 and 1, the weights are split over processes (FSDP, DeepSpeed), or
+        SetupError: `ema_decay` is not between 0 and 1, the weights are split over processes (FSDP, DeepSpeed), or
             `load_best_model_at_end` would put the weights of one step in the average's place; in training: a checkpoint to
             resume from has no averaged weights.
     """
@@ -60,13 +61,13 @@ class EMAMixin(TrainerBase):
         if ema_decay is None:
             return
         if not 0 < ema_decay < 1:
-            raise ValueError(f"ema_decay must lie between 0 and 1, not {ema_decay:g}.")
+            raise SetupError(f"ema_decay must lie between 0 and 1, not {ema_decay:g}.")
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise ValueError(
+            raise SetupError(
                 "ema_decay averages whole weights: it works with DDP, not with FSDP or DeepSpeed."
             )
         if self.args.load_best_model_at_end:
-            raise ValueError(
+            raise SetupError(
                 "load_best_model_at_end would discard the averaged weights: leave out one of it and ema_decay."
             )
         # Without a device: else the count of steps would lie there, and be waited for in every step.
@@ -141,7 +142,7 @@ class EMAMixin(TrainerBase):
             return
         path = Path(checkpoint) / EMA_NAME
         if not path.is_file():
-            raise ValueError(
+            raise SetupError(
                 f"{checkpoint} has no {EMA_NAME}: it was written without ema_decay. Resume without it, or start a new "
                 "training from the model of the checkpoint."
             )

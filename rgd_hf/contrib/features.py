@@ -7,21 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-
-class FeaturesError(ValueError):
-    """A model does not show the features that a method looks at."""
+from rgd_hf.contrib.errors import SetupError
 
 
 def classifier_of(model: nn.Module) -> nn.Module:
     """The last linear layer with one output a class, whose input are the features of a sample.
 
     Raises:
-        FeaturesError: the model has none.
+        SetupError: the model has none.
     """
     classes = model.config.num_labels  # type: ignore[union-attr]
     found = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == classes]
     if not found:
-        raise FeaturesError(
+        raise SetupError(
             f"{type(model).__name__} has no linear layer with {classes} outputs, whose input would be the features of a "
             "sample: choose another model, or another method."
         )
@@ -34,7 +32,7 @@ def stages_of(model: nn.Module) -> list[nn.Module]:
     timm says what they are; else they are the largest list of layers, as every model of transformers has one.
 
     Raises:
-        FeaturesError: neither is there.
+        SetupError: neither is there.
     """
     backbone = getattr(model, "timm_model", None)
     if backbone is not None and getattr(backbone, "feature_info", None):
@@ -42,7 +40,7 @@ def stages_of(model: nn.Module) -> list[nn.Module]:
         return [backbone.get_submodule(name) for name in names]
     lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
     if not lists:
-        raise FeaturesError(
+        raise SetupError(
             f"{type(model).__name__} has no list of layers, whose outputs would be its intermediate features: choose "
             "another model, or another method."
         )

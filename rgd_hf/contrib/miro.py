@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from rgd_hf.contrib.errors import SetupError
 from rgd_hf.contrib.features import recorded_outputs, stages_of
 from rgd_hf.contrib.penalty import Forward, PenaltyMixin
 from rgd_hf.data import SAMPLE_WEIGHT
@@ -82,19 +83,19 @@ class MIROMixin(PenaltyMixin):
         miro_weight: of the penalty (default 0.1).
 
     Raises:
-        ValueError: `miro_weight` is negative, an optimizer object is passed, or the weights are split over processes.
-        FeaturesError: the model has no list of layers.
+        SetupError: `miro_weight` is negative, an optimizer object is passed, the weights are split over processes, or the
+            model has no list of layers; in training: a checkpoint to resume from has no state of MIRO.
     """
 
     def __init__(self, *args: Any, miro_weight: float = 0.1, **kwargs: Any):
         if miro_weight < 0:
-            raise ValueError(f"miro_weight must be at least 0, not {miro_weight:g}.")
+            raise SetupError(f"miro_weight must be at least 0, not {miro_weight:g}.")
         self.miro_weight = miro_weight
         super().__init__(*args, **kwargs)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise ValueError("MIRO compares whole models: it works with DDP, not with FSDP or DeepSpeed.")
+            raise SetupError("MIRO compares whole models: it works with DDP, not with FSDP or DeepSpeed.")
         if self.optimizer is not None:
-            raise ValueError(
+            raise SetupError(
                 "MIRO adds parameters of its own to the optimizer, so the Trainer has to make it: pass "
                 "optimizer_cls_and_kwargs instead of optimizers=(...)."
             )
@@ -172,7 +173,7 @@ class MIROMixin(PenaltyMixin):
             return
         path = Path(checkpoint) / MIRO_NAME
         if not path.is_file():
-            raise ValueError(
+            raise SetupError(
                 f"{checkpoint} has no {MIRO_NAME}: it was written without MIRO. Resume without it, or start a new training "
                 "from the model of the checkpoint."
             )

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import TrainerCallback
 
+from rgd_hf.contrib.errors import SetupError
 from rgd_hf.overrides import check_order
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ class SWADMixin(TrainerBase):
         swad_average: the `WeightAverage` that `train` ended with; its `count` is 0 where the last weights stayed.
 
     Raises:
-        ValueError: `swad_tolerance` is below 1, nothing is evaluated during training, the weights are split over processes
+        SetupError: `swad_tolerance` is below 1, nothing is evaluated during training, the weights are split over processes
             (FSDP, DeepSpeed), or `load_best_model_at_end` would put the weights of one step in the average's place; in
             training: a checkpoint to resume from has no state of SWAD.
     """
@@ -148,15 +149,15 @@ class SWADMixin(TrainerBase):
 
     def __init__(self, *args: Any, swad_tolerance: float = 1.3, **kwargs: Any):
         if swad_tolerance < 1:
-            raise ValueError(f"swad_tolerance must be at least 1, not {swad_tolerance:g}.")
+            raise SetupError(f"swad_tolerance must be at least 1, not {swad_tolerance:g}.")
         self.swad_tolerance = swad_tolerance
         super().__init__(*args, **kwargs)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise ValueError("SWAD averages whole weights: it works with DDP, not with FSDP or DeepSpeed.")
+            raise SetupError("SWAD averages whole weights: it works with DDP, not with FSDP or DeepSpeed.")
         if self.args.load_best_model_at_end:
-            raise ValueError("load_best_model_at_end would discard the average of SWAD: leave it out.")
+            raise SetupError("load_best_model_at_end would discard the average of SWAD: leave it out.")
         if self.args.eval_strategy == "no":
-            raise ValueError(
+            raise SetupError(
                 "SWAD goes by the validation loss during training: set eval_strategy='steps' and eval_steps, and give an "
                 "eval_dataset."
             )
@@ -227,7 +228,7 @@ class SWADMixin(TrainerBase):
             return
         path = Path(checkpoint) / SWAD_NAME
         if not path.is_file():
-            raise ValueError(
+            raise SetupError(
                 f"{checkpoint} has no {SWAD_NAME}: it was written without SWAD. Resume without it, or start a new training "
                 "from the model of the checkpoint."
             )

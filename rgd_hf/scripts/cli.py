@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
+from rgd_hf.contrib import SetupError
 from rgd_hf.hub_errors import HubError, find_failure
 from rgd_hf.scripts.errors import UserError
 
@@ -112,7 +113,7 @@ def run_recipe(main: Callable[[], Any]) -> None:
     name = script.parent.name if script.stem == "__main__" else script.name
     try:
         main()
-    except (UserError, HubError) as error:
+    except (UserError, HubError, SetupError) as error:
         _say(f"{name}: error: {_without_worker(str(error))}")
         sys.exit(EXIT_USER_ERROR)
     except FloatingPointError as error:  # in the middle of a progress bar's line, as the next

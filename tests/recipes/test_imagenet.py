@@ -24,6 +24,7 @@ import imagenet
 from benchmarks.cost import image_throughput
 from benchmarks.images import hard_versions
 from helpers.recipes import TINY, launch, tiny
+from rgd_hf.contrib import SetupError
 from rgd_hf.scripts.errors import UserError
 from rgd_hf.scripts.vision import plots
 from rgd_hf.scripts.vision.models import ImageModelArguments, build_image_classifier
@@ -214,9 +215,9 @@ def test_an_average_needs_its_part_of_the_checkpoint(tmp_path):
     imagenet.main(options)
     (tmp_path / "all_results.json").unlink()
     (tmp_path / "checkpoint-4" / "ema.safetensors").unlink()
-    with pytest.raises(UserError, match=r"lacks ema\.safetensors"):
+    with pytest.raises(SetupError, match=r"has no ema\.safetensors"):
         imagenet.main(options)
-    with pytest.raises(UserError, match="load_best_model_at_end"):
+    with pytest.raises(SetupError, match="load_best_model_at_end"):
         imagenet.main(
             [
                 *tiny(tmp_path / "best", "--ema_decay", "0.8"),

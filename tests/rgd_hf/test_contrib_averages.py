@@ -8,7 +8,7 @@ import torch
 from transformers import Trainer, TrainerCallback
 
 from rgd_hf import ReweightedTrainer, ReweightedTrainingArguments
-from rgd_hf.contrib import EMAMixin, LossValley, SWADMixin, WeightAverage, swad
+from rgd_hf.contrib import EMAMixin, LossValley, SetupError, SWADMixin, WeightAverage, swad
 from tests.helpers.tiny import classification_data, tiny_bert
 
 
@@ -241,14 +241,14 @@ def test_ema_resumes(tmp_path):
     ],
 )
 def test_settings_that_are_refused(cls, keywords, settings, message, tmp_path):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(SetupError, match=message):
         trainer_of(cls, tmp_path, keywords, **settings)
 
 
 @pytest.mark.parametrize("cls,keywords", [(SWADTrainer, {}), (EMATrainer, {"ema_decay": 0.9})])
 def test_a_checkpoint_without_averages_is_refused(cls, keywords, tmp_path):
     trainer_of(Trainer, tmp_path, {}, max_steps=2, save_strategy="steps", save_steps=2).train()
-    with pytest.raises(ValueError, match=r"checkpoint-2 has no \w+\.safetensors: it was written without"):
+    with pytest.raises(SetupError, match=r"checkpoint-2 has no \w+\.safetensors: it was written without"):
         trainer_of(cls, tmp_path, keywords).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
 

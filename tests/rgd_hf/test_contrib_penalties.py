@@ -12,9 +12,9 @@ from transformers import Trainer
 from rgd_hf import ReweightedTrainer, ReweightedTrainingArguments, rgd_weights
 from rgd_hf.contrib import (
     CORALMixin,
-    FeaturesError,
     MIROMixin,
     PenaltyMixin,
+    SetupError,
     SWADMixin,
     Variances,
     coral_penalty,
@@ -220,7 +220,7 @@ def test_mixins_combine(tmp_path):
     ],
 )
 def test_settings_that_are_refused(cls, keywords, message, tmp_path):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(SetupError, match=message):
         trainer_of(cls, tmp_path, keywords=keywords)
 
 
@@ -235,23 +235,23 @@ def test_settings_that_are_refused(cls, keywords, message, tmp_path):
     ],
 )
 def test_columns_that_do_not_fit_are_told(keywords, message, tmp_path):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(SetupError, match=message):
         trainer_of(CORALTrainer, tmp_path, keywords=keywords).train()
 
 
 def test_a_model_without_features_of_a_sample_is_told(tmp_path):
-    with pytest.raises(FeaturesError, match="has no linear layer with 7 outputs"):
+    with pytest.raises(SetupError, match="has no linear layer with 7 outputs"):
         model = tiny_bert()
         model.config.num_labels = 7
         classifier_of(model)
-    with pytest.raises(FeaturesError, match="has no list of layers"):
+    with pytest.raises(SetupError, match="has no list of layers"):
         stages_of(torch.nn.Linear(2, 2))
 
 
 def test_miro_needs_to_make_the_optimizer(tmp_path):
     model = tiny_bert()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with pytest.raises(ValueError, match="pass optimizer_cls_and_kwargs"):
+    with pytest.raises(SetupError, match="pass optimizer_cls_and_kwargs"):
         trainer_of(MIROTrainer, tmp_path, model, {"optimizers": (optimizer, None)})
 
 

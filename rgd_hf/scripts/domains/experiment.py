@@ -12,7 +12,6 @@ from accelerate import PartialState
 from transformers import DataCollatorWithPadding, PrinterCallback, default_data_collator, set_seed
 
 from rgd_hf import ReweightedTrainingArguments
-from rgd_hf.contrib import FeaturesError
 from rgd_hf.scripts.domains.algorithms import ALGORITHMS, AlgorithmArguments
 from rgd_hf.scripts.domains.backbones import Backbone, add_dropout, freeze_batch_norm
 from rgd_hf.scripts.domains.batches import DomainSampler, TrainingDomains
@@ -21,7 +20,6 @@ from rgd_hf.scripts.domains.environments import DomainData, seed_hash, split
 from rgd_hf.scripts.domains.metrics import accuracy_and_ece
 from rgd_hf.scripts.domains.training import VALIDATION, DomainTrainer
 from rgd_hf.scripts.domains.views import Subset, View
-from rgd_hf.scripts.errors import UserError
 from rgd_hf.scripts.hard_examples import list_hard_examples
 from rgd_hf.scripts.predictions import PREDICTIONS, write_table
 from rgd_hf.scripts.runs import Run, RunArguments
@@ -67,14 +65,11 @@ class Experiment:
         """Train, evaluate and save one run; what is recorded of it (see `scores_of`).
 
         Raises:
-            UserError: the algorithm does not go together with the model or the settings.
+            SetupError: the algorithm does not go together with the model or the settings.
         """
         trainer = self.make_trainer(run.args)
         trainer.stop_on_non_finite_loss = True
-        try:
-            output = trainer.train(resume_from_checkpoint=checkpoint)
-        except FeaturesError as error:
-            raise UserError(f"--algorithm {self.algorithm.algorithm}: {error}") from error
+        output = trainer.train(resume_from_checkpoint=checkpoint)
         if not trainer.keeps_best:
             trainer.evaluate()  # its model is none of those that were evaluated
         scores = scores_of(trainer.state.log_history, self.held_out, trainer.training_domains)
@@ -98,7 +93,7 @@ class Experiment:
         """A new model and its Trainer; `per_device_train_batch_size` is that of each training domain, `seed` the trial.
 
         Raises:
-            UserError: the algorithm does not go together with the model or the settings.
+            SetupError: the algorithm does not go together with the model or the settings.
         """
         names, trial = self.data.names, given.seed
         splits = [split(len(e.labels), trial, p) for p, e in enumerate(self.data.environments)]
@@ -115,33 +110,30 @@ class Experiment:
         model.config.label2id = {name: number for number, name in enumerate(self.data.classes)}
         if self.frozen_statistics:
             freeze_batch_norm(model)
-        try:
-            add_dropout(model, self.algorithm.dropout)
-            trainer = ALGORITHMS[self.algorithm.algorithm].trainer(
-                model=model,
-                args=args,
-                train_dataset=TrainingDomains(
-                    [self.views[p] for p in self.training], inside, np.concatenate(labels)
-                ),
-                eval_dataset=self._evaluated(splits),
-                processing_class=backbone.tokenizer or backbone.processor,
-                data_collator=DataCollatorWithPadding(backbone.tokenizer)
-                if backbone.tokenizer
-                else default_data_collator,
-                compute_metrics=accuracy_and_ece,
-                record_examples=self.options.hard_examples > 0,
-                sampler=DomainSampler(
-                    inside,
-                    self.training,
-                    trial,
-                    given.per_device_train_batch_size,
-                    args.max_steps * args.gradient_accumulation_steps * args.world_size,
-                ),
-                training_domains=domains,
-                **self.algorithm.trainer_settings(args, domains),
-            )
-        except ValueError as error:
-            raise UserError(f"--algorithm {self.algorithm.algorithm}: {error}") from error
+        add_dropout(model, self.algorithm.dropout)
+        trainer = ALGORITHMS[self.algorithm.algorithm].trainer(
+            model=model,
+            args=args,
+            train_dataset=TrainingDomains(
+                [self.views[p] for p in self.training], inside, np.concatenate(labels)
+            ),
+            eval_dataset=self._evaluated(splits),
+            processing_class=backbone.tokenizer or backbone.processor,
+            data_collator=DataCollatorWithPadding(backbone.tokenizer)
+            if backbone.tokenizer
+            else default_data_collator,
+            compute_metrics=accuracy_and_ece,
+            record_examples=self.options.hard_examples > 0,
+            sampler=DomainSampler(
+                inside,
+                self.training,
+                trial,
+                given.per_device_train_batch_size,
+                args.max_steps * args.gradient_accumulation_steps * args.world_size,
+            ),
+            training_domains=domains,
+            **self.algorithm.trainer_settings(args, domains),
+        )
         trainer.remove_callback(PrinterCallback)
         return trainer
 

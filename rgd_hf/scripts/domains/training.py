@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 
 from rgd_hf import ReweightedTrainer
-from rgd_hf.contrib import CORALMixin, MIROMixin, SWADMixin
+from rgd_hf.contrib import CORALMixin, MIROMixin, SetupError, SWADMixin
 from rgd_hf.data import SAMPLE_INDEX
 from rgd_hf.scripts.domains.batches import DOMAIN
-from rgd_hf.scripts.errors import UserError
 from rgd_hf.scripts.hard_examples import InspectedTrainer
 from rgd_hf.scripts.metrics import predicted_labels
 from rgd_hf.scripts.weight_histogram import WeightHistogramMixin
@@ -21,7 +20,7 @@ from rgd_hf.scripts.weight_histogram import WeightHistogramMixin
 BEST_NAME = "best.safetensors"
 VALIDATION = "validation_accuracy"
 CANNOT_SPLIT = (
-    "domains are trained on with whole weights on every process: with DDP, not with FSDP or DeepSpeed."
+    "domainbed.py keeps whole weights on every process: it works with DDP, not with FSDP or DeepSpeed."
 )
 
 
@@ -47,7 +46,7 @@ class DomainTrainer(WeightHistogramMixin, InspectedTrainer, ReweightedTrainer):
         self.best_accuracy, self.best_step = -1.0, 0
         super().__init__(*args, **kwargs)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise UserError(CANNOT_SPLIT)
+            raise SetupError(CANNOT_SPLIT)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         return self.domain_sampler

@@ -11,21 +11,21 @@ from torch.utils.data import Sampler
 from transformers import Trainer
 
 from rgd_hf import ReweightedTrainer
+from rgd_hf.contrib import EMAMixin
 from rgd_hf.scripts.errors import UserError
 from rgd_hf.scripts.hard_examples import InspectedTrainer
 from rgd_hf.scripts.vision.batches import AugmentedImages, SeededDraws
-from rgd_hf.scripts.vision.ema import EmaMixin
 from rgd_hf.scripts.weight_histogram import WeightHistogramMixin
 
 
-class ImageTrainer(WeightHistogramMixin, EmaMixin, InspectedTrainer, ReweightedTrainer):
+class ImageTrainer(WeightHistogramMixin, EMAMixin, InspectedTrainer, ReweightedTrainer):
     """`ReweightedTrainer` for `AugmentedImages`.
 
     Args:
         repeated_augmentation: looks at an image in the same epoch.
         layer_decay: factor of the learning rate from each layer to the one below it; None for one rate.
-        ema_decay: see `EmaMixin`.
-        ema_warmup: see `EmaMixin`.
+        ema_decay: see `EMAMixin`.
+        ema_warmup: see `EMAMixin`.
     """
 
     def __init__(
