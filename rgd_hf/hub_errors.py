@@ -6,6 +6,7 @@ the whole chain for what the server or the network said, by the base classes of 
 """
 
 import errno
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -22,10 +23,12 @@ from huggingface_hub.errors import (
 
 # Of the HTTP library that huggingface_hub uses: httpx, a successor, or requests before huggingface_hub 1.0.
 _HTTP_ERROR: type[BaseException] = HfHubHTTPError.__bases__[0]
+# As hf_xet words what its storage or the Hub answered; its errors have no attributes.
+_STATUS_IN_TEXT = re.compile(r"HTTP status (?:client|server) error \((\d{3})\b")
 
 
 class HubError(RuntimeError):
-    """The Hub refused something, or could not be reached. The message says what, why, and how to go on."""
+    """Something cannot be loaded from the Hub, or pushed to it. The message says what, why, and how to go on."""
 
 
 @dataclass(frozen=True)
@@ -96,13 +99,24 @@ def _gated(error: BaseException, page: str) -> HubFailure:
 
 
 def _answered(error: HfHubHTTPError, writing: bool) -> HubFailure:
-    response = error.response
-    status = response.status_code
+    headers = error.response.headers
     message = " ".join(
-        (getattr(error, "server_message", None) or response.headers.get("X-Error-Message") or "").split()
+        (getattr(error, "server_message", None) or headers.get("X-Error-Message") or "").split()
     )
+    if isinstance(error, RevisionNotFoundError):
+        remedy = "The repository has no such revision: check the branch, tag or commit."
+        return HubFailure("name", _said(error.response.status_code, message), remedy)
+    return _by_status(error.response.status_code, message, writing, headers.get("Retry-After"))
+
+
+def _said(status: int, message: str) -> str:
     said = f"{constants.ENDPOINT} answered {status}" + (f": {message}" if message else "")
-    said = said if said.endswith(".") else f"{said}."
+    return said if said.endswith(".") else f"{said}."
+
+
+def _by_status(status: int, message: str, writing: bool, wait: str | None = None) -> HubFailure:
+    """What an HTTP status of the Hub means; `wait` is what the server asks for, in seconds."""
+    said = _said(status, message)
     if status == 401 and get_token() is None and not writing:
         return HubFailure(
             "name",
@@ -125,10 +139,6 @@ def _answered(error: HfHubHTTPError, writing: bool) -> HubFailure:
             f"The token may not {right}: take one with that right ({constants.ENDPOINT}/settings/tokens) of an account "
             "that has access" + (", or another repository (--hub_model_id owner/name)." if writing else "."),
         )
-    if isinstance(error, RevisionNotFoundError):
-        return HubFailure(
-            "name", said, "The repository has no such revision: check the branch, tag or commit."
-        )
     if status in (404, 410):
         return HubFailure(
             "name",
@@ -137,7 +147,6 @@ def _answered(error: HfHubHTTPError, writing: bool) -> HubFailure:
             "(owner/name) and the token.",
         )
     if status == 429:
-        wait = response.headers.get("Retry-After")
         wait = f"{wait} seconds" if wait and wait.isdigit() and wait != "0" else "some minutes"
         more = "" if get_token() else " Requests with a token (`hf auth login`) have a higher limit."
         return HubFailure("busy", said, f"Too many requests were made: wait {wait}, then try again.{more}")
@@ -175,6 +184,9 @@ def _without_an_answer(error: BaseException, writing: bool) -> HubFailure | None
         return HubFailure(
             "disk", f"The disk is full ({line})", "Make room, or set HF_HOME to a folder on another disk."
         )
+    told = _STATUS_IN_TEXT.search(line)
+    if told is not None and isinstance(error, (ConnectionError, RuntimeError)):
+        return _by_status(int(told.group(1)), "", writing)
     # A worker process passes on the type alone; subclasses are of pipes and other sockets.
     if isinstance(error, _HTTP_ERROR) or type(error) is ConnectionError or type(error).__module__ == "hf_xet":
         return HubFailure(

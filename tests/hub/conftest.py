@@ -99,9 +99,9 @@ def generating_models(hub: HubServer, tmp_path_factory) -> None:
 
 
 @pytest.fixture(scope="session")
-def hub(tiny_model_files: Path) -> Iterator[HubServer]:
+def hub(tiny_model_files: Path, tmp_path_factory) -> Iterator[HubServer]:
     """The server with `google/bert-tiny`, `acme/texts` and one task of GLUE."""
-    with HubServer() as server:
+    with HubServer(xet=tmp_path_factory.mktemp("xet")) as server:
         server.add("models", "google/bert-tiny", tiny_model_files)
         splits = {"train": 16, "validation": 8, "test": 8}
         own = {

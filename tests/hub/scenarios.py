@@ -30,6 +30,7 @@ from transformers import (
 )
 
 from rgd_hf import ReweightedTrainer, ReweightedTrainingArguments
+from rgd_hf.push import explained
 from rgd_hf.scripts.cli import run_recipe
 from rgd_hf.scripts.hub import load_hub_dataset, load_pretrained
 from tests.helpers.hub_server import HOST
@@ -196,6 +197,22 @@ def weights_of(repository: str) -> float:
 def download(repository: str, folder: str, patterns: list[str]) -> None:
     """Get some files of a repository into a folder."""
     HfApi().snapshot_download(repository, local_dir=folder, allow_patterns=patterns)
+
+
+def by_xet(function: str, *arguments: Any) -> Any:
+    """Call a function of this module with large files going by the Xet protocol instead of LFS."""
+    constants.HF_HUB_DISABLE_XET = False
+    try:
+        return globals()[function](*arguments)
+    finally:
+        constants.HF_HUB_DISABLE_XET = True
+
+
+def upload(folder: str, repository: str) -> None:
+    """Push a folder, as the library does."""
+    with explained(f"{repository} was not pushed"):
+        HfApi().create_repo(repository, exist_ok=True)
+        HfApi().upload_folder(repo_id=repository, folder_path=folder)
 
 
 def command_line(arguments: str) -> None:

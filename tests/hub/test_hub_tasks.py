@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.hub_server import TOKEN, USER
-from tests.helpers.worker import ROOT
+from tests.helpers.worker import ROOT, RemoteError
 from tests.hub.conftest import TIMM
 from tests.hub.test_hub_privacy import leaks
 from tests.hub.test_hub_push import PUSHED, card_of, glue_args, repository, secrets_in
@@ -72,12 +72,22 @@ def launched(hub, home: Path, arguments: list[str], *launcher: str) -> subproces
         str(ROOT / "recipes" / "glue.py"),
         *arguments,
     ]
-    environment = {**hub.environment(home), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**hub.environment(home, xet=True), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250)
+
+
+CHECK = """
+import sys
+from pathlib import Path
+from huggingface_hub import hf_hub_download
+loaded = Path(hf_hub_download(sys.argv[1], "model.safetensors"))
+assert loaded.read_bytes() == Path(sys.argv[2]).read_bytes()
+"""
 
 
 def test_glue_is_launched_pushed_and_loaded_by_its_card(hub, tmp_path):
     out = tmp_path / "launched"
+    hub.requests.clear()
     done = launched(
         hub, tmp_path / "home", glue_args(out, "--push_to_hub", "--hub_token", TOKEN), "--num_processes", "1"
     )
@@ -86,13 +96,37 @@ def test_glue_is_launched_pushed_and_loaded_by_its_card(hub, tmp_path):
     assert re.search(r"Not pushed: .*run_settings\.json", done.stdout) and "Pushed: http" in done.stdout
     assert set(repository(hub, "launched").files) == PUSHED
     assert not secrets_in(tmp_path) and TOKEN not in done.stdout + done.stderr
-    (code,) = re.findall(r"(?s)```python\n(.*?)\n```", card_of(hub, "launched")[1])
-    environment = hub.environment(tmp_path / "empty_cache", token=None)
+    # The weights went by Xet, and come back the same.
+    asked = [request.split("/")[-2] for request in hub.requests if "/xet-" in request]
+    assert set(asked) == {"xet-write-token"} and not [r for r in hub.requests if r.startswith("PUT /lfs/")]
+    code = re.findall(r"(?s)```python\n(.*?)\n```", card_of(hub, "launched")[1])[0] + CHECK
+    environment = hub.environment(tmp_path / "empty_cache", token=None, xet=True)
+    weights = str(out / "model.safetensors")
     answer = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code, f"{USER}/launched", weights],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert answer.returncode == 0, answer.stderr
     assert "'label'" in answer.stdout and "'score'" in answer.stdout
+    assert [request for request in hub.requests if "/xet-read-token/" in request]
+
+
+XET_FAULTS = {401: "token is missing, wrong or expired", 403: "may not write", 500: "try again later"}
+
+
+@pytest.mark.parametrize("status", XET_FAULTS)
+def test_what_xet_is_refused_is_told_as_what_it_is(fresh, hub, tmp_path, status):
+    name = f"{USER}/by-xet-{status}"
+    (tmp_path / "model.safetensors").write_bytes(bytes(1000))
+    with hub.fault(r"/xet-write-token/", status), pytest.raises(RemoteError) as raised:
+        fresh("by_xet", "upload", str(tmp_path), name)
+    assert raised.value.kind == "HubError", raised.value.trace
+    assert re.fullmatch(
+        rf"{name} was not pushed. \S+ answered {status}\. .*{XET_FAULTS[status]}.*", str(raised.value)
+    )
 
 
 def test_two_processes_whose_push_fails_say_one_line_and_keep_all(hub, tmp_path):
