@@ -24,10 +24,10 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 
 class RunFile:
-    """Finished runs in `runs*.jsonl` of a directory: one JSON object a line, one file a shard.
+    """Finished runs in `runs*.jsonl` of a directory: one JSON object per line, one file per shard.
 
     Args:
-        directory: of the sweep; shards on several machines may share it, or have their files copied together.
+        directory: the directory of the sweep; shards on several machines may share it, or have their files copied together.
         shard: `(i, n)`; its file is the only one that is written.
         key: the entry of a run that tells it from all others.
     """

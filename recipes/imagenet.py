@@ -1,4 +1,4 @@
-"""Train or fine-tune an image classifier with re-weighted losses on ImageNet-1K, or on images of your own.
+"""Train or fine-tune an image classifier with re-weighted losses on ImageNet-1K, or on your own images.
 
     accelerate launch recipes/imagenet.py recipes/configs/deit_small_imagenet.yaml --data_dir /data/imagenet
     accelerate launch recipes/imagenet.py --data_dir photos --model_name_or_path timm/vit_small_patch16_224 --compare \
@@ -6,12 +6,12 @@
 
 Models are timm's or transformers' and are saved so that `pipeline("image-classification")` loads them. Images come from
 the Hub (`--streaming` does not store them), from class folders, or from parquet files. `recipes/configs/` holds the
-published settings of DeiT-S and of MAE fine-tuning. The last lines are a table of accuracies; the output directory has
+published settings of DeiT-S and of MAE fine-tuning. The run ends with a table of accuracies; the output directory has
 `all_results.json`, `curves.png` and `weights.png`.
 
 Mixing comes before weighting: a sample is a mixed image, its weight comes from the cross-entropy with its soft label. Mixup,
 CutMix and label smoothing put a floor under the loss, so that a small tau clips all: see `clipped_fraction` in the logs.
-Order and augmentation depend on seed, epoch and position alone: a run that was interrupted goes on to the same numbers.
+Order and augmentation depend only on seed, epoch and position: a resumed run gives the same numbers.
 """
 
 import os
@@ -102,22 +102,25 @@ class ImageTrainingArguments:
     learning_rate_batch: int | None = field(
         default=None,
         metadata={
-            "help": "--learning_rate is for so many images a step, and is scaled in proportion to the images that a step "
-            "of this run has (devices x batch x accumulation). DeiT: 512, MAE: 256. Not scaled by default."
+            "help": "Number of images per step that --learning_rate is meant for: it is scaled linearly to the number of "
+            "images per step of this run (devices x batch x accumulation). DeiT: 512, MAE: 256. Not scaled by default."
         },
     )
     layer_decay: float | None = field(
         default=None,
-        metadata={"help": "Factor of the learning rate from each layer to the one below it, e.g. 0.65."},
+        metadata={
+            "help": "Layer-wise learning rate decay: factor from each layer to the one below it, e.g. 0.65."
+        },
     )
     ema_decay: float | None = field(
         default=None,
         metadata={
-            "help": "Average the weights over the steps (EMA), e.g. 0.9999; the average is the saved model."
+            "help": "Decay of an exponential moving average (EMA) of the weights, e.g. 0.9999; the average is evaluated and "
+            "saved. No average by default."
         },
     )
     ema_warmup: bool = field(
-        default=False, metadata={"help": "Let the decay of the average grow from 0, for short runs."}
+        default=False, metadata={"help": "Let the decay of the EMA grow from 0, for short runs."}
     )
 
     def __post_init__(self):
@@ -196,7 +199,7 @@ def scale_learning_rate(training_args: ReweightedTrainingArguments, batch: int |
         * training_args.world_size
     )
     training_args.learning_rate *= images / batch
-    say(f"Learning rate for {images} images a step: {training_args.learning_rate:.3g}")
+    say(f"Learning rate for {images} images per step: {training_args.learning_rate:.3g}")
 
 
 def trainer_builder(
@@ -293,7 +296,7 @@ def train(
 
 
 def begun(plan: RunPlan) -> bool:
-    """Whether a training of the plan is there to go on with, or finished."""
+    """Whether a run of the plan has a checkpoint to resume from, or is finished."""
     directories = [str(run.args.output_dir) for run in plan.runs]
     return any(last_checkpoint(path) or read_results(path) for path in directories)
 
@@ -316,11 +319,11 @@ def draw(plan: RunPlan) -> None:
 def report(results: dict, images: Images, bad: BadImages) -> None:
     """Print the table, and the unreadable images."""
     size = f"{len(images.train):,}" if isinstance(images.train, ImageSet) else "streamed"
-    title = f"{len(images.classes):,} classes, {size} images to train on"
+    title = f"{len(images.classes):,} classes, {size} training images"
     print_results(title, results)
     names = bad.names()
     if names:
-        say(f"{len(names)} unreadable image(s) were left out; {bad.record} names them.")
+        say(f"{len(names)} unreadable image(s) were skipped; {bad.record} lists them.")
 
 
 if __name__ == "__main__":

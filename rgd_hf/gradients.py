@@ -1,4 +1,4 @@
-"""Rescaling accumulated gradients once an optimizer step, before they are clipped."""
+"""Rescaling accumulated gradients once per optimizer step, before they are clipped."""
 
 from collections.abc import Iterable
 from typing import Any

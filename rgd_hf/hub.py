@@ -77,15 +77,15 @@ class ModelCardMixin(TrainerBase):
         """Write `README.md` into the output directory, on the first process alone; `push_to_hub` calls it.
 
         Args:
-            language: of the data, e.g. `"en"`.
-            license: of the model; by default that of the base model, if it comes from the Hub.
-            tags: added to `rgd-hf`, `distributionally-robust-optimization` and those of the Trainer.
-            model_name: by default the repository's, where it is known, else the output directory's.
-            finetuned_from: by default the repository on the Hub that the model was loaded from, if it was.
-            tasks: by default the task of the model's head.
-            dataset_tags: identifiers of data sets on the Hub; the metrics go into the card's metadata only with these.
-            dataset: their names for readers; by default the identifiers.
-            dataset_args: the configuration of each, e.g. `"mrpc"`.
+            language: language of the data, e.g. `"en"`.
+            license: license of the model; by default that of the base model, if it comes from the Hub.
+            tags: further tags, besides `rgd-hf`, `distributionally-robust-optimization` and those of the Trainer.
+            model_name: name of the model; by default that of the repository, if known, else of the output directory.
+            finetuned_from: base model; by default the repository on the Hub that the model was loaded from, if any.
+            tasks: task or tasks; by default that of the model's head.
+            dataset_tags: identifiers of data sets on the Hub; required for the metrics to be in the card's metadata.
+            dataset: display names of the data sets; by default the identifiers.
+            dataset_args: configuration of each data set, e.g. `"mrpc"`.
             **of_the_base_class: arguments that a Trainer class between has, such as TRL's `dataset_name`.
         """
         if not self.is_world_process_zero():
@@ -268,9 +268,9 @@ def name_repository(path: Path, repository: str, base_model: str | None = None) 
     """Let a card that `create_model_card` wrote, for a folder or a repository, be that of a repository on the Hub.
 
     Args:
-        path: the card; it is written anew.
+        path: the card; it is overwritten.
         repository: `owner/name`; becomes the title, the name of the results, and what the code loads.
-        base_model: of an adapter, where the card may know it as a folder: its name on the Hub.
+        base_model: name on the Hub of an adapter's base model, which the card may know as a folder.
     """
     card = ModelCard.load(path)
     title = repository.split("/")[-1]

@@ -92,7 +92,7 @@ class OptimizerStepMixin(StepGuardMixin):
         return self._counted[1]
 
     def _begin_step(self, batch_samples: list) -> None:
-        """Called once an optimizer step with all its micro-batches, before their forward passes."""
+        """Called once per optimizer step with all its micro-batches, before their forward passes."""
         drop_repeats(
             batch_samples[-1],
             self.accelerator.gradient_state,

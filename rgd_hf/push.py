@@ -278,7 +278,7 @@ def check_base_model(name: str, remedy: str) -> None:
     """Check that those who load an adapter from the Hub find its base model there too.
 
     Args:
-        name: of the base model, as the adapter's configuration has it.
+        name: name of the base model, as the adapter's configuration has it.
         remedy: a sentence on where to name another.
 
     Raises:

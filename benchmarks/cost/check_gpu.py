@@ -224,9 +224,9 @@ def main() -> int:
     parser.add_argument(
         "--only", nargs="+", choices=list(PARTS), default=list(PARTS), help="parts to run (default: all)"
     )
-    parser.add_argument("--output", type=Path, default=Path("runs/check_gpu/check_gpu.json"), help="where the JSON goes (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--output", type=Path, default=Path("runs/check_gpu/check_gpu.json"), help="JSON file for the results (default: %(default)s)")  # fmt: skip
     parser.add_argument(
-        "--minutes", type=float, default=5.0, help="longest time of one part (default: %(default)s)"
+        "--minutes", type=float, default=5.0, help="time limit of one part in minutes (default: %(default)s)"
     )
     options = parser.parse_args()
     console = Console()

@@ -33,17 +33,19 @@ from rgd_hf.scripts.vision.decoding import BadImages
 
 imagenet = load_module("recipes/imagenet.py")
 TAUS = (1.0, 2.0, 3.0, 5.0, 7.0, 10.0)
-"""For which the clipped fraction is told."""
+"""Values of tau for which the clipped fraction is reported."""
 
 
 @dataclass
 class MeasureArguments:
     """Measurement."""
 
-    steps: int = field(default=10, metadata={"help": "How many steps to measure."})
+    steps: int = field(default=10, metadata={"help": "Number of steps to measure."})
     devices: int | None = field(
         default=None,
-        metadata={"help": "Expect the hours on so many devices like this one; those of this run by default."},
+        metadata={
+            "help": "Number of devices for which to estimate the hours of the whole run; by default those of this run."
+        },
     )
 
     def __post_init__(self):
@@ -80,10 +82,10 @@ class Throughput:
     """Measurements of a few training steps on one device.
 
     Attributes:
-        parameters: of the model.
-        flops_per_image: of one forward pass, a multiplication and an addition counted as two.
-        images_per_second: of whole training steps, data loading included.
-        loader_images_per_second: of data loading (decoding, augmentation, mixing) alone, all workers.
+        parameters: number of parameters of the model.
+        flops_per_image: floating-point operations of one forward pass, a multiplication and an addition counted as two.
+        images_per_second: throughput of whole training steps, data loading included.
+        loader_images_per_second: throughput of data loading (decoding, augmentation, mixing) alone, all workers.
         waiting_share: share of a step spent waiting for data, 0 to 1.
         memory_bytes: highest use of the device's memory, or of the process's on a CPU.
         losses: unreduced training losses of the measured steps, float32 `[images]`.
@@ -98,7 +100,7 @@ class Throughput:
     losses: torch.Tensor
 
     def hours(self, images: int, devices: int) -> float:
-        """Expected hours for so many images on so many devices like this one, if speed grows with their number."""
+        """Expected hours for a number of images on a number of devices like this one, if speed scales with them."""
         return images / (self.images_per_second * devices) / 3600
 
 

@@ -237,17 +237,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--repeats", type=int, help="measured rounds of each (default 10; quick 3)")
-    parser.add_argument("--quick", action="store_true", help="a small head and model, to see that all runs")
     parser.add_argument(
-        "--only", nargs="+", choices=list(WAYS), default=list(WAYS), help="ways (default: all)"
+        "--repeats", type=int, help="measured rounds per implementation (default 10; with --quick 3)"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="use a small head and model, to check that everything runs"
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=list(WAYS),
+        default=list(WAYS),
+        help="implementations to measure (default: all)",
     )
     parser.add_argument("--threads", type=int, help="torch threads (default: torch's choice)")
-    parser.add_argument("--output", type=Path, default=Path("outputs/lm.json"), help="where the JSON goes")
+    parser.add_argument(
+        "--output", type=Path, default=Path("outputs/lm.json"), help="JSON file for the results"
+    )
     options = parser.parse_args()
     repeats = options.repeats or (3 if options.quick else 10)
     if repeats < 2:
-        parser.error(f"--repeats {repeats} gives no spread: at least 2 are needed")
+        parser.error(f"--repeats must be at least 2 to estimate the spread, not {repeats}")
     if options.threads:
         torch.set_num_threads(options.threads)
     console = Console()

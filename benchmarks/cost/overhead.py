@@ -240,7 +240,7 @@ def measure(
 
 
 def table_of(results: list[dict[str, Any]], repeats: int, ratio: str) -> Table:
-    """One row a workload; `ratio` names what is divided by what."""
+    """One row per workload; `ratio` names what is divided by what."""
     table = Table(title=f"{ratio}, median of {repeats} paired steps [95 % interval]")
     for column in ("workload", "step (without)", "wall time", "CPU time", "peak memory"):
         table.add_column(column)
@@ -260,24 +260,29 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--repeats", type=int, default=20, help="measured pairs of steps a workload (default 20)"
+        "--repeats", type=int, default=20, help="measured pairs of steps per workload (default 20)"
     )
-    parser.add_argument("--warmup", type=int, default=3, help="unmeasured pairs before them (default 3)")
-    parser.add_argument("--workloads", nargs="+", choices=list(WORKLOADS), help="default: the small ones")
     parser.add_argument(
-        "--large", action="store_true", help="measure the three larger ones, for an accelerator"
+        "--warmup", type=int, default=3, help="unmeasured pairs of steps before them (default 3)"
     )
+    parser.add_argument(
+        "--workloads",
+        nargs="+",
+        choices=list(WORKLOADS),
+        help="workloads to measure (default: the small ones)",
+    )
+    parser.add_argument("--large", action="store_true", help="measure the three larger workloads, for a GPU")
     parser.add_argument("--bf16", action="store_true", help="train with bf16 autocast")
     parser.add_argument(
-        "--hard_examples", action="store_true", help="measure what recording hard examples costs instead"
+        "--hard_examples", action="store_true", help="measure the cost of recording hard examples instead"
     )
     parser.add_argument(
-        "--output", type=Path, default=Path("outputs/overhead.json"), help="where the JSON goes"
+        "--output", type=Path, default=Path("outputs/overhead.json"), help="JSON file for the results"
     )
     parser.add_argument("--threads", type=int, help="torch threads (default: torch's choice)")
     options = parser.parse_args()
     if options.repeats < 2:
-        parser.error(f"--repeats {options.repeats} gives no spread: at least 2 are needed")
+        parser.error(f"--repeats must be at least 2 to estimate the spread, not {options.repeats}")
     if options.threads:
         torch.set_num_threads(options.threads)
     console = Console()

@@ -97,12 +97,16 @@ def trainer_loop(
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--data", default="digits")
-    parser.add_argument("--target")
-    parser.add_argument("--batch_size", type=int, default=256)
-    parser.add_argument("--epochs", type=int, default=3, help="epochs a round")
-    parser.add_argument("--rounds", type=int, default=5, help="the two loops take turns")
-    parser.add_argument("--cpu", action="store_true")
+    parser.add_argument(
+        "--data", default="digits", help="the table, as in recipes/tabular.py (default digits)"
+    )
+    parser.add_argument("--target", help="the column to predict; not needed for scikit-learn's tables")
+    parser.add_argument("--batch_size", type=int, default=256, help="samples per step (default 256)")
+    parser.add_argument("--epochs", type=int, default=3, help="epochs per round (default 3)")
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="rounds, in which the two loops alternate (default 5)"
+    )
+    parser.add_argument("--cpu", action="store_true", help="use the CPU even if there is a GPU")
     args = parser.parse_args()
     part, config = load(args.data, args.target)
     device = torch.device("cpu" if args.cpu or not torch.cuda.is_available() else "cuda")
@@ -119,7 +123,7 @@ def main() -> None:
     gc.unfreeze()
     slow, fast = statistics.median(trainer), statistics.median(bare)
     rows = f"{len(table):,} rows, batch {args.batch_size}, {torch.get_num_threads()} thread(s), {device}"
-    print(f"3x256 MLP, {rows}: seconds an epoch")
+    print(f"3x256 MLP, {rows}: seconds per epoch")
     print(f"  bare PyTorch loop   {fast:.3f}  ({min(bare):.3f} to {max(bare):.3f})")
     print(f"  ReweightedTrainer   {slow:.3f}  ({min(trainer):.3f} to {max(trainer):.3f})")
     print(f"  ratio               {slow / fast:.2f}")

@@ -19,7 +19,7 @@ class Choice(NamedTuple):
 
     Attributes:
         run: name of the run.
-        step: of the checkpoint.
+        step: optimizer step of the checkpoint.
         validation: the accuracy that decided.
         accuracy: on the held-out environment's `in` split.
         ece: calibration error there.
@@ -56,7 +56,7 @@ def training_domain_validation(runs: Sequence[Run], test: str, environments: Seq
     """The best mean `out` accuracy of the training environments, over checkpoints and hyper-parameters.
 
     Args:
-        runs: of one method and one trial.
+        runs: the runs of one method and one trial.
         test: the held-out environment.
         environments: names of all environments.
 
@@ -80,7 +80,7 @@ def leave_one_domain_out(runs: Sequence[Run], test: str, environments: Sequence[
     the same step and hyper-parameters, judges the run that held out `test` alone.
 
     Args:
-        runs: of one method and one trial, those that hold out two environments included.
+        runs: the runs of one method and one trial, those that hold out two environments included.
         test: the held-out environment.
         environments: names of all environments.
 
@@ -112,7 +112,7 @@ def test_domain_oracle(runs: Sequence[Run], test: str, environments: Sequence[st
     """The best `out` accuracy of the held-out environment itself, over hyper-parameters; last checkpoints only.
 
     Args:
-        runs: of one method and one trial.
+        runs: the runs of one method and one trial.
         test: the held-out environment.
         environments: names of all environments (not needed; rules are called alike).
 

@@ -35,14 +35,12 @@ class HardVersionArguments:
 
     imbalance_factor: float = field(
         default=1.0,
-        metadata={
-            "help": "Make class sizes fall exponentially; the last keeps 1 / this share of the first's."
-        },
+        metadata={"help": "Ratio of the largest to the smallest class: class sizes decrease exponentially."},
     )
     label_noise: float = field(
         default=0.0,
         metadata={
-            "help": "Share of the training labels replaced by a wrong one; held-out labels stay right."
+            "help": "Fraction of the training labels that are replaced by a wrong one; held-out labels are not changed."
         },
     )
     subset_seed: int = field(
@@ -93,7 +91,7 @@ def with_imbalance(images: ImageSet, factor: float, seed: int) -> ImageSet:
     Args:
         images: `n_max` is the size of its largest class.
         factor: images of the first class over those of the last; 1 keeps all images.
-        seed: of the draw.
+        seed: random seed of the draw.
     """
     if factor == 1:
         return images

@@ -31,26 +31,26 @@ class ReportArguments:
 
     results_dir: str = field(
         default=DEFAULT_DIRECTORY,
-        metadata={"help": "Directory with the runs*.jsonl that benchmarks.study wrote."},
+        metadata={"help": "Directory with the results (runs*.jsonl) of benchmarks.study."},
     )
     output_dir: str | None = field(
         default=None,
-        metadata={"help": "Where REPORT.md and plots/ go; the directory of the runs by default."},
+        metadata={"help": "Directory for REPORT.md and plots/; by default that of the results."},
     )
     html: bool = field(
-        default=False, metadata={"help": "Write REPORT.html too: one page that needs no other file."}
+        default=False, metadata={"help": "Also write REPORT.html, a single self-contained page."}
     )
     readme: str | None = field(
         default=None,
         metadata={
-            "help": f"Markdown file to put the table of results into, between the lines {BEGIN} and {END}."
+            "help": f"Markdown file to insert the table of results into, between the lines {BEGIN} and {END}."
         },
     )
     check: bool = field(
         default=False,
         metadata={
-            "help": "Write nothing; end with an error if REPORT.md, or the table in --readme, is not what the runs "
-            "give. Pictures are not compared: they vary with the version of matplotlib."
+            "help": "Write nothing; fail if REPORT.md, or the table in --readme, does not match the results. Plots are not "
+            "compared: they vary with the version of matplotlib."
         },
     )
 

@@ -12,7 +12,7 @@ def best_candidate(scores: Mapping[str, Mapping[Run, float]], needed: Collection
     """The candidate with the best mean tuning score, the first (`in_order`) between equals.
 
     Args:
-        scores: of the tuning runs that finished, by candidate and run; larger is better.
+        scores: scores of the tuning runs that finished, by candidate and run; larger is better.
         needed: runs that a candidate needs a score of: one of which a run failed is out.
 
     Returns:

@@ -46,7 +46,7 @@ def tidy(axis: Axes, grid: str = "both") -> None:
 
 
 def forest(axis: Axes, estimates: Sequence[Estimate]) -> None:
-    """One line an estimate, the first at the top: its mean and 95 % interval around a line at 0.
+    """One line per estimate, the first at the top: its mean and 95 % interval around a line at 0.
 
     Blue triangles upward are gains, orange ones downward losses, grey circles ties; a cross has no interval.
     """

@@ -21,9 +21,9 @@ def html_page(markdown: str, pictures: Mapping[str, bytes], title: str) -> str:
     """The page.
 
     Args:
-        markdown: of the report; it shows its pictures as `plots/NAME`.
+        markdown: Markdown text of the report; it shows its pictures as `plots/NAME`.
         pictures: PNG files by name.
-        title: of the page.
+        title: title of the page.
     """
     body = MarkdownIt("commonmark").enable("table").render(markdown)
     for name, content in pictures.items():

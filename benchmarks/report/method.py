@@ -69,7 +69,7 @@ def _tuning(records: Records) -> str:
 
 
 def _options(records: Records) -> list[str]:
-    """A line a method: its name, how the report calls it, and its settings."""
+    """A line per method: its name, how the report calls it, and its settings."""
     lines = []
     for name in in_order({name for _, name, _ in records.final} - {BASELINE}):
         runs = next(found for data in records.datasets if (found := records.runs(data, name)))

@@ -24,7 +24,7 @@ class Breakdown:
     """Accuracy on parts of the evaluation samples.
 
     Attributes:
-        names: of the parts, in order.
+        names: names of the parts, in order.
         accuracy: by method: per cent in each part, mean over seeds; NaN for an empty part.
         difference: by method: paired difference to ERM in points in each part.
     """
@@ -121,7 +121,7 @@ def _losses_of_others(
 
     Args:
         losses: float [n] by seed.
-        numbers: of the rows by seed, or None where the rows of all seeds are the same.
+        numbers: numbers of the rows by seed, or None where the rows of all seeds are the same.
     """
     of_seed = {
         seed: np.arange(len(found)) if (rows := numbers[seed]) is None else np.array(rows)

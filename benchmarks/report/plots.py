@@ -19,7 +19,7 @@ TICKS = (-10, -3, -1, 0, 1, 3, 10)
 
 
 def plot_data_sets(found: Sequence[Overall], datasets: Sequence[str]) -> bytes:
-    """A panel a method: its difference to ERM on every data set, and the mean over data sets at the bottom.
+    """A panel per method: its difference to ERM on every data set, and the mean over data sets at the bottom.
 
     Args:
         found: the methods to show, at least one.
@@ -69,7 +69,7 @@ def plot_methods(rows: Sequence[Row], title: str) -> bytes:
 
     Args:
         rows: the methods, without ERM, at least one.
-        title: of the picture.
+        title: title of the picture.
 
     Returns:
         A PNG file.
@@ -88,7 +88,7 @@ def plot_breakdowns(breakdowns: Mapping[str, Breakdown], title: str) -> bytes:
 
     Args:
         breakdowns: by what the parts are, which labels the horizontal axis; at least one.
-        title: of the picture.
+        title: title of the picture.
 
     Returns:
         A PNG file.

@@ -122,7 +122,7 @@ def curve(runs: Sequence[Record], keys: Sequence[str]) -> tuple[np.ndarray, np.n
     within the steps that all of them have.
 
     Args:
-        runs: one a seed.
+        runs: one per seed.
         keys: names of the number in the log entries; the first that an entry has is taken.
     """
     series = []

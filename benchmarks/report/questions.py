@@ -11,7 +11,7 @@ from rgd_hf.statistics import Estimate, mean_interval, smallest_detectable
 
 
 def answers(records: Records) -> list[str]:
-    """Markdown: a table a question, one row a data set, and the mean over them; none where nothing was asked."""
+    """Markdown: a table per question, one row per data set, and the mean over them; none where nothing was asked."""
     lines: list[str] = []
     for question in records.study.get("questions", ()):
         lines += _answer(records, question)

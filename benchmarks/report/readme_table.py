@@ -17,7 +17,7 @@ DEFAULT_MODELS = {"tabular": "mlp", "domainbed": "efficientnet-lite0"}
 
 
 def readme_table(records: Records, found: Sequence[Overall]) -> list[str]:
-    """Markdown: one row a data set, with the first two methods of `summary.headline`."""
+    """Markdown: one row per data set, with the first two methods of `summary.headline`."""
     columns = headline(records)[:2]
     body = []
     for dataset in records.datasets:

@@ -13,7 +13,7 @@ from rgd_hf.statistics import mean_interval
 
 
 def by_rule(records: Records, dataset: str) -> list[str]:
-    """Markdown: a table a rule of DomainBed, one row a method; none where no line has checkpoints.
+    """Markdown: a table per rule of DomainBed, one row per method; none where no line has checkpoints.
 
     A rule chooses among the checkpoints of all settings that a seed was finally trained with, of each held-out domain; the
     score is the mean accuracy over these domains.

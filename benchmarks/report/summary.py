@@ -26,7 +26,7 @@ class Row:
         scores: final scores by seed, as fractions.
         difference: paired difference to ERM in points (hundredths of the score), over common seeds.
         own: the same to the method that this one adds something to.
-        p: of the paired t test; NaN for ERM and below two common seeds.
+        p: p value of the paired t test; NaN for ERM and below two common seeds.
         holm: the same, corrected for the methods of this data set.
         detectable: the smallest true difference, in points, that so many seeds would show in four of five cases.
     """
@@ -127,7 +127,7 @@ class Overall:
         method: its name.
         by_dataset: its difference to ERM on every data set that has one.
         gain: mean of these means, with an interval over data sets.
-        p: of the paired t test over data sets.
+        p: p value of the paired t test over data sets.
         holm: the same, corrected for the methods.
     """
 

@@ -40,54 +40,60 @@ STUDY_NAME = "study.json"
 
 @dataclass
 class StudyArguments:
-    """Which part of the study runs here, and for how long."""
+    """The part of the study to run, and its time budget."""
 
     output_dir: str = field(
-        default="runs/study", metadata={"help": "Directory of the JSON lines; shards may share it."}
+        default="runs/study", metadata={"help": "Directory for the results; all shards may use the same one."}
     )
-    datasets: list[str] = field(default_factory=list, metadata={"help": "Only these data sets of the study."})
-    methods: list[str] = field(default_factory=list, metadata={"help": "Only these methods of the study."})
-    seeds: list[int] = field(default_factory=list, metadata={"help": "Only these seeds of final runs."})
+    datasets: list[str] = field(
+        default_factory=list, metadata={"help": "Run only these data sets of the study."}
+    )
+    methods: list[str] = field(
+        default_factory=list, metadata={"help": "Run only these methods of the study."}
+    )
+    seeds: list[int] = field(
+        default_factory=list, metadata={"help": "Run only these seeds of the final runs."}
+    )
     shard: str = field(
         default="1/1",
         metadata={
-            "help": "Run the i-th of n parts, e.g. 2/8 in the second task of a job array. Parts need nothing of each "
+            "help": "Run the i-th of n parts, e.g. 2/8 in the second task of a job array. Parts are independent of each "
             "other; give all of them the same study, data sets and methods."
         },
     )
     ray: bool = field(
         default=False,
         metadata={
-            "help": "Run the cells as Ray's tasks, on the cluster that RAY_ADDRESS names or on this machine's cores; "
-            "--threads CPUs each, and one GPU where there are GPUs."
+            "help": "Run the cells as Ray tasks, on the cluster at RAY_ADDRESS or on this machine, with --threads CPUs each "
+            "and, if there are GPUs, one GPU."
         },
     )
     time_budget: float | None = field(
         default=None,
         metadata={
-            "help": "Minutes; by default those of the study, if it names any. No run is begun that would not fit into what "
-            "is left of them, by the longest run of its data set so far; the next start goes on from there."
+            "help": "Time budget in minutes; by default that of the study file, if any. A run is started only if it fits into "
+            "the remaining time, judged by the longest run of its data set so far; the next start resumes."
         },
     )
     threads: int = field(
         default=1,
         metadata={
-            "help": "CPU threads of a run. The order of a sum, and so its last digits, depends on them: give the same number "
-            "to reproduce a run exactly. Shards side by side use more cores than one run with more threads."
+            "help": "Number of CPU threads per run. Rounding depends on it: use the same number to reproduce a run exactly. "
+            "Several shards in parallel use many cores better than one run with many threads."
         },
     )
     retry_failed: bool = field(
         default=False,
         metadata={
-            "help": "Run again all that failed. By default a run whose own error would come again, such as a NaN loss, is "
-            "left alone until the commit or a package changes."
+            "help": "Repeat all failed runs. By default a run that failed with an error of its own, such as a NaN loss, is "
+            "skipped until the commit or a package changes."
         },
     )
     plan: bool = field(
         default=False,
         metadata={
-            "help": "Train nothing: show the runs, which are finished or failed, how many there are of each data set, and how "
-            "long the others will take, where a run of the data set is finished."
+            "help": "Train nothing: list the runs, which of them are finished or failed, their number per data set, and the "
+            "time that the others will take, estimated from finished runs of the data set."
         },
     )
 

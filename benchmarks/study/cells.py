@@ -25,7 +25,7 @@ class Candidate:
 
     Attributes:
         label: short, unique among those of a data set and method: `"lr0.5"`, `"lr2,tau3"`, `"draw4"`.
-        factor: of the learning rate; None for a method without one.
+        factor: factor of the learning rate; None for a method without one.
         options: the others, as JSON, so that cells can be compared.
     """
 
@@ -42,9 +42,9 @@ class Cell:
         dataset: name.
         method: name.
         stage: `"tuning"`, `"final"`, or `"pair"` for one that only selects checkpoints of others.
-        seed: of the run.
+        seed: random seed of the run.
         candidate: its settings; None for a final run whose settings are still to be chosen.
-        part: of the data set, `""` where it has none; of a pair both, with `+` between.
+        part: part of the data set, `""` where it has none; of a pair both, with `+` between.
         scale: what the learning rate is multiplied by beside its factor.
     """
 
@@ -173,7 +173,7 @@ def resolve_cell(study: Study, cell: Cell, finished: Finished) -> Cell:
     Which ones these are says `benchmarks.report.choice`.
 
     Args:
-        study: of the cell.
+        study: the study of the cell.
         cell: any; those of tuning stay as they are.
         finished: records by identity.
 

@@ -13,7 +13,7 @@ def from_predictions(
     """Metrics of a classification.
 
     Args:
-        predictions: one row a sample, with class numbers `label` and `prediction`, and `loss`; samples that count for nothing
+        predictions: one row per sample, with class numbers `label` and `prediction`, and `loss`; samples that count for nothing
             (an empty `correct`) are left out.
         train_class_counts: training samples of every class; without them the evaluation's tell which class is the rarest.
 

@@ -17,7 +17,7 @@ def run_with_ray(runner: Runner, time_budget: float | None, threads: int) -> lis
     The lines are kept here, by the process that calls this. A cluster's machines need this checkout at the same place.
 
     Args:
-        runner: of the study.
+        runner: the runner of the study.
         time_budget: seconds, see `Runner.run`.
         threads: CPUs of a task.
 

@@ -23,7 +23,7 @@ class Runner:
 
     Args:
         study: what is compared.
-        directory: of the JSON lines, one file a shard.
+        directory: the directory of the JSON lines, one file per shard.
         shard: `(i, n)`: the i-th of n parts.
         report: shows a line.
         retry_failed: run again all that failed. By default that is what its user may have put right since (missing data, a

@@ -27,7 +27,7 @@ class Script:
         path: as the study names it.
         main: its entry point.
         arguments: the dataclasses of its command line.
-        defaults: of its options, where they differ from those of the dataclasses.
+        defaults: defaults of its options, where they differ from those of the dataclasses.
         moved: options that it had once, and what to do instead.
     """
 

@@ -46,7 +46,7 @@ class Method(_Part):
 
     Attributes:
         name: in the study.
-        options: of the recipe, as on its command line.
+        options: options of the recipe, as on its command line.
         recipe: a script of its own, where it is not that of the data set.
         tune: values to choose from, by option, beside the learning rate.
         scale_learning_rate_by: another method; this one has its learning rate, times the mean weight of its run of the
@@ -132,15 +132,15 @@ class Dataset(_Part):
         score: the metric that methods are compared by; larger is better.
         kind: what it is, for reports.
         data: options that say which rows; every script that a method runs is given them.
-        options: of the recipe, `learning_rate` among them.
+        options: options of the recipe, `learning_rate` among them.
         tuning_options: options that differ in tuning.
         tuning_score: the metric that tuning goes by; `score` by default, on held-out training rows.
         parts: an option and the values that it takes in turn, one training each; their mean score is that of the run.
         pairs: also train without every two of the parts, as leave-one-domain-out selection needs.
         random_search: instead of tuning.
         methods: names, those whose learning rate is scaled by another's after it.
-        seeds: of the final runs.
-        tuning_seeds: of the runs that choose the settings; none of `seeds`.
+        seeds: seeds of the final runs.
+        tuning_seeds: seeds of the runs that choose the settings; none of `seeds`.
         learning_rate_factors: what `learning_rate` is multiplied by in tuning.
         holdout_fraction: share of the training rows that tuning is scored on, where the recipe can hold rows out.
         metrics: what methods are compared by besides.

@@ -41,26 +41,34 @@ class BaselineArguments:
     """Model."""
 
     model: str = field(
-        default="hist_gradient_boosting", metadata={"help": "Which baseline.", "choices": list(BASELINES)}
+        default="hist_gradient_boosting",
+        metadata={"help": "The baseline to fit.", "choices": list(BASELINES)},
     )
-    learning_rate: float | None = field(default=None, metadata={"help": "Of boosting; its own by default."})
-    leaves: int | None = field(default=None, metadata={"help": "Most leaves of a tree; 31 by default."})
-    min_leaf: int | None = field(default=None, metadata={"help": "Fewest rows of a leaf; 20 by default."})
+    learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of boosting; by default that of the library."}
+    )
+    leaves: int | None = field(
+        default=None, metadata={"help": "Maximum number of leaves per tree; 31 by default."}
+    )
+    min_leaf: int | None = field(
+        default=None, metadata={"help": "Minimum number of rows per leaf; 20 by default."}
+    )
     l2: float | None = field(default=None, metadata={"help": "L2 regularization of boosting."})
     strength: float | None = field(
         default=None, metadata={"help": "Inverse of the linear model's L2 regularization; 1 by default."}
     )
-    seed: int = field(default=42, metadata={"help": "Of the model, and of the cut of the validation rows."})
-    output_dir: str = field(default="runs/baseline", metadata={"help": "Where the results go."})
+    seed: int = field(default=42, metadata={"help": "Random seed of the model and of the validation split."})
+    output_dir: str = field(default="runs/baseline", metadata={"help": "Directory for the results."})
     overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Discard the results that the output directory holds."}
+        default=False, metadata={"help": "Discard the results in the output directory and start again."}
     )
     save_predictions: bool = field(
-        default=False, metadata={"help": "Write predictions.parquet: one row a test row, as the recipe does."}
+        default=False,
+        metadata={"help": "Write predictions.parquet, one row per test row, as recipes/tabular.py does."},
     )
 
     def settings(self) -> dict[str, Any]:
-        """What the model is fitted with."""
+        """The settings of the model that were given."""
         names = ("learning_rate", "leaves", "min_leaf", "l2", "strength")
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 

@@ -285,7 +285,7 @@ class FusedHead:
 
 
 def _known(vocabulary: int, like: Tensor) -> Tensor:
-    """What goes through the rest of the forward in place of logits: float32 `[batch, 3, vocabulary]`, one row a view."""
+    """What goes through the rest of the forward in place of logits: float32 `[batch, 3, vocabulary]`, one row per view."""
     ramp = torch.linspace(-_RAMP, _RAMP, vocabulary, device=like.device)
     return torch.stack([torch.zeros_like(ramp), ramp, torch.full_like(ramp, _LARGE)]).expand(
         len(like), -1, -1

@@ -81,7 +81,7 @@ def check_option_names(
 
     Args:
         dataclass_types: as `parse_args` takes them.
-        names: of options, without dashes.
+        names: names of options, without dashes.
         where: where they stand, for the message.
         moved: as `parse_args` takes it.
 

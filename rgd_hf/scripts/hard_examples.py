@@ -84,7 +84,7 @@ def list_hard_examples(
         trainer: that has trained with `record_examples`.
         count: samples to list.
         samples: the training set.
-        directory: of the run.
+        directory: the directory of the run.
     """
     rows = hard_rows(trainer, count, samples)
     if PartialState().is_main_process:
@@ -147,11 +147,11 @@ def render(
     introduction: str,
     image: Callable[[int], Image.Image] | None = None,
 ) -> str:
-    """A page of its own, without anything to load: one table row a sample, with a thumbnail where it is an image.
+    """A page of its own, without anything to load: one table row per sample, with a thumbnail where it is an image.
 
     Args:
         rows: as `hard_rows` has them; other keys may have any content.
-        columns: of the page.
+        columns: columns of the page.
         introduction: a paragraph of plain text.
         image: an index to the image, where samples are images.
     """

@@ -89,7 +89,7 @@ def _array(values: list[Any], where: str, warn: Callable[[str], Any]) -> pa.Arra
     found = " and ".join(f"{count:,} {kind}" for kind, count in kinds.items())
     if len(kinds) > 1:
         if {"lists", "objects"} & set(kinds):
-            raise UserError(f"{where} has {found}: one kind of value a column is needed.")
+            raise UserError(f"{where} has {found}: a column needs values of one kind.")
         warn(f"{where} has {found}, and is read as text.")
         return pa.array([None if value is None else _text(value) for value in values], pa.string())
     if {type(value) for value in present} == {int, float}:

@@ -12,7 +12,7 @@ def with_wrong_labels(labels: np.ndarray, classes: int, share: float, seed: int)
         labels: class numbers `[samples]`.
         classes: how many there are.
         share: from 0 to below 1.
-        seed: of the draw.
+        seed: random seed of the draw.
 
     Raises:
         UserError: the share is not allowed.

@@ -20,9 +20,9 @@ class SeededLengthGroupedSampler(LengthGroupedSampler):
     (batches then overlap from the second epoch on) and which differs after a resume in the middle of an epoch.
 
     Args:
-        batch_size: of an optimizer step, all processes together.
+        batch_size: batch size of an optimizer step, all processes together.
         lengths: the length of every sample.
-        seed: of the order.
+        seed: random seed of the order.
         epoch: tells the current epoch, from 0.
     """
 

@@ -36,7 +36,7 @@ class PredictionsMixin(TrainerBase):
         """The predictions in what the evaluation keeps of the model's outputs: here logits `[samples, classes]`.
 
         Returns:
-            Class numbers int64 `[samples]`, 0 and 1 `[samples, classes]` (several labels a sample), or float64
+            Class numbers int64 `[samples]`, 0 and 1 `[samples, classes]` (several labels per sample), or float64
             `[samples]` (regression), by the model's `problem_type`.
         """
         model: Any = self.accelerator.unwrap_model(self.model)
@@ -76,11 +76,11 @@ class PredictionsMixin(TrainerBase):
 
 
 def predictions_table(labels: np.ndarray, predictions: np.ndarray, losses: np.ndarray | None) -> pd.DataFrame:
-    """One row a sample.
+    """One row per sample.
 
     Args:
         labels: int or float `[samples]`, or `[samples, classes]` of 0 and 1.
-        predictions: of the same shape.
+        predictions: predictions of the same shape.
         losses: float32 `[samples]`, or None.
 
     Returns:
@@ -110,7 +110,7 @@ def write_predictions(trainer: PredictionsMixin, directory: str | Path) -> list[
 
     Args:
         trainer: that has evaluated its `eval_dataset`.
-        directory: of the run.
+        directory: the directory of the run.
 
     Returns:
         The files.

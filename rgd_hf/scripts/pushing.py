@@ -27,7 +27,7 @@ class Push:
     """Where a run is pushed to, and what goes along.
 
     Attributes:
-        folder: of the run.
+        folder: the folder of the run.
         args: its training arguments, with `hub_model_id`, `hub_token`, `hub_private_repo` and `hub_revision`.
         results: content of `all_results.json`.
         data_reports: whether reports on single samples (`DATA_REPORTS`) go along.

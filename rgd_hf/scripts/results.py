@@ -120,7 +120,7 @@ def print_results(title: str, results: Mapping[str, Any]) -> None:
 
     Args:
         title: above the table.
-        results: of a run, or of a comparison. Several seeds are shown as mean ± standard deviation.
+        results: results of a run, or of a comparison. Several seeds are shown as mean ± standard deviation.
     """
     if not PartialState().is_main_process:
         return

@@ -121,7 +121,7 @@ def plan_runs(args: ReweightedTrainingArguments, compare: bool, seeds: Sequence[
     Args:
         args: training arguments.
         compare: whether to compare with ERM.
-        seeds: of a comparison; by default the one of `args`.
+        seeds: seeds of a comparison; by default the one of `args`.
 
     Raises:
         UserError: `compare` without a re-weighting to compare ERM with.
@@ -174,7 +174,7 @@ def prepare_runs(
 
     Args:
         args: training arguments; `output_dir` is the directory of all runs.
-        run_args: whether to compare, whether to start anew, what to leave behind.
+        run_args: whether to compare, whether to overwrite, what to save.
         settings: the recipe's own settings (see `results.settings_of`).
 
     Raises:

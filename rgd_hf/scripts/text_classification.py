@@ -237,7 +237,7 @@ def tokenize(
 
     Args:
         data: splits with the text and label columns.
-        tokenizer: of the model.
+        tokenizer: the tokenizer of the model.
         text_columns: one column, or two that are encoded as a pair.
         label_column: name of the label column.
         labels: what it holds.

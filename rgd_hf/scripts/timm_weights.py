@@ -49,7 +49,7 @@ def read_weights(source: str, name: str, option: str, prefix: str = "") -> dict[
             package's name.
         name: the timm model that the weights are for.
         option: how the user names that model, for the message.
-        prefix: of that name.
+        prefix: prefix of that name.
 
     Raises:
         UserError: there is no such file, it cannot be read, or the package's weights are for another model.

@@ -43,7 +43,7 @@ def load_vader(
         cache_dir: where the downloaded archive is kept.
         min_rating: sentences whose mean rating is nearer to zero are dropped; the sign of the others is the label.
         validation_fraction: share of the sentences that is held out.
-        seed: of the split and of the order.
+        seed: random seed of the split and of the order.
 
     Returns:
         Splits `train` and `validation` with columns `text` (string), `label` (negative, positive) and `domain`

@@ -408,7 +408,7 @@ def test_unreadable_files_are_named_and_counted(tmp_path, capsys):
         imagenet.main([*options, "--bad_images", "stop"])
     with pytest.warns(UserWarning, match="unreadable image"):
         imagenet.main(options)
-    assert "2 unreadable image(s) were left out" in capsys.readouterr().out
+    assert "2 unreadable image(s) were skipped" in capsys.readouterr().out
     assert (tmp_path / "out" / "bad_images.txt").read_text().count("broken.png") >= 2
     for split in ("train", "val"):
         (tmp_path / split / "a" / "broken.png").unlink()

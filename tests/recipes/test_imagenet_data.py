@@ -167,7 +167,7 @@ def test_an_empty_class_folder_is_an_error(tmp_path):
     with pytest.raises(UserError, match=r"1 class folder\(s\) without images: 'c'"):
         read_folder(write_folder(tmp_path / "some", {"a": 1, "c": 0}))
     (tmp_path / "nothing").mkdir()
-    with pytest.raises(UserError, match="no folders, one a class"):
+    with pytest.raises(UserError, match="no folders of images"):
         read_folder(tmp_path / "nothing")
 
 

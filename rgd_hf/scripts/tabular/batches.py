@@ -36,10 +36,10 @@ class BatchLoader:
 
     Args:
         table: the data.
-        batch_size: rows a batch, on one process.
+        batch_size: rows per batch, on one process.
         shuffle: a new order each epoch, drawn from `seed + epoch`; else all rows in order.
-        seed: of the order; the same on all processes.
-        rank: of this process among `world_size`. Shuffled rows are dealt out evenly, so up to `world_size - 1` of
+        seed: random seed of the order; the same on all processes.
+        rank: rank of this process among `world_size`. Shuffled rows are dealt out evenly, so up to `world_size - 1` of
             them, other ones each epoch, are left out; in order, every process goes through all rows.
         world_size: number of processes.
     """

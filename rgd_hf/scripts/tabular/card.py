@@ -14,7 +14,7 @@ def write_card(trainer: TabularTrainer, folder: Path, data: str, method: str) ->
 
     Args:
         trainer: trained; its output directory becomes `folder`.
-        folder: of the model.
+        folder: the folder of the model.
         data: name of the table.
         method: name of the method.
     """

@@ -106,7 +106,7 @@ def shown_columns(frame: pd.DataFrame, columns: list[dict[str, str]], args: Colu
 
     Args:
         frame: the table.
-        columns: of `choose_columns`.
+        columns: columns of `choose_columns`.
         args: the user's choices.
     """
     used, dropped = {column["name"] for column in columns}, args.drop_columns or []

@@ -39,7 +39,7 @@ class TabularConfig(PretrainedConfig):
         target_std: for regression, the scale of the standardized target.
         columns: name and kind of each column of the raw table that is used.
         target: name of the target column.
-        **kwargs: of `PretrainedConfig`.
+        **kwargs: fields of `PretrainedConfig`.
 
     Raises:
         ValueError: a value is not allowed; the message says what is.

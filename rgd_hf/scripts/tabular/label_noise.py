@@ -13,7 +13,7 @@ def with_label_noise(splits: Splits, share: float) -> Splits:
     The draw depends on the splits' seed alone, so that all methods of a seed see the same labels.
 
     Args:
-        splits: of a classification.
+        splits: the splits of a classification.
         share: from 0, which changes nothing, to below 1.
 
     Raises:

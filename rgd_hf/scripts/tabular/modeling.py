@@ -2,7 +2,7 @@
 
     from transformers import AutoModel
     model = AutoModel.from_pretrained(folder, trust_remote_code=True)
-    model.predict(frame)          # the target's values, one a row of a pandas DataFrame
+    model.predict(frame)          # the predicted values, one per row of a pandas DataFrame
     model.predict_proba(frame)    # probabilities [rows, classes], classes in the order of model.config.classes
 
 This file and those it imports are saved with the model, so the folder works without the recipe.

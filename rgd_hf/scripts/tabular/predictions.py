@@ -9,7 +9,7 @@ from rgd_hf.scripts.tabular.splits import Splits
 
 
 def write_predictions(splits: Splits, predicted: np.ndarray, directory: Path) -> None:
-    """Write `predictions.parquet`, as `predictions_table` describes it, with one row a test row, in order.
+    """Write `predictions.parquet`, as `predictions_table` describes it, with one row per test row, in order.
 
     The loss is the cross-entropy, or the squared error in the target's own units.
 

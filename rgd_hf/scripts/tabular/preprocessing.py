@@ -207,7 +207,7 @@ def as_dates(values: pd.Series, day_first: bool = False) -> pd.Series:
 
     Args:
         values: dates or texts.
-        day_first: of `is_day_first`; texts that begin with the year have the month next in any case.
+        day_first: the result of `is_day_first`; texts that begin with the year have the month next in any case.
     """
     if pd.api.types.is_datetime64_any_dtype(values):
         return pd.to_datetime(values, errors="coerce", utc=True)

@@ -118,7 +118,7 @@ def pretrain(
         model: the network to be trained on the target afterwards.
         splits: the encoded table.
         sizes: epochs, share of masked features, and whether the losses are re-weighted.
-        args: of the training that follows; learning rate, batch size and seed are taken over.
+        args: arguments of the training that follows; learning rate, batch size and seed are taken over.
 
     Returns:
         The mean training loss of the stage.

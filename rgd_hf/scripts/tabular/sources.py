@@ -38,7 +38,7 @@ class Table:
         name: short, for tables of results and file names.
         frame: all rows and columns, the target among them; its index counts the rows from 0, in their order.
         target: name of the target column.
-        max_rows: of a random subset to use, None for all.
+        max_rows: number of rows of a random subset to use, None for all.
     """
 
     name: str
@@ -128,7 +128,7 @@ def stripped(values: pd.Series, where: str, warn: Callable[[str], Any]) -> pd.Se
     """A column whose strings have no spaces around them; a string of nothing else is missing.
 
     Args:
-        values: of any type.
+        values: values of any type.
         where: the column, for messages.
         warn: called where different values become one, or missing.
     """

@@ -50,7 +50,7 @@ class Splits:
         test: rows of the final score.
         target: what is predicted.
         preprocessor: the fitted encoders.
-        seed: of the cut between training and validation.
+        seed: random seed of the cut between training and validation.
     """
 
     train: Part
@@ -76,14 +76,14 @@ class PreparedTable:
     """A table whose columns and target are known.
 
     Attributes:
-        name: of the data.
+        name: name of the data.
         frame: the table; its index has the position of each row in the table as it was given.
         y: the encoded target of every row.
         target: what `y` means; classes keep their proportions in all splits.
         columns: as `TablePreprocessor` takes them.
         test_size: share of all rows.
         validation_size: share of the rows that are not for the test.
-        split_seed: of the test rows.
+        split_seed: random seed of the test rows.
     """
 
     name: str

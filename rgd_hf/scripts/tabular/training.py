@@ -114,7 +114,7 @@ def train_network(
     Args:
         splits: the encoded table.
         network: one of `NETWORKS`.
-        sizes: of the network.
+        sizes: sizes of the network.
         args: learning rate, epochs, seed, weighting and so on; a small table gets smaller batches.
         record_examples: let the trainer tell its `hard_examples` by the row of the training split.
 

@@ -133,7 +133,7 @@ def train_transform(augmentation: Augmentation, data_config: dict[str, Any]) -> 
 
     Args:
         augmentation: which.
-        data_config: of timm: `input_size`, `mean`, `std`, `interpolation`.
+        data_config: data configuration of timm: `input_size`, `mean`, `std`, `interpolation`.
 
     Raises:
         UserError: `auto_augment` is no policy of timm.

@@ -45,7 +45,7 @@ class Draw(NamedTuple):
 
     Attributes:
         image: its number.
-        seed: of its augmentation.
+        seed: random seed of its augmentation.
     """
 
     image: int
@@ -53,7 +53,7 @@ class Draw(NamedTuple):
 
 
 class SeededDraws(Sampler[Draw]):
-    """Every image once an epoch, or with repeated augmentation a third of them three times, in random order.
+    """Every image once per epoch, or with repeated augmentation a third of them three times, in random order.
 
     Repeated augmentation: Hoffer et al., "Augment your batch", 2020 (arXiv 1901.09335), as DeiT uses it: looks at
     the same image stand side by side, and an epoch keeps its length.
@@ -61,7 +61,7 @@ class SeededDraws(Sampler[Draw]):
     Args:
         size: images.
         repeats: looks at each drawn image; 1 is plain shuffling.
-        seed: of order and augmentations.
+        seed: random seed of order and augmentations.
         epoch: tells the current epoch, from 0. It is asked when an epoch begins, so that a resumed one is the same.
     """
 
@@ -87,9 +87,9 @@ class _TransformedImages(Dataset):
     """What training and evaluation images share.
 
     Args:
-        images: the set.
-        transform: from an RGB image to a float tensor `[3, height, width]`.
-        bad: what happens to unreadable images.
+        images: the set of images.
+        transform: maps an RGB image to a float tensor `[3, height, width]`.
+        bad: handling of unreadable images.
     """
 
     def __init__(self, images: ImageSet, transform: Callable[[Any], Tensor], bad: BadImages):

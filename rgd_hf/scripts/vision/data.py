@@ -29,7 +29,7 @@ class ImageDataArguments:
     dataset_name: str | None = field(
         default=None,
         metadata={
-            "help": f"Data set of the Hugging Face Hub, {IMAGENET} by default; or `digits` (embedded, no network)."
+            "help": f"Data set on the Hugging Face Hub, {IMAGENET} by default; or `digits` (of scikit-learn, no network)."
         },
     )
     data_dir: list[str] | None = field(
@@ -37,17 +37,19 @@ class ImageDataArguments:
         metadata={
             "help": "Directory with train/<class>/*.JPEG and val/<class>/*.JPEG (or validation, test), or with parquet files: "
             "train.parquet, train/*.parquet, or train-*.parquet there or in data/, as in a copy of a data set of the Hub. "
-            "Or two: what to train on and what to evaluate on, each a folder of class folders or of parquet files, or a "
+            "Or two paths, for training and validation images: each a folder of class folders or of parquet files, or a "
             "parquet file."
         },
     )
     columns: list[str] = field(
         default_factory=lambda: ["image", "label"],
-        metadata={"help": "Columns of the images and of the labels (Hub, parquet)."},
+        metadata={"help": "Names of the image column and the label column (Hub, parquet)."},
     )
     class_names: list[str] | None = field(
         default=None,
-        metadata={"help": "Names of the classes in the order of their numbers, where the data does not say."},
+        metadata={
+            "help": "Names of the classes in the order of their numbers, if the data does not have them."
+        },
     )
     streaming: bool = field(
         default=False,
@@ -58,21 +60,21 @@ class ImageDataArguments:
     max_train_samples: int | None = field(
         default=None,
         metadata={
-            "help": "Train on so many images, drawn with the classes' shares kept, the same for every --seed."
+            "help": "Maximum number of training images: a random subset, stratified by class, the same for every --seed."
         },
     )
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on so many, likewise."})
+    max_eval_samples: int | None = field(
+        default=None, metadata={"help": "Maximum number of validation images, chosen in the same way."}
+    )
     holdout_fraction: float | None = field(
         default=None,
-        metadata={
-            "help": holdout.HELP + "Classes keep their shares; which images, does not depend on --seed."
-        },
+        metadata={"help": holdout.HELP + "The split is stratified by class and does not depend on --seed."},
     )
     bad_images: str = field(
         default="skip",
         metadata={
-            "help": "Unreadable images: `skip` leaves them out, names them in OUTPUT_DIR/bad_images.txt and counts them; "
-            "`stop` decodes all images before training and stops if one is bad."
+            "help": "Unreadable images: `skip` skips them, counts them and lists them in OUTPUT_DIR/bad_images.txt; `stop` "
+            "decodes all images before training and stops if one is unreadable."
         },
     )
 
@@ -96,7 +98,7 @@ class ImageDataArguments:
             return
         for name in ("holdout_fraction", "max_train_samples", "max_eval_samples"):
             if getattr(self, name) is not None:
-                raise UserError(f"--{name} needs all labels beforehand: leave out --streaming.")
+                raise UserError(f"--{name} needs all labels beforehand: remove --streaming.")
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ def load_image_sets(
 
     Args:
         args: where they are, and how many.
-        seed: of every draw.
+        seed: random seed of every draw.
         thin: takes images away from what is trained on, before some are held out; for studies.
 
     Raises:

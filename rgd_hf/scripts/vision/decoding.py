@@ -76,7 +76,7 @@ class BadImages:
 
     Args:
         action: `"skip"` records them, `"stop"` raises.
-        record: a text file, one line an image; created when the first one is found.
+        record: a text file, one line per image; created when the first one is found.
     """
 
     ACTIONS = ("skip", "stop")

@@ -51,22 +51,26 @@ class ImageModelArguments:
     weights: str | None = field(
         default=None,
         metadata={
-            "help": f"Weights for a model of timm from a local file (.safetensors, .pth), or the package {PACKAGE} "
+            "help": f"Pretrained weights for a timm model: a local file (.safetensors, .pth), or the package {PACKAGE} "
             f"(ImageNet, for timm/{ARCHITECTURE})."
         },
     )
     ignore_mismatched_sizes: bool = field(
         default=False,
-        metadata={"help": "Replace the classifier of a pretrained model that has another number of classes."},
+        metadata={
+            "help": "Replace the classifier of a pretrained model if it has a different number of classes."
+        },
     )
     image_size: int | None = field(
-        default=None, metadata={"help": "Side of the square images, in pixels; the model's own by default."}
+        default=None,
+        metadata={"help": "Height and width of the images in pixels; by default that of the model."},
     )
     model_args: dict | str | None = field(
         default=None,
         metadata={
-            "help": 'More, as JSON: arguments of the timm model, \'{"patch_size": 4, "depth": 6}\'; of any model '
-            "drop_path_rate (stochastic depth), and crop_pct (side of evaluation's central crop over the resized image's)."
+            "help": 'Further settings as JSON: arguments of the timm model, e.g. \'{"patch_size": 4, "depth": 6}\'; for any '
+            "model drop_path_rate (stochastic depth), and crop_pct (size of the central crop in evaluation relative to the "
+            "resized image)."
         },
     )
 

@@ -28,7 +28,7 @@ def plot_curves(histories: Mapping[str, Sequence[list[dict[str, Any]]]], path: s
 
     Args:
         histories: log histories by the method's name, of every seed; several are a thin line each.
-        path: of the PNG file.
+        path: path of the PNG file.
     """
     figure, axes = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
     panels = (
@@ -66,8 +66,8 @@ def plot_weights(history: list[dict[str, Any]], title: str, path: str | Path) ->
 
     Args:
         history: log history of a re-weighted run.
-        title: of the picture.
-        path: of the PNG file.
+        title: title of the picture.
+        path: path of the PNG file.
 
     Returns:
         Whether there was anything to draw.

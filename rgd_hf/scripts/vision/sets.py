@@ -108,7 +108,7 @@ def read_folder(directory: str | Path) -> ImageSet:
     except FileNotFoundError as error:
         empty = [path.name for path in sorted(folder.iterdir()) if path.is_dir() and not _has_images(path)]
         if not empty:
-            raise UserError(f"{folder} has no folders, one a class, with images in them.") from error
+            raise UserError(f"{folder} has no folders of images, one per class.") from error
         raise UserError(
             f"{folder} has {len(empty)} class folder(s) without images: {listed(empty[:10])}. Remove them, or add "
             f"images with one of the suffixes {', '.join(IMG_EXTENSIONS)}."
@@ -175,7 +175,7 @@ def class_numbers(
     if values.dtype.kind not in "iub" or values.ndim != 1:
         raise UserError(
             f"the label column {column!r} of {origin} holds {values.dtype} of {values.ndim} dimension(s): class "
-            "numbers (from 0) or class names are needed, one an image."
+            "numbers (from 0) or class names are needed, one per image."
         )
     labels = values.astype(np.int64)
     names = names or tuple(str(number) for number in range(int(labels.max()) + 1))

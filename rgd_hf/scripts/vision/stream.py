@@ -22,13 +22,13 @@ class StreamedImages(torch.utils.data.IterableDataset):
 
     Args:
         rows: streamed rows with an image column and a label column of class numbers.
-        image_column: its name.
-        label_column: its name.
-        size: number of rows; None where it is not known (training then needs `max_steps`).
-        classes: how many there are.
-        transform: from an RGB image to a float tensor `[3, height, width]`.
-        bad: what happens to unreadable images: in training they are left out, in evaluation their label is -100.
-        seed: of order and augmentations; None for evaluation, in the stream's own order.
+        image_column: name of the image column.
+        label_column: name of the label column.
+        size: number of rows; None if it is not known (training then needs `max_steps`).
+        classes: number of classes.
+        transform: maps an RGB image to a float tensor `[3, height, width]`.
+        bad: handling of unreadable images: in training they are skipped, in evaluation their label is -100.
+        seed: random seed of order and augmentations; None for evaluation, in the stream's own order.
     """
 
     def __init__(

@@ -75,8 +75,8 @@ def parameter_groups(
 
     Args:
         model: a transformers image classifier, or one of timm inside transformers' wrapper.
-        learning_rate: of the classifier; layer k of n has `learning_rate * layer_decay**(n - k)`.
-        weight_decay: of matrices and filters.
+        learning_rate: learning rate of the classifier; layer k of n has `learning_rate * layer_decay**(n - k)`.
+        weight_decay: weight decay of matrices and filters.
         layer_decay: None for one learning rate.
 
     Raises:
