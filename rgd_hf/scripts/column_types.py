@@ -1,12 +1,14 @@
 """Names and types of the columns of a text file: numbers where every cell is one, else the strings that are there."""
 
 import re
-from collections.abc import Callable, Sequence
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from tqdm.auto import tqdm
 
 from rgd_hf.scripts.errors import listed
 
@@ -14,6 +16,7 @@ from rgd_hf.scripts.errors import listed
 MISSING_NUMBERS = r"(?i)^(\?|-+|\.|na|n/a|#n/a|nan|null|none|missing)$"
 _INFINITE = r"(?i)^[+-]?inf(inity)?$"
 _LEADING_ZERO = r"^[+-]?0\d"
+_AFFIXED = r"^([$€£¥\x{2212}] ?#|#\s?(%|‰|[$€£¥]|[a-zA-Zµ°²³/]{1,5}))$"
 _MANY_CLASSES = 20
 _EXACT_IN_FLOAT64 = 2**53
 
@@ -45,7 +48,8 @@ class NumberFormat:
         """The same numbers as Arrow casts them: no thousands marks, a decimal point, no plus sign."""
         if self.thousands:
             cells = pc.replace_substring_regex(cells, self.thousands, "")
-        return pc.replace_substring(pc.utf8_ltrim(cells, "+"), self.decimal, ".")
+        cells = pc.utf8_ltrim(cells, "+")
+        return cells if self.decimal == "." else pc.replace_substring(cells, self.decimal, ".")
 
     def type_of(self, cells: pa.ChunkedArray) -> pa.DataType:
         """int64 if all numbers are whole, else float64."""
@@ -53,11 +57,12 @@ class NumberFormat:
 
 
 WHOLE = NumberFormat(".")
+_DOTTED_THOUSANDS = NumberFormat(",", r"\.")
 _FORMATS = (
     WHOLE,
     NumberFormat(","),
     NumberFormat(".", ","),
-    NumberFormat(",", r"\."),
+    _DOTTED_THOUSANDS,
     NumberFormat(".", "[ \u00a0\u202f'’]"),
     NumberFormat(",", "[ \u00a0\u202f'’]"),
 )
@@ -107,15 +112,23 @@ def typed_tables(
         warn: called with a sentence for everything that is more than a plain conversion.
     """
     columns: dict[str, _Column] = {}
-    for name in dict.fromkeys(name for table in tables for name in table.column_names):
-        parts = [table[name] for table in tables if name in table.column_names]
-        if all(pa.types.is_string(part.type) for part in parts):
-            columns[name] = _Column([chunk for part in parts for chunk in part.chunks])
+    parts: dict[str, list[pa.ChunkedArray]] = {}
+    for table in tables:
+        for name, part in zip(table.column_names, table.columns):
+            parts.setdefault(name, []).append(part)
+    for name, found in tqdm(parts.items(), "column types", delay=3, disable=None, leave=False):
+        if all(pa.types.is_string(part.type) for part in found):
+            columns[name] = _Column([chunk for part in found for chunk in part.chunks])
     decimals = {formats[0].decimal for column in columns.values() if len(formats := column.formats) == 1}
     chosen: dict[str, tuple[NumberFormat, pa.DataType]] = {}
     for name, column in columns.items():
         known = column.choose(decimals, f"{where}: column {name!r}", warn)
         if known is None:
+            if affixed := column.affixed_number():
+                warn(
+                    f"{where}: column {name!r} has numbers with a sign or unit ({affixed!r}) and stays text. Write the "
+                    "numbers alone to have them read as numbers."
+                )
             continue
         if column.words and name == target and column.looks_like_classes(known):
             warn(
@@ -137,21 +150,22 @@ def typed_tables(
 
 
 def _converted(table: pa.Table, chosen: dict[str, tuple[NumberFormat, pa.DataType]]) -> pa.Table:
-    for position, name in enumerate(table.column_names):
-        column = table.column(position)
-        if not pa.types.is_string(column.type):
-            continue
-        stripped = pc.utf8_trim_whitespace(column)
-        missing = pc.equal(stripped, "")
-        if name in chosen:
-            missing = pc.or_(missing, pc.match_substring_regex(stripped, MISSING_NUMBERS))
-            column = stripped
-        column = pc.if_else(missing, pa.scalar(None, pa.string()), column)
-        if name in chosen:
-            known, kind = chosen[name]
-            column = known.plain(column).cast(kind)
-        table = table.set_column(position, name, column)
-    return table
+    columns = [
+        _typed(column, chosen.get(name)) if pa.types.is_string(column.type) else column
+        for name, column in zip(table.column_names, table.columns)
+    ]
+    return pa.Table.from_arrays(columns, names=table.column_names)
+
+
+def _typed(column: pa.ChunkedArray, chosen: tuple[NumberFormat, pa.DataType] | None) -> pa.ChunkedArray:
+    stripped = pc.utf8_trim_whitespace(column)
+    missing = pc.equal(stripped, "")
+    nothing = pa.scalar(None, pa.string())
+    if chosen is None:
+        return pc.if_else(missing, nothing, column)
+    known, kind = chosen
+    missing = pc.or_(missing, pc.match_substring_regex(stripped, MISSING_NUMBERS))
+    return known.plain(pc.if_else(missing, nothing, stripped)).cast(kind)
 
 
 class _Column:
@@ -179,9 +193,20 @@ class _Column:
         if _every(self.numbers, r"^[+-]?\d+$"):
             self.formats = [WHOLE]
             return
-        fitting = [known for known in _FORMATS if _every(self.numbers, known.pattern)]
-        if fitting:
-            self.formats = [known for known in fitting if known.marks_in(self.numbers)] or [WHOLE]
+        plain = _every(self.numbers, WHOLE.pattern)
+        # Numbers like 1.234 have neither commas nor spaces, so that one other format is left.
+        others = [_DOTTED_THOUSANDS] if plain else [known for known in _FORMATS if known is not WHOLE]
+        marked = [known for known in others if known.marks_in(self.numbers)]
+        fitting = [known for known in marked if _every(self.numbers, known.pattern)]
+        self.formats = [WHOLE, *fitting] if plain else fitting
+
+    def affixed_number(self) -> str | None:
+        """An example, where all cells are numbers with one and the same sign or unit (12 %, $5)."""
+        for cells in (self.numbers[:100], self.numbers):
+            shapes = pc.replace_substring_regex(cells, r"[+-]?\d+([.,]\d+)*", "#").unique()
+            if len(shapes) != 1 or len(cells) < 2 or not _some(shapes, _AFFIXED):
+                return None
+        return self.numbers[0].as_py()
 
     def listed_words(self) -> str:
         """For messages: `'-' (7 rows), 'NA' (1 row)`."""
@@ -239,6 +264,28 @@ class _Column:
         if large:
             warn(f"{where} has fractions, and {large:,} whole number(s) beyond 2**53, which float64 rounds.")
         return True
+
+
+def say_what_looks_alike(counts: Mapping[Any, int], where: str, warn: Callable[[str], Any]) -> None:
+    """Tell of texts that differ in case, in invisible characters or in the form of their accents alone.
+
+    Args:
+        counts: of every value; only texts are looked at.
+        where: the column, for messages.
+        warn: called once, if there are any.
+    """
+    groups: dict[str, list[str]] = {}
+    for value in counts:
+        if isinstance(value, str):
+            visible = "".join(
+                c for c in unicodedata.normalize("NFKC", value) if unicodedata.category(c) != "Cf"
+            )
+            groups.setdefault(" ".join(visible.casefold().split()), []).append(value)
+    alike = [sorted(group) for group in groups.values() if len(group) > 1]
+    if alike:
+        named = "; ".join(", ".join(f"{text!a} ({counts[text]:,})" for text in group) for group in alike[:3])
+        more = f"; and {len(alike) - 3:,} more" if len(alike) > 3 else ""
+        warn(f"{where} has values that look alike and are taken as different: {named}{more}.")
 
 
 def _every(cells: pa.ChunkedArray, pattern: str) -> bool:

@@ -6,25 +6,22 @@ as the header has names. Nothing is typed here; see `column_types`.
 
 import csv
 import gzip
-import io
 import re
 import sys
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
+from tqdm.auto import tqdm
 
+from rgd_hf.scripts.dialects import SEPARATORS, SHOWN, Survey, best_survey
 from rgd_hf.scripts.errors import UserError, listed
 
-# In this order where several divide every row: commas are also met in texts and decimals.
-SEPARATORS = {"\t": "tab", ";": "semicolon", "|": "bar", ",": "comma"}
-_NO_SEPARATOR = "\x1f"
 _BLOCK = 50_000
-_SHOWN = 5
 _BOMS = (
     (b"\xef\xbb\xbf", "utf-8-sig"),
     (b"\xff\xfe\x00\x00", "utf-32"),
@@ -32,7 +29,15 @@ _BOMS = (
     (b"\xff\xfe", "utf-16"),
     (b"\xfe\xff", "utf-16"),
 )
+_ARCHIVES = (
+    (b"\x1f\x8b", "a gzip file", "give its name the suffix .csv.gz"),
+    (b"PK\x03\x04", "a zip or Excel file", "unpack it, or save the sheet as CSV UTF-8"),
+    (b"PAR1", "a parquet file", "give its name the suffix .parquet"),
+    (b"\xd0\xcf\x11\xe0", "an Excel file", "save the sheet as CSV UTF-8"),
+)
 _SEP_LINE = re.compile(r'"?sep=(.)"?(?:\r\n|\r|\n)', re.IGNORECASE)
+_LONE_RETURN = re.compile(r"\r(?!\n)")
+_NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)(e[+-]?\d+)?", re.IGNORECASE)
 # What bytes of another encoding look like as Windows-1252: words of foreign letters, symbols within words.
 _NOT_WESTERN = re.compile(r"[À-ÿ]{3}|[^\W\d_](?![’‘´·])[\u0080-¿×÷ˆ˜†‡‰](?=[^\W\d_])")
 _FOREIGN_WORD = re.compile(r"\S*[^\x00-\x7f]\S*")
@@ -56,13 +61,48 @@ def read_delimited(path: Path, warn: Callable[[str], Any]) -> pa.Table:
     if match := _SEP_LINE.match(text):
         separators, text, skipped_lines = [match.group(1)], text[match.end() :], 1
     with _long_cells():
-        survey = _best_survey(text, separators, skipped_lines, path, warn)
-        return _table(text, survey, path, warn)
+        try:
+            survey = best_survey(text, separators, skipped_lines, path, warn)
+        except UserError as error:
+            text, survey = _with_line_ends_of_several_kinds(
+                text, error, separators, skipped_lines, path, warn
+            )
+        table = _table(text, survey, path, warn)
+    _say_if_header_looks_like_a_row(table, path, warn)
+    return table
+
+
+def _with_line_ends_of_several_kinds(
+    text: str,
+    error: UserError,
+    separators: list[str],
+    skipped_lines: int,
+    path: Path,
+    warn: Callable[[str], Any],
+) -> tuple[str, "Survey"]:
+    """The text with line feeds alone, and its best reading.
+
+    Raises:
+        UserError: the `error` of the text as it is, where this does not make it readable.
+    """
+    lone = len(_LONE_RETURN.findall(text))
+    if not lone or "\n" not in text:
+        raise error
+    unified = _LONE_RETURN.sub("\n", text.replace("\r\n", "\n"))
+    try:
+        survey = best_survey(unified, separators, skipped_lines, path, warn)
+    except UserError:
+        raise error from None
+    warn(f"{path} has line ends of several kinds: {lone:,} carriage return(s) alone are taken as line ends.")
+    return unified, survey
 
 
 def _bytes_of(path: Path) -> bytes:
     raw = path.read_bytes()
     if path.suffix.lower() != ".gz":
+        for magic, kind, remedy in _ARCHIVES:
+            if raw.startswith(magic):
+                raise UserError(f"{path} is {kind}, not delimited text: {remedy}.")
         return raw
     try:
         return gzip.decompress(raw)
@@ -125,172 +165,28 @@ def _long_cells() -> Iterator[None]:
         csv.field_size_limit(before)
 
 
-@dataclass
-class _Survey:
-    """What one reading of the text gives.
-
-    Attributes:
-        separator: between the cells.
-        quoted: whether quotation marks enclose cells; they are characters like any other where not.
-        skip_spaces: whether spaces after a separator do not count, also before a quotation mark.
-        header: the first record.
-        rows: records after it, without empty lines.
-        wrong: line and number of cells of the records that do not fit the header.
-        trimmed: records with empty cells beyond those of the header.
-        empty_lines: between the records.
-        line_breaks: records with line breaks in cells.
-        space_before_quote: whether a cell begins with spaces and a quotation mark.
-        error: why the text cannot be read like this.
-        error_line: where the record with the error begins.
-    """
-
-    separator: str
-    quoted: bool
-    skip_spaces: bool
-    header: list[str] = field(default_factory=list)
-    rows: int = 0
-    wrong: list[tuple[int, int]] = field(default_factory=list)
-    trimmed: int = 0
-    empty_lines: int = 0
-    line_breaks: int = 0
-    space_before_quote: bool = False
-    error: str | None = None
-    error_line: int = 0
-
-    @property
-    def fits(self) -> bool:
-        return self.error is None and not self.wrong
-
-    def blank(self, record: list[str]) -> bool:
-        """Whether a record is an empty line, not a row of one empty cell."""
-        return not record or (len(record) == 1 and self.separator != _NO_SEPARATOR and not record[0].strip())
-
-    def records(self, text: str) -> Iterator[tuple[int, list[str]]]:
-        """Line number and cells of every record, the header's first."""
-        reader = csv.reader(
-            io.StringIO(text, newline="\n" if "\n" in text else "\r"),
-            delimiter=self.separator,
-            quoting=csv.QUOTE_MINIMAL if self.quoted else csv.QUOTE_NONE,
-            skipinitialspace=self.skip_spaces,
-            strict=True,
-        )
-        for record in reader:
-            yield reader.line_num, record
-
-
-def _survey(text: str, separator: str, quoted: bool, skip_spaces: bool) -> _Survey:
-    found = _Survey(separator, quoted, skip_spaces)
-    before, waiting = 0, 0
-    marked = quoted and '"' in text
-    try:
-        for line, record in found.records(text):
-            if found.blank(record):
-                waiting += bool(found.header)
-                before = line
-                continue
-            if not found.header:
-                found.header, before = record, line
-                continue
-            found.rows += 1
-            found.empty_lines, waiting = found.empty_lines + waiting, 0
-            found.line_breaks += line - before > 1
-            before = line
-            if marked and any(cell.lstrip()[:1] == '"' and cell[0] != '"' for cell in record if cell):
-                found.space_before_quote = True
-            width = len(found.header)
-            if len(record) > width and not any(cell.strip() for cell in record[width:]):
-                found.trimmed += 1
-            elif len(record) != width:
-                found.wrong.append((line, len(record)))
-    except csv.Error as error:
-        found.error, found.error_line = str(error), before + 1
-    return found
-
-
-def _readings(text: str, separator: str) -> Iterator[_Survey]:
-    """Surveys that may fit, the most usual first."""
-    plain = _survey(text, separator, quoted=True, skip_spaces=False)
-    if '"' not in text:
-        yield plain
-        return
-    if not plain.fits or plain.space_before_quote:
-        spaced = _survey(text, separator, quoted=True, skip_spaces=True)
-        if spaced.fits:
-            yield spaced
-    yield plain
-    if not plain.fits or plain.line_breaks:
-        literal = _survey(text, separator, quoted=False, skip_spaces=False)
-        if not any('"' in name for name in literal.header):
-            yield literal
-
-
-def _best_survey(
-    text: str, separators: list[str], skipped_lines: int, path: Path, warn: Callable[[str], Any]
-) -> _Survey:
-    first_line = text.lstrip("\r\n").splitlines()[0]
-    found = [s for separator in separators if separator in first_line for s in _readings(text, separator)]
-    several = [survey for survey in found if len(survey.header) > 1 or survey.error]
-    candidates = several or list(_readings(text, _NO_SEPARATOR))
-    fitting = [survey for survey in candidates if survey.fits]
-    if not fitting:
-        raise UserError(_complaint(min(candidates, key=lambda s: len(s.wrong)), text, skipped_lines, path))
-    best = next((survey for survey in fitting if survey.quoted), fitting[0])
-    literal = [s for s in fitting if not s.quoted and s.separator == best.separator and s is not best]
-    if literal and best.line_breaks and best.separator != _NO_SEPARATOR:
-        raise UserError(
-            f"{path} can be read in two ways: as {best.rows:,} rows, {best.line_breaks:,} of them with line breaks "
-            f"between quotation marks, or as {literal[0].rows:,} rows with quotation marks in the text. Say which, and "
-            f"write a parquet file: {_pandas_command(path, best.separator, '')} for the first, "
-            f"{_pandas_command(path, best.separator, ', quoting=3')} for the second."
-        )
-    if not best.quoted:
+def _say_if_header_looks_like_a_row(table: pa.Table, path: Path, warn: Callable[[str], Any]) -> None:
+    names = [name.strip() for name in table.column_names]
+    numbers = [name for name in names if _NUMBER.fullmatch(name)]
+    whole = sorted(int(name) for name in numbers if name.isdigit())
+    counted = len(whole) > 1 and whole == list(range(whole[0], whole[0] + len(whole)))
+    like_data = [
+        name
+        for name, column in zip(names, table.columns)
+        if name and ((name in numbers and not counted) or (name not in numbers and _has(column, name)))
+    ]
+    if like_data and 2 * len(like_data) >= sum(bool(name) for name in names):
         warn(
-            f"{path} has quotation marks that do not enclose a cell: all {text.count(chr(34)):,} are read as characters "
-            "of the text."
+            f"{path}: the first line looks like a row, not like names of columns ({listed(like_data[:SHOWN])}), and is "
+            "taken as the header, so that this row is lost. If it is one, write a line of names before it."
         )
-    others = {s.separator for s in fitting if s.separator != best.separator}
-    if others:
-        warn(
-            f"{path} is read with the {SEPARATORS.get(best.separator)} as separator, which gives the columns "
-            f"{listed(best.header[:_SHOWN])}; the {' or the '.join(SEPARATORS[s] for s in sorted(others))} would divide "
-            "every row too."
-        )
-    return best
 
 
-def _complaint(survey: _Survey, text: str, skipped_lines: int, path: Path) -> str:
-    places = ", ".join(str(line + skipped_lines) for line, _ in survey.wrong[:_SHOWN])
-    more = f" and {len(survey.wrong) - _SHOWN:,} more" if len(survey.wrong) > _SHOWN else ""
-    name = SEPARATORS.get(survey.separator, repr(survey.separator))
-    if survey.error and "\r" in text and "new-line character" in survey.error:
-        return (
-            f"{path}: a carriage return (\\r) that is no part of a line end and not between quotation marks in line "
-            f"{survey.error_line + skipped_lines}. Take them away: tr -d '\\r' < FILE > CLEAN_FILE."
-        )
-    if survey.error:
-        return (
-            f"{path}: quotation marks do not match ({survey.error}) in the record that begins in line "
-            f"{survey.error_line + skipped_lines}. A "
-            f"quotation mark within a quoted cell is written twice. Repair it; or, if all are characters of the text, "
-            f"write a parquet file: {_pandas_command(path, survey.separator, ', quoting=3')}."
-        )
-    counts = sorted({count for _, count in survey.wrong})
-    hint = ""
-    if len(survey.wrong) == survey.rows and counts == [len(survey.header) + 1]:
-        hint = " If the first cells are the rows' names, as R writes them, begin the header with a name for them."
-    return (
-        f"{path}: {len(survey.wrong):,} of {survey.rows:,} rows have {' or '.join(map(str, counts[:_SHOWN]))} cell(s), "
-        f"but the header has {len(survey.header)} (separator: {name}): line {places}{more}. Repair these lines; a cell "
-        f"that holds the separator is enclosed in quotation marks.{hint}"
-    )
+def _has(column: pa.ChunkedArray, value: str) -> bool:
+    return bool(pc.any(pc.equal(pc.utf8_trim_whitespace(column), value), min_count=0).as_py())
 
 
-def _pandas_command(path: Path, separator: str, options: str) -> str:
-    call = f"pd.read_csv({str(path)!r}, sep={separator!r}, keep_default_na=False, na_values=['']{options})"
-    return f'python -c "import pandas as pd; {call}.to_parquet({str(path.with_suffix(".parquet"))!r})"'
-
-
-def _table(text: str, survey: _Survey, path: Path, warn: Callable[[str], Any]) -> pa.Table:
+def _table(text: str, survey: Survey, path: Path, warn: Callable[[str], Any]) -> pa.Table:
     width = len(survey.header)
     schema = pa.schema([(str(number), pa.string()) for number in range(width)])
     batches: list[pa.RecordBatch] = []
@@ -304,7 +200,9 @@ def _table(text: str, survey: _Survey, path: Path, warn: Callable[[str], Any]) -
 
     records = (record for _, record in survey.records(text) if not survey.blank(record))
     next(records)
-    for record in records:
+    for record in tqdm(
+        records, f"reading {path.name}", survey.rows, delay=3, disable=None, leave=False, unit=" rows"
+    ):
         if not any(cell.strip() for cell in record):
             empty += 1
             continue

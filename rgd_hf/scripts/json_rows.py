@@ -76,8 +76,15 @@ def _columns(content: Any, path: Path) -> dict[str, list[Any]]:
         if all(isinstance(value, list) for value in values) and len({len(value) for value in values}) == 1:
             return content
     if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
+        inside = [
+            key
+            for key, value in (content.items() if isinstance(content, dict) else ())
+            if isinstance(value, list) and value and all(isinstance(row, dict) for row in value)
+        ]
+        hint = f" The key {inside[0]!r} holds a list of objects: write it alone to a file." if inside else ""
         raise UserError(
-            f"{path} holds no rows: a list of objects, one object a line, or an object of columns of one length is needed."
+            f"{path} holds no rows: a list of objects, one object a line, or an object of columns of one length is "
+            f"needed.{hint}"
         )
     names = dict.fromkeys(name for row in content for name in row)
     return {name: [row.get(name) for row in content] for name in names}

@@ -5,6 +5,7 @@ Works on a `DatasetDict` with a `train` split and any number of validation split
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from datasets import ClassLabel, Dataset, DatasetDict
 from transformers import PreTrainedTokenizerBase
 
 from rgd_hf.data import SAMPLE_WEIGHT
-from rgd_hf.scripts.column_types import MISSING_NUMBERS
+from rgd_hf.scripts.column_types import MISSING_NUMBERS, say_what_looks_alike
 from rgd_hf.scripts.data_files import require_columns, say_warning
 from rgd_hf.scripts.errors import UserError, listed
 
@@ -120,6 +121,8 @@ def find_labels(
     if is_set and isinstance(inner, ClassLabel):
         return Labels("multi_label_classification", tuple(inner.names))
     classes = sorted({value for row in values for value in row} if is_set else set(values))
+    counts = Counter(value for row in values for value in row) if is_set else Counter(values)
+    say_what_looks_alike(counts, f"the label column {column!r} of {where}", warn)
     words = [value for value in classes if re.match(MISSING_NUMBERS, str(value))]
     if words:
         warn(

@@ -14,6 +14,7 @@ from PIL import Image
 from timm.data import ImageNetInfo
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction
+from transformers.image_utils import load_image
 
 from rgd_hf.scripts.errors import UserError
 from rgd_hf.scripts.vision.augmentation import (
@@ -56,10 +57,10 @@ def in_memory(count: int, classes: int = 4, seed: int = 0) -> ImageSet:
     ("image", "kind", "expected"),
     [
         (Image.new("L", (4, 4), 100), "PNG", (100, 100, 100)),
-        (Image.new("LA", (4, 4), (100, 0)), "PNG", (255, 255, 255)),
+        (Image.new("LA", (4, 4), (100, 0)), "PNG", (100, 100, 100)),
         (Image.new("LA", (4, 4), (100, 255)), "PNG", (100, 100, 100)),
-        (Image.new("RGBA", (4, 4), (10, 20, 30, 0)), "PNG", (255, 255, 255)),
-        (Image.new("RGBA", (4, 4), (0, 0, 0, 51)), "PNG", (204, 204, 204)),
+        (Image.new("RGBA", (4, 4), (10, 20, 30, 0)), "PNG", (10, 20, 30)),
+        (Image.new("RGBA", (4, 4), (9, 8, 7, 51)), "PNG", (9, 8, 7)),
         (Image.new("YCbCr", (4, 4), (100, 128, 128)), "TIFF", (100, 100, 100)),
         (Image.new("LAB", (4, 4), (255, 128, 128)), "TIFF", (255, 255, 255)),
         (Image.fromarray(np.full((4, 4), 128 * 256, dtype=np.uint16)), "TIFF", (128, 128, 128)),
@@ -85,6 +86,7 @@ def in_memory(count: int, classes: int = 4, seed: int = 0) -> ImageSet:
         ]
     ),
 )
+@pytest.mark.filterwarnings("ignore:Some images have transparent parts")
 def test_every_mode_becomes_rgb(image, kind, expected):
     opened = open_image(encoded(image, kind))
     assert opened.mode == "RGB" and opened.getpixel((0, 0)) == pytest.approx(expected, abs=1)
@@ -108,12 +110,24 @@ def test_of_several_frames_the_first_is_seen():
         assert open_image({"bytes": file.getvalue()}).getpixel((0, 0)) == (255, 0, 0), kind
 
 
-def test_a_transparent_palette_colour_is_white():
-    image = Image.new("P", (4, 4), 1)
-    image.putpalette([0, 0, 0, 10, 20, 30])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "P transparent", "P half", "RGB", "RGBA", "CMYK"])
+@pytest.mark.filterwarnings("ignore:Some images|Palette images:UserWarning")
+def test_training_sees_what_a_pipeline_will_see(mode):
+    values = np.random.default_rng(0).integers(0, 256, (6, 5, 4), dtype=np.uint8)
+    image = Image.fromarray(values, "RGBA")
+    options = {"transparency": 1} if "transparent" in mode else {}
+    if "half" in mode:
+        options = {"transparency": bytes(range(0, 256, 4))}
+    image = image.convert("RGB").quantize(64) if mode.startswith("P") else image.convert(mode)
     file = io.BytesIO()
-    image.save(file, "PNG", transparency=1)
-    assert open_image({"bytes": file.getvalue()}).getpixel((0, 0)) == (255, 255, 255)
+    image.save(file, "TIFF" if mode == "CMYK" else "PNG", **options)
+    seen = load_image(Image.open(file))
+    assert np.array_equal(open_image({"bytes": file.getvalue()}), seen)
+
+
+def test_transparent_parts_are_told_of():
+    with pytest.warns(UserWarning, match="transparent parts, of which the colour beneath is seen"):
+        open_image(encoded(Image.new("RGBA", (4, 4), (10, 20, 30, 0)), "PNG"))
 
 
 def test_images_are_turned_upright():

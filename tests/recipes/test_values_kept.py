@@ -53,6 +53,70 @@ def test_values_that_differ_in_spaces_alone_are_one_and_counted(tmp_path):
     assert labels.names == ("No", "Yes") and "4 label(s)" in told[-1]
 
 
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        (["TRUE", "true", "True", "no"], "'TRUE' (5), 'True' (5), 'true' (5)"),
+        (["caf\u00e9", "cafe\u0301", "tea", "rum"], r"'cafe\u0301' (5), 'caf\xe9' (5)"),
+        (["a", "a\u200b", "b", "c"], r"'a' (5), 'a\u200b' (5)"),
+    ],
+)
+def test_classes_that_look_alike_stay_apart_and_are_counted(words, told, tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("x,y\n" + "".join(f"{i * 0.5},{words[i % 4]}\n" for i in range(20)), encoding="utf-8")
+    messages: list[str] = []
+    table = load_table(str(path), "y", messages.append)
+    labels = find_labels(read_file(path), "y", "the data", messages.append)
+    assert set(labels.names) == set(words) == set(table.frame["y"])
+    assert [told in message for message in messages] == [True, True]
+
+
+def test_ten_thousand_columns_take_seconds(tmp_path):
+    path = tmp_path / "t.csv"
+    names = [f"c{i}" for i in range(10_000)]
+    path.write_text(
+        "\n".join([",".join(names), *(",".join(str(i * k % 7) for k in range(10_000)) for i in range(3))])
+    )
+    table = read_file(path)
+    assert table.column_names == names and table[2]["c9999"] == 2 * 9999 % 7
+
+
+class TestNestedJson:
+    ROWS = [{"x": {"a": i, "b": "q"}, "l": [i, i + 1], "e": [], "y": "ab"[i % 2]} for i in range(6)]
+
+    def test_nested_values_are_kept(self, tmp_path):
+        found, told = read_rows(tmp_path / "t.jsonl", self.ROWS)
+        assert found == {name: [row[name] for row in self.ROWS] for name in self.ROWS[0]} and not told
+
+    def test_keys_of_objects_that_come_late_are_kept(self, tmp_path):
+        found, _ = read_rows(tmp_path / "t.jsonl", [{"x": {"a": 1}}, {"x": {"b": [2]}}])
+        assert found["x"] == [{"a": 1, "b": None}, {"a": None, "b": [2]}]
+
+    def test_objects_and_numbers_in_one_column_are_refused(self, tmp_path):
+        with pytest.raises(UserError, match="column 'x' has 1 objects and 1 numbers"):
+            read_rows(tmp_path / "t.jsonl", [{"x": {"a": 1}}, {"x": 1}])
+
+    def test_types_that_differ_within_are_refused(self, tmp_path):
+        with pytest.raises(UserError, match="column 'x' has values that do not go together"):
+            read_rows(tmp_path / "t.jsonl", [{"x": {"a": 1}}, {"x": {"a": "1"}}])
+
+    def test_rows_in_a_key_are_named(self, tmp_path):
+        (tmp_path / "t.json").write_text(json.dumps({"version": 1, "data": self.ROWS}))
+        with pytest.raises(UserError, match=r"holds no rows.*The key 'data' holds a list of objects"):
+            read_file(tmp_path / "t.json")
+
+    def test_a_table_leaves_them_out_by_name(self, tmp_path):
+        (tmp_path / "t.jsonl").write_text(
+            "".join(json.dumps({**row, "n": i % 5}) + "\n" for i, row in enumerate(self.ROWS))
+        )
+        told: list[str] = []
+        frame = load_table(str(tmp_path / "t.jsonl"), "y", told.append).frame
+        assert [column["name"] for column in choose_columns(frame, "y", ColumnArguments(), told.append)] == [
+            "n"
+        ]
+        assert "3 column(s) that are lists, dicts or bytes: 'x', 'l', 'e'" in told[-1]
+
+
 def test_a_target_of_several_types_keeps_its_classes():
     frame = pd.DataFrame({"x": range(9), "y": pd.Series([1, "1", "a"] * 3, dtype=object)})
     told: list[str] = []

@@ -93,7 +93,7 @@ def choose_columns(
         warn(f"dropped {len(names)} column(s) that are {problem}: {shown}.")
     if not columns:
         raise UserError(
-            f"there is no column to predict {target!r} from: columns found are {listed(frame.columns)}; constant and "
+            f"there is no column to predict {target!r} from: columns found are {listed(frame.columns[:20])}{' and others' if len(frame.columns) > 20 else ''}; constant and "
             "empty ones and those in --drop_columns are left out."
         )
     return columns

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from PIL import Image
 from sklearn import datasets as embedded
 
-from rgd_hf.scripts.column_types import column_names
+from rgd_hf.scripts.column_types import column_names, say_what_looks_alike
 from rgd_hf.scripts.data_files import SUFFIXES, read_arrow, say_warning, suffix_of
 from rgd_hf.scripts.errors import UserError, listed
 from rgd_hf.scripts.hub import load_hub_dataset
@@ -28,6 +28,8 @@ EMBEDDED: dict[str, Callable[..., Any]] = {
     "covtype": lambda **options: embedded.fetch_covtype(download_if_missing=False, **options),
 }
 MAX_PIXELS = 64 * 64
+MANY_VALUES = 1000
+"""Columns with more different texts are names or sentences, of which it is no surprise that some look alike."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,14 @@ def load_table(name: str, target: str | None, warn: Callable[[str], Any] = say_w
     frame.index = pd.RangeIndex(len(frame))
     frame.columns = column_names(list(frame.columns), name, warn)
     for column in frame.columns:
-        frame[column] = stripped(frame[column], f"{name}: column {column!r}", warn)
+        before = frame[column]
+        values = stripped(before, f"{name}: column {column!r}", warn)
+        if values is not before:
+            frame[column] = values
+        if not pd.api.types.is_numeric_dtype(values):
+            counts = texts_of(values).value_counts()
+            if len(counts) <= MANY_VALUES:
+                say_what_looks_alike(counts.to_dict(), f"{name}: column {column!r}", warn)
     if target is None:
         raise UserError(
             f"which column of {name} is to be predicted? Give --target COLUMN; columns: {listed(frame)}."
@@ -122,6 +131,11 @@ def to_frame(table: pa.Table) -> pd.DataFrame:
                 kind = "UInt64" if pa.types.is_unsigned_integer(column.type) else "Int64"
                 frame.isetitem(position, pd.Series(column.to_pylist(), dtype=kind))
     return frame
+
+
+def texts_of(values: pd.Series) -> pd.Series:
+    """Those of a column's values that are texts."""
+    return values[np.array([isinstance(value, str) for value in values], dtype=bool)].astype(object)
 
 
 def stripped(values: pd.Series, where: str, warn: Callable[[str], Any]) -> pd.Series:

@@ -29,9 +29,9 @@ def open_image(source: Any) -> Image.Image:
             `[height, width]` or `[height, width, 3]`.
 
     Returns:
-        An image of mode RGB, as a person sees it: the first frame or page; grayscale repeated, CMYK, LAB and YCbCr
-        converted, transparent parts over white (`pipeline("image-classification")` shows the colour beneath them
-        instead), 16-bit gray scaled down to 8 bits.
+        An image of mode RGB, as `pipeline("image-classification")` gives it to the model: the first frame or page; grayscale
+        repeated, CMYK, LAB and YCbCr converted; of transparent parts the colour beneath, with a warning. Only 16-bit gray
+        is not as there, where all but the darkest becomes white, but scaled down to 8 bits.
 
     Raises:
         UnreadableImageError: no such file, not a whole image of a format that Pillow reads, or pixels without a known
@@ -65,9 +65,14 @@ def _to_rgb(image: Image.Image) -> Image.Image:
             "16 bits"
         )
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
+        # What a model is given after the training has to look as what it was trained on.
+        warnings.warn(
+            "Some images have transparent parts, of which the colour beneath is seen, in training and by the pipelines of "
+            "transformers alike. Where that hides what they show, paste them on a background first.",
+            stacklevel=2,
+        )
+        if image.mode == "P":
+            image = image.convert("RGBA")  # straight to RGB, Pillow warns
     return image.convert("RGB")
 
 
