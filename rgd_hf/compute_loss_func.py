@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from rgd_hf.heads import Head, bare_model, find_head, is_read
 from rgd_hf.heads.classification import CLASSIFICATION, SINGLE_LABEL_CLASSIFICATION
 from rgd_hf.heads.tokens import ALIGNED_LM, CAUSAL_LM, ENCODER_DECODER_LM, MASKED_LM, TOKEN_CLASSIFICATION
+from rgd_hf.items import Items, token_reference
 from rgd_hf.training_args import ReweightingArguments, take_weighting
-from rgd_hf.weighting import Items, token_reference
 from rgd_hf.weightings import Weighting
 from rgd_hf.weightings.base import checked_weights
 from rgd_hf.weightings.choice import weighting_of

@@ -72,7 +72,7 @@ class ModelCardMixin(TrainerBase):
         dataset_tags: str | list[str] | None = None,
         dataset: str | list[str] | None = None,
         dataset_args: str | list[str] | None = None,
-        **of_the_base_class: Any,
+        **base_class_arguments: Any,
     ) -> None:
         """Write `README.md` into the output directory, on the first process alone; `push_to_hub` calls it.
 
@@ -86,7 +86,7 @@ class ModelCardMixin(TrainerBase):
             dataset_tags: identifiers of data sets on the Hub; required for the metrics to be in the card's metadata.
             dataset: display names of the data sets; by default the identifiers.
             dataset_args: configuration of each data set, e.g. `"mrpc"`.
-            **of_the_base_class: arguments that a Trainer class between has, such as TRL's `dataset_name`.
+            **base_class_arguments: arguments that a Trainer class between has, such as TRL's `dataset_name`.
         """
         if not self.is_world_process_zero():
             return
@@ -109,7 +109,7 @@ class ModelCardMixin(TrainerBase):
             "tasks": tasks,
             "dataset": dataset,
             "dataset_args": dataset_args,
-            **of_the_base_class,
+            **base_class_arguments,
         }
         given = {name: value for name, value in given.items() if value is not None} | {"tags": [*tags]}
         tasks = tasks or (task.pipeline if task else None)

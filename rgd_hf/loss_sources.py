@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rgd_hf import class_weights as classes
 from rgd_hf.data import SAMPLE_WEIGHT
 from rgd_hf.heads import FusedHead, Head, bare_model, find_head, is_read, verify
-from rgd_hf.weighting import token_reference
+from rgd_hf.items import token_reference
 
 PerSampleLossFn = Callable[[Any, Any], Tensor | tuple[Tensor, Tensor]]
 
@@ -59,8 +59,6 @@ class HeadLosses:
         model: the bare model, without wrappers.
         class_weights: float32 `[classes]`, or None.
     """
-
-    counted_ahead = True
 
     def __init__(self, head: Head, model: nn.Module, class_weights: Tensor | None):
         self.head, self.model, self.class_weights = head, model, class_weights
@@ -172,7 +170,6 @@ class CustomLosses:
         model: the bare model, without wrappers.
     """
 
-    counted_ahead = False
     name = "per_sample_loss_fn"
     token_level = True
 
@@ -217,7 +214,6 @@ class OverriddenLosses:
         default: the loss source that the method of `ReweightingMixin` would use, or None; knows the items' classes.
     """
 
-    counted_ahead = False
     token_level = True
 
     def __init__(self, method: Callable[..., Any], name: str, default: HeadLosses | CustomLosses | None):

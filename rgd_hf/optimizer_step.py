@@ -15,10 +15,10 @@ from transformers.trainer_utils import has_length
 
 from rgd_hf.data import SAMPLE_WEIGHT, drop_repeats
 from rgd_hf.gradients import gradients_can_be_rescaled, rescale_gradients
+from rgd_hf.items import reference_at_level
 from rgd_hf.loss_sources import HeadLosses
 from rgd_hf.overrides import in_front, set_on
 from rgd_hf.step_guard import LossCall, StepGuardMixin
-from rgd_hf.weighting import reference_at_level
 
 
 class OptimizerStepMixin(StepGuardMixin):

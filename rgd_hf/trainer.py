@@ -20,6 +20,7 @@ from rgd_hf.data import SAMPLE_WEIGHT
 from rgd_hf.evaluation import PlainEvaluationMixin
 from rgd_hf.gradients import check_gradients_can_be_rescaled, steps_in_backward
 from rgd_hf.hub import ModelCardMixin
+from rgd_hf.items import Items, losses_at_level, reference_at_level
 from rgd_hf.loss_sources import BatchLosses, CustomLosses, HeadLosses, PerSampleLossFn
 from rgd_hf.observers.logs import LogsMixin
 from rgd_hf.observers.statistics import NonFiniteLossError
@@ -28,7 +29,6 @@ from rgd_hf.overrides import check_order, in_front, parameters_to_the_right
 from rgd_hf.per_sample_losses import PerSampleLossesMixin
 from rgd_hf.push import PushMixin
 from rgd_hf.training_args import ReweightingArguments, check_reweighting, take_weighting, with_settings
-from rgd_hf.weighting import Items, losses_at_level, reference_at_level
 from rgd_hf.weightings.trainer import WeightingMixin
 
 __all__ = ["NonFiniteLossError", "ReweightedSeq2SeqTrainer", "ReweightedTrainer", "ReweightingMixin"]
@@ -79,14 +79,14 @@ class ReweightingMixin(
     """
 
     def __init__(self, *args: Any, per_sample_loss_fn: PerSampleLossFn | None = None, **keywords: Any):
-        given, of_the_trainer = self._split_settings(keywords)
+        given, trainer_arguments = self._split_settings(keywords)
         rule, given = take_weighting(given)
         self.args: Any
         self.data_collator: Any
         self.label_names: Any
         self.per_sample_loss_fn = per_sample_loss_fn
         self.stop_on_non_finite_loss: bool | None = None
-        super().__init__(*args, **of_the_trainer)
+        super().__init__(*args, **trainer_arguments)
         self.args = with_settings(self.args, given)
         if rule is not None:
             self._set_weighting(rule)

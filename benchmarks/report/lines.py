@@ -18,9 +18,9 @@ Record = Mapping[str, Any]
 
 BASELINE = "erm"
 STUDY_NAME = "study.json"
-OF_A_RUN = ("seed", "first_seed", "first_trial", "data_seed", "learning_rate")
+RUN_OPTIONS = ("seed", "first_seed", "first_trial", "data_seed", "learning_rate")
 # Lines from before they told which of the settings are the method's own.
-OF_A_METHOD = (
+METHOD_OPTIONS = (
     *(field.name for field in fields(ReweightingArguments)),
     *("objectives", "reweightings", "label_smoothing_factor"),
 )
@@ -97,15 +97,18 @@ class Records:
         for (dataset, method), runs in sorted(self._by_method.items()):
             erm = [record.get("settings", {}) for record in self.runs(dataset, BASELINE).values()]
             own = [record.get("settings", {}) for record in runs.values()]
-            of_method = {*OF_A_METHOD, *(name for r in runs.values() for name in r.get("of_the_method", ()))}
+            method_options = {
+                *METHOD_OPTIONS,
+                *(name for r in runs.values() for name in r.get("method_options", ())),
+            }
             same_recipe = not _differ("recipe", [*erm, *own])
-            names = {name for settings in (*erm, *own) for name in settings}.difference(OF_A_RUN)
+            names = {name for settings in (*erm, *own) for name in settings}.difference(RUN_OPTIONS)
             chosen = {name for r in runs.values() for name in _settings_tried(r)}
             differing = [
                 name
                 for name in sorted(names - chosen)
                 if _differ(name, own)
-                or (same_recipe and name not in of_method and _differ(name, [*erm, *own]))
+                or (same_recipe and name not in method_options and _differ(name, [*erm, *own]))
             ]
             if differing:
                 found.append(f"{dataset}/{method}: {', '.join(differing)}")

@@ -3,7 +3,7 @@
 import statistics
 
 from benchmarks.report.formats import number
-from benchmarks.report.lines import BASELINE, OF_A_METHOD, Records
+from benchmarks.report.lines import BASELINE, METHOD_OPTIONS, Records
 from benchmarks.report.methods import in_order, method_title
 from benchmarks.run_file import duration
 
@@ -74,8 +74,8 @@ def _options(records: Records) -> list[str]:
     for name in in_order({name for _, name, _ in records.final} - {BASELINE}):
         runs = next(found for data in records.datasets if (found := records.runs(data, name)))
         settings = runs[min(runs)].get("settings", {})
-        of_method = runs[min(runs)].get("of_the_method", OF_A_METHOD)
-        own = ", ".join(f"{key}: {settings[key]}" for key in of_method if settings.get(key) is not None)
+        names = runs[min(runs)].get("method_options", METHOD_OPTIONS)
+        own = ", ".join(f"{key}: {settings[key]}" for key in names if settings.get(key) is not None)
         lines.append(f"  - `{name}` ({method_title(name)}){f': `{own}`' if own else ''}")
     return ["- Methods:", *lines] if lines else []
 

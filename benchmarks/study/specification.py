@@ -15,7 +15,7 @@ BASELINE, NO_WEIGHTS = "erm", "none"
 LARGEST_SEED = 2**32 - 1
 SHARED = ("seeds", "tuning_seeds", "learning_rate_factors", "holdout_fraction", "metrics")
 # What tells the trainings of a study apart, or keeps its output together.
-OF_THE_STUDY = (
+STUDY_OPTIONS = (
     "seed",
     "seeds",
     "output_dir",
@@ -74,7 +74,7 @@ class Method(_Part):
 
     @model_validator(mode="after")
     def _leaves_the_studys_options(self) -> "Method":
-        _check_not_of_the_study({**self.options, **self.tune})
+        _check_left_to_the_study({**self.options, **self.tune})
         shared = sorted(set(self.options) & set(self.tune))
         if shared:
             raise ValueError(f"{listed(shared)} stands in `options` and in `tune`: leave it out of one")
@@ -193,7 +193,7 @@ class Dataset(_Part):
     @model_validator(mode="after")
     def _fits_together(self) -> "Dataset":
         for name in ("data", "options", "tuning_options"):
-            _check_not_of_the_study(getattr(self, name))
+            _check_left_to_the_study(getattr(self, name))
         rate = self.options.get("learning_rate")
         if isinstance(rate, bool) or not isinstance(rate, int | float) or rate <= 0:
             raise ValueError(
@@ -433,8 +433,8 @@ def _check_known(where: str, given: Sequence[Any], known: Any) -> None:
         raise ValueError(f"{where}: unknown {listed(unknown)}: choose among {listed(map(str, every))}")
 
 
-def _check_not_of_the_study(options: Mapping[str, Any]) -> None:
-    taken = [name for name in options if name in OF_THE_STUDY]
+def _check_left_to_the_study(options: Mapping[str, Any]) -> None:
+    taken = [name for name in options if name in STUDY_OPTIONS]
     if taken:
         raise ValueError(f"leave out {listed(taken)}: the study sets that itself for every run")
 

@@ -85,7 +85,7 @@ def _head(study: Study, cell: Cell) -> Line:
         "learning_rate_scale": cell.scale,
         "seed": cell.seed,
         "settings": {"recipe": method.recipe or data.recipe, **options_of(study, cell)},
-        "of_the_method": sorted({*method.options, *method.tune}),
+        "method_options": sorted({*method.options, *method.tune}),
         "looked_at": list(data.metrics),
         "versions": VERSIONS(),
         "device": device_name(),

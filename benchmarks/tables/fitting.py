@@ -161,8 +161,6 @@ BASELINES: dict[str, Callable[[Splits, dict[str, Any], int], Predict]] = {
     "catboost": _fit_catboost,
 }
 """Fitting functions by name: `(splits, settings, seed)` to a function that predicts a `Part`."""
-
-BOOSTING = tuple(name for name in BASELINES if name != "linear")
 _PACKAGE_OF = {"lightgbm": "lightgbm", "xgboost": "xgboost", "catboost": "catboost"}
 
 

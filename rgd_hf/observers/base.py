@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from rgd_hf.weighting import Items
+from rgd_hf.items import Items
 
 
 class Observer:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from rgd_hf.data import SAMPLE_INDEX, check_numbered
+from rgd_hf.items import Items
 from rgd_hf.observers.base import Observer
-from rgd_hf.weighting import Items
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rgd_hf.items import Items
 from rgd_hf.observers.base import Observer
-from rgd_hf.weighting import Items
 
 BINS = 40
 HISTOGRAM = "weight_histogram"

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from rgd_hf.items import Items
 from rgd_hf.observers.base import Observer
-from rgd_hf.weighting import Items
 
 _SUMS = ("items", "weight", "weight_squared", "clipped", "loss")
 

@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from rgd_hf.items import Items
 from rgd_hf.observers.base import Observer
 from rgd_hf.observers.statistics import WeightStatistics
 from rgd_hf.observers.summary import WeightsSummary
-from rgd_hf.weighting import Items
 
 # A mixin stands to the left of the Trainer class that it is mixed into; type checkers see the Trainer below it.
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from rgd_hf.weighting import Items
+from rgd_hf.items import Items
 
 Scalar = bool | int | float | str | None
 

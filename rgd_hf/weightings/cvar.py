@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rgd_hf.weighting import Items
+from rgd_hf.items import Items
 from rgd_hf.weightings.base import Weighting, check_losses, check_positive
 
 

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from rgd_hf.weighting import Items
+from rgd_hf.items import Items
 from rgd_hf.weightings.base import Weighting, check_losses
 
 PAPER = "[stochastic re-weighted gradient descent](https://arxiv.org/abs/2306.09222)"

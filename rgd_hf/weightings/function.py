@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rgd_hf.weighting import Items
+from rgd_hf.items import Items
 from rgd_hf.weightings.base import Scalar, Weighting, checked_weights, qualified_name
 
 WeightFunction = Callable[..., Tensor]

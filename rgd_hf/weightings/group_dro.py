@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from rgd_hf.weighting import Items
+from rgd_hf.items import Items
 from rgd_hf.weightings.base import Weighting
 from rgd_hf.weightings.uniform import Uniform
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rgd_hf.weighting import Items
+from rgd_hf.items import Items
 from rgd_hf.weightings import WEIGHTINGS, Weighting, WeightsError
 from rgd_hf.weightings.base import checked_weights, qualified_name
 from rgd_hf.weightings.choice import option_names, weighting_of

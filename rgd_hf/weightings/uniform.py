@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rgd_hf.weighting import Items
+from rgd_hf.items import Items
 from rgd_hf.weightings.base import Weighting
 
 

@@ -37,7 +37,7 @@ STUDY = {
         },
     },
 }
-OF_THE_CLOCK = ("seconds", "finished", "peak_memory_mb", "commit")
+TIMINGS = ("seconds", "finished", "peak_memory_mb", "commit")
 
 
 def changed(*keys, value, study=STUDY):
@@ -73,6 +73,6 @@ def lines(directory) -> list[dict]:
 def by_cell(directory) -> dict:
     """What was measured, without what depends on the clock."""
     return {
-        line["cell"]: {key: value for key, value in line.items() if key not in OF_THE_CLOCK}
+        line["cell"]: {key: value for key, value in line.items() if key not in TIMINGS}
         for line in lines(directory)
     }

@@ -57,7 +57,7 @@ def test_every_cell_leaves_one_line_with_all_that_the_report_reads(whole):
         assert line["history"] and line["looked_at"] == ["macro_f1", "mean_loss"]
     assert sum("labels" in line for line in final) == 2
     kl_tuned = next(line for line in final if line["method"] == "kl_tuned")
-    assert kl_tuned["of_the_method"] == ["reweighting", "tau"] and kl_tuned["compared_with"] == "kl"
+    assert kl_tuned["method_options"] == ["reweighting", "tau"] and kl_tuned["compared_with"] == "kl"
 
 
 def test_the_records_of_a_study_are_all_read(whole):

@@ -8,9 +8,9 @@ from torch._dynamo.utils import counters
 
 from rgd_hf import rgd_surrogate, rgd_weights
 from rgd_hf.divergences import divergences
+from rgd_hf.items import Items, losses_at_level, reference_at_level, token_reference
 from rgd_hf.losses import single_label_losses
 from rgd_hf.training_args import ReweightingArguments
-from rgd_hf.weighting import Items, losses_at_level, reference_at_level, token_reference
 from rgd_hf.weightings.choice import weighting_of
 from tests.helpers.tiny import parameters_of
 

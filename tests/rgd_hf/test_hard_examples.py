@@ -14,8 +14,8 @@ from torch.utils.data import IterableDataset
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
 from rgd_hf import HardExamplesMixin, ReweightedTrainer, ReweightedTrainingArguments
+from rgd_hf.items import Items
 from rgd_hf.observers.hard_examples import add_by_sample
-from rgd_hf.weighting import Items
 from tests.benchmarks.test_cost import CountSteps, CountWaits
 from tests.helpers.tiny import classification_data, tiny_bert
 

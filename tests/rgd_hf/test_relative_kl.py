@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers import TrainerCallback
 
 from rgd_hf import ReweightedTrainer, ReweightedTrainingArguments
-from rgd_hf.weighting import Items
+from rgd_hf.items import Items
 from rgd_hf.weightings import RelativeKL
 from rgd_hf.weightings.trainer import STATE_NAME
 from tests.helpers.tiny import classification_data, parameters_of, relative_error, stack, tiny_bert

@@ -8,10 +8,10 @@ import torch
 
 from rgd_hf import ReweightedTrainer
 from rgd_hf.divergences import rgd_weights
+from rgd_hf.items import Items
 from rgd_hf.observers import NonFiniteLossError, WeightHistogram, WeightStatistics
 from rgd_hf.observers.histogram import HISTOGRAM
 from rgd_hf.observers.statistics import stop_if_not_finite
-from rgd_hf.weighting import Items
 from rgd_hf.weightings import KL
 from tests.helpers.tiny import classification_data, tiny_bert
 

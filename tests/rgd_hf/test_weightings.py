@@ -13,7 +13,7 @@ from transformers import HfArgumentParser
 
 from rgd_hf import ReweightedTrainer, ReweightedTrainingArguments, RGDLoss, rgd_weights
 from rgd_hf.description import method_name
-from rgd_hf.weighting import Items
+from rgd_hf.items import Items
 from rgd_hf.weightings import (
     KL,
     WEIGHTINGS,

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rgd_hf.items import Items, losses_at_level, reference_at_level, token_reference
 from rgd_hf.training_args import ReweightingArguments
-from rgd_hf.weighting import Items, losses_at_level, reference_at_level, token_reference
 from rgd_hf.weightings.choice import weighting_of
 
 
