@@ -96,8 +96,10 @@ test-latest:  ## The same tests with the newest releases that pyproject.toml all
 	$(MAKE) test VENV=.venv-latest; status=$$?; .venv-latest/bin/python tests/tools/upstream_report.py; exit $$status
 
 .PHONY: test-oldest
-test-oldest:  ## The same tests with the lower bounds of pyproject.toml (in .venv-oldest)
-	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=--lowest
+test-oldest: $(UV)  ## The same tests with the lower bounds of pyproject.toml (in .venv-oldest)
+	$(UV) pip compile --quiet --all-extras --python $(PYTHON) --resolution lowest-direct --no-annotate --no-header \
+		pyproject.toml --output-file .venv-lock/lowest.txt
+	$(MAKE) test VENV=.venv-oldest CONSTRAINTS='-c .venv-lock/lowest.txt'
 
 .PHONY: test-slow
 test-slow: $(VENV)/.dev  ## Run the slow tests

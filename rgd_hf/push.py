@@ -85,7 +85,8 @@ class PushMixin(TrainerBase):
             return
         self._check_adapter()
         with explained(f"the repository {self._repository()} cannot be pushed to"):
-            super().init_hf_repo(token=token, private=private)
+            # The stock Trainer of 5.20 has no `private`.
+            super().init_hf_repo(token=token, **({} if private is None else {"private": private}))
             check_may_write(str(self.hub_model_id), token or self.args.hub_token, self.args.hub_revision)
 
     def push_to_hub(

@@ -1,4 +1,4 @@
-"""Make a virtual environment whole: `python tools/environment.py .venv [--lowest] -c constraints.txt -e '.[dev]'`.
+"""Make a virtual environment whole: `python tools/environment.py .venv -c constraints.txt -e '.[dev]'`.
 
 What stands after the folder goes to `pip install`. An environment is either whole or made anew: one that an
 interrupted installation or a replaced Python left behind is recognised, by what it wrote last and by the files that its
@@ -6,7 +6,6 @@ packages say they have. Runs on Python 3.6 or later, to say which one is needed.
 """
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -26,11 +25,6 @@ for found in metadata.distributions(path=[sysconfig.get_path("purelib"), sysconf
     missing = [f for f in found.files if not f.name.endswith(".pyc") and not f.locate().exists()]
     if missing:
         sys.exit("%s lacks %s" % (name, missing[0]))
-"""
-
-LOWER_BOUNDS = """
-import importlib.metadata as metadata
-print("\\n".join(metadata.requires("rgd-hf")))
 """
 
 
@@ -128,17 +122,6 @@ def pip_install(folder, arguments):
     os.remove(marker)
 
 
-def lowest(folder, constraints):
-    """Write the lower bounds that pyproject.toml declares to `constraints`, as `name==version` lines."""
-    pip_install(folder, ["--no-deps", "-e", "."])
-    said, status = run(folder, "-c", LOWER_BOUNDS)
-    if status:
-        sys.exit(said)
-    bounds = re.findall(r"^([\w.-]+)(?:\[[^]]*\])?>=([\w.]+)", said, re.M)
-    with open(constraints, "w") as file:
-        file.writelines(f"{name}=={version}\n" for name, version in sorted(set(bounds)))
-
-
 def main(folder, *arguments):
     """See the module."""
     if sys.version_info < NEEDED:
@@ -151,10 +134,6 @@ def main(folder, *arguments):
     stop_without_room(folder)
     if not os.path.exists(python_of(folder)):
         make_venv(folder)
-    if arguments[0] == "--lowest":
-        constraints = os.path.join(folder, "lower-bounds.txt")
-        lowest(folder, constraints)
-        arguments = ("-c", constraints, *arguments[1:])
     pip_install(folder, list(arguments))
 
 

@@ -12,7 +12,10 @@ from rgd_hf.items import Items, losses_at_level, reference_at_level, token_refer
 from rgd_hf.losses import single_label_losses
 from rgd_hf.training_args import ReweightingArguments
 from rgd_hf.weightings.choice import weighting_of
+from tests.helpers.releases import compiles
 from tests.helpers.tiny import parameters_of
+
+pytestmark = compiles
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,7 @@ from cut_cases import FOUR_PROCESSES, FSDP_SETTINGS, ONE_PROCESS, RESUMED, TWO_P
 from cut_tasks import TASKS, Collator, make_data, make_model
 from cut_training import train
 
+from tests.helpers.releases import shards_on_loading
 from tests.helpers.tiny import assert_all_is_learned
 
 pytestmark = pytest.mark.timeout(600)  # the first test of a scenario waits for its launch
@@ -72,6 +73,7 @@ def test_a_nan_on_one_process_stops_all_and_leaves_the_checkpoint_before_it(inde
         assert rank[index]["checkpoints"] == ["checkpoint-2"]
 
 
+@shards_on_loading
 @pytest.mark.parametrize("setting", FSDP_SETTINGS, ids=str)
 def test_fsdp2(setting, launched):
     """Sharded parameters and gradients (DTensors), clipped and rescaled: the single process's trajectory."""

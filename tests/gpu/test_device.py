@@ -14,6 +14,7 @@ from gpu.conftest import DEVICE, ON_GPU
 from gpu.tasks import TASKS
 from rgd_hf import HardExamplesMixin, ReweightedTrainer, rgd_surrogate
 from rgd_hf.trainer import NonFiniteLossError
+from tests.helpers.releases import compiles, shards_without_gpu
 from tests.helpers.tiny import parameters_of, relative_error
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -110,6 +111,7 @@ def test_a_bf16_model_has_float32_losses_and_weights(device_args):
     assert loss.dtype == torch.float32 and next(trainer.model.parameters()).dtype == torch.bfloat16
 
 
+@compiles
 def test_a_compiled_model_trains_as_the_plain_one(device_args):
     torch._dynamo.reset()
     backend = "inductor" if ON_GPU else "aot_eager"
@@ -130,6 +132,7 @@ def test_gradient_checkpointing_changes_nothing(task, device_args):
     assert relative_error(parameters_of(checkpointed.model), parameters_of(plain.model)) < SAME
 
 
+@shards_without_gpu
 def test_a_model_sharded_by_fsdp2_has_the_same_gradients(device_args, tmp_path):
     """FSDP2 over a group of one: its hooks and distributed tensors, without a second device."""
     from torch import distributed

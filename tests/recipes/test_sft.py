@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from helpers.tiny_models import save_llama
 from rgd_hf.scripts.errors import UserError
+from tests.helpers.releases import loads_adapters
 
 pytest.importorskip("trl")
 pytest.importorskip("peft")
@@ -70,7 +71,7 @@ def command(model_dir, tmp_path):
         ("messages", ["--assistant_only_loss=true"]),
         ("messages", ["--packing=true", "--max_length=32", "--assistant_only_loss=true"]),
         ("completion", ["--reweighting_level=sample"]),
-        ("completion", ["--target_ess=0.9", "--lora_rank=2"]),
+        pytest.param("completion", ["--target_ess=0.9", "--lora_rank=2"], marks=loads_adapters),
         ("text", ["--normalize_weights=true"]),
     ],
     ids=["assistant", "packed", "sample level", "lora", "text"],

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rgd_hf.divergences import divergences, largest_weight, rgd_surrogate, rgd_weights
+from tests.helpers.releases import compiles
 
 losses_lists = st.lists(st.floats(-5, 50, width=32), min_size=1, max_size=20)
 taus = st.floats(0.05, 20)
@@ -96,6 +97,7 @@ def test_wrong_arguments_say_what_is_allowed(function):
             function(losses, "kl", tau)
 
 
+@compiles
 @pytest.mark.parametrize("divergence", sorted(divergences()))
 def test_compiles_without_a_graph_break(divergence):
     compiled = torch.compile(lambda x: rgd_weights(x, divergence, 1.5), fullgraph=True, backend="eager")

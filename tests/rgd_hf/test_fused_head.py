@@ -24,6 +24,7 @@ from transformers import (
 
 from rgd_hf import ReweightedTrainer, rgd_surrogate
 from rgd_hf.heads import FusedHead
+from tests.helpers.releases import compiles
 from tests.helpers.tiny import parameters_of
 
 VOCABULARY = 40
@@ -415,6 +416,7 @@ def test_who_looks_at_the_outputs_finds_logits_in_them(make_args):
     torch.testing.assert_close(*trained)
 
 
+@compiles
 def test_a_compiled_model_trains_without_logits_too(make_args):
     torch._dynamo.reset()
     data = [{name: values[i] for name, values in batch(8).items()} for i in range(8)]
