@@ -27,9 +27,10 @@ from rgd_hf.scripts.domains.backbones import BackboneArguments, load_backbone
 from rgd_hf.scripts.domains.data import DomainArguments, load_data, make_views
 from rgd_hf.scripts.domains.environments import check_held_out
 from rgd_hf.scripts.domains.experiment import Experiment
-from rgd_hf.scripts.errors import UserError
+from rgd_hf.scripts.errors import UserError, listed
 from rgd_hf.scripts.results import print_results, say, settings_of
 from rgd_hf.scripts.runs import RunArguments, prepare_runs, push_runs, run_plan
+from rgd_hf.weightings.choice import by_losses_alone
 
 DEFAULTS = {
     "output_dir": "runs/domainbed",
@@ -83,6 +84,11 @@ def check(algorithm: AlgorithmArguments, args: ReweightedTrainingArguments) -> N
             f"--max_steps {args.max_steps} must be a multiple of --eval_steps {args.eval_steps}, so that the last model "
             "is evaluated."
         )
+    if args.reweighting not in by_losses_alone():
+        raise UserError(
+            f"--reweighting {args.reweighting} needs more than losses: choose one of {listed(by_losses_alone())}. With the "
+            "training domains as groups, GroupDRO is --algorithm group_dro."
+        )
     if args.load_best_model_at_end:
         raise UserError(
             "--load_best_model_at_end: leave it out, the model is that of the best checkpoint without it."
@@ -117,12 +123,12 @@ def main(argv: list[str] | None = None) -> dict:
         backbone,
         algorithm,
         run_args,
-        {"dataset": name, "tags": ["domain-generalization"], "tasks": TASKS[data.kind]},
+        {"dataset": name, "tags": ["domain-generalization", algorithm.algorithm], "tasks": TASKS[data.kind]},
         model_args.freeze_batch_norm,
         data_args.max_eval_samples,
     )
     results = run_plan(plan, experiment.train)
-    print_results(f"{name}: trained without {' and '.join(experiment.held_out)}, tested there", results)
+    print_results(f"{name}, held out: {', '.join(experiment.held_out)}", results)
     push_runs(plan)
     return results
 

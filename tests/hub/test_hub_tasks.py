@@ -49,6 +49,21 @@ def test_an_image_model_of_timm_keeps_its_origin(fresh, hub, tmp_path, streaming
     fresh("run_card", f"{USER}/{name}")
 
 
+def test_a_model_of_several_domains_is_pushed_and_runs_by_its_card(fresh, hub, tmp_path):
+    options = ["--dataset", "rotated_digits", "--held_out", "0", "--model_name_or_path", f"timm/{TIMM}"]
+    options += ["--image_size", "160", "--max_steps", "2", "--eval_steps", "1", "--max_eval_samples", "4"]
+    options += ["--per_device_train_batch_size", "2", "--save_predictions", "--use_cpu", "--push_to_hub"]
+    fresh("recipe", "domainbed", [*options, "--output_dir", str(tmp_path / "domains")])
+    files = set(repository(hub, "domains").files)
+    assert files == {
+        ".gitattributes", "README.md", "config.json", "model.safetensors", "all_results.json"
+    }  # fmt: skip
+    assert leaks(repository(hub, "domains"), tmp_path) == []
+    data, _ = card_of(hub, "domains")
+    assert data["base_model"] == f"timm/{TIMM}" and "domain-generalization" in data["tags"]
+    fresh("run_card", f"{USER}/domains")
+
+
 def test_a_tabular_model_takes_its_card_along(fresh, hub, tmp_path):
     options = ["--num_train_epochs", "1", "--use_cpu", "--hub_token", TOKEN]
     fresh("recipe", "tabular", ["--data", "breast_cancer", *options, "--output_dir", str(tmp_path)])

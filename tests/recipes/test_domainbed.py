@@ -230,6 +230,7 @@ def test_two_held_out_domains(tmp_path):
         (["--pretrained", "false"], "give --weights none"),
         (["--dataset_name", "owner/name"], "give --dataset owner/name"),
         (["--max_steps", "10", "--eval_steps", "3"], "multiple of --eval_steps 3"),
+        (["--reweighting", "group_dro", "--reweighting_args", "num_groups=2"], "GroupDRO is --algorithm group_dro"),
         (["--eval_strategy", "epoch"], "--eval_strategy must be steps"),
         (["--load_best_model_at_end", "--save_strategy", "steps", "--save_steps", "2"], "the model is that of the best checkpoint"),
         (["--per_device_train_batch_size", "0"], "--per_device_train_batch_size must be at least 1"),

@@ -47,13 +47,15 @@ class AlgorithmArguments:
     held_out: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "The domain to test on, which is not trained on; two of them for leave-one-domain-out selection."
+            "help": "The domain to test on, which is not trained on (two of them for leave-one-domain-out selection). A "
+            "batch has --per_device_train_batch_size samples of each of the other domains, and --seed decides which samples "
+            "are validation rows."
         },
     )
     algorithm: str = field(
         default="erm",
         metadata={
-            "help": "What trains on the others; --reweighting applies on top of it.",
+            "help": "The method of training; --reweighting applies on top of it.",
             "choices": list(ALGORITHMS),
         },
     )
@@ -66,7 +68,7 @@ class AlgorithmArguments:
     swad_tolerance: float = field(
         default=1.3,
         metadata={
-            "help": "Of SWAD: the average ends where the validation loss is so many times that of its start."
+            "help": "Of SWAD: averaging ends when the validation loss stays above this factor times that at its start."
         },
     )
 

@@ -46,20 +46,20 @@ class BackboneArguments:
         default=None,
         metadata={
             "help": f"Model of the Hugging Face Hub (timm/... included) or a directory; {EFFICIENTNET_LITE0} (images) "
-            f"and {MINILM} (texts), the defaults, come with packages. With --weights, an architecture of timm."
+            f"and {MINILM} (texts), the defaults, come with packages. With --weights, the name of an architecture of timm."
         },
     )
     weights: str | None = field(
         default=None,
         metadata={
             "help": "Pretrained weights for the timm architecture --model_name_or_path from a local file (.safetensors, "
-            f".pth, .pt), or {NO_WEIGHTS} to start from random ones. A classifier of another number of classes is left out; "
-            "a new one starts."
+            f".pth, .pt), or `{NO_WEIGHTS}` for random ones. Without it, the model's own. A classifier for another number of "
+            "classes is replaced by a new one."
         },
     )
     freeze_batch_norm: bool = field(
         default=True,
-        metadata={"help": "Keep the statistics of batch normalizations as they were pretrained."},
+        metadata={"help": "Keep the running statistics of batch normalizations as they are at the start."},
     )
 
 

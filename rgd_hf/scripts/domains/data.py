@@ -58,11 +58,13 @@ class DomainArguments:
     )
     image_size: int = field(default=224, metadata={"help": "Height and width of images for the model."})
     augment: bool = field(
-        default=True, metadata={"help": "Random crops, flips and colours in training, as DomainBed does."}
+        default=True, metadata={"help": "Random crops, flips and colours in training, as in DomainBed."}
     )
-    max_seq_length: int = field(default=128, metadata={"help": "Longer texts are cut to so many tokens."})
+    max_seq_length: int = field(
+        default=128, metadata={"help": "Longer texts are truncated to this number of tokens."}
+    )
     max_eval_samples: int | None = field(
-        default=None, metadata={"help": "Evaluate a random choice of so many samples of each split."}
+        default=None, metadata={"help": "Evaluate on a random subset of this size of each split."}
     )
 
     def __post_init__(self):
