@@ -90,7 +90,7 @@ class RandomSearch(_Part):
 
     Attributes:
         draws: settings tried, the first of which are those given.
-        space: by option `{uniform: [low, high]}`, `{log_uniform: [low, high]}`, `{log2_integer: [low, high]}` (a whole number
+        space: by option `{uniform: [low, high]}`, `{log_uniform: [low, high]}`, `{log2_integer: [low, high]}` (an integer
             2**x) or `{choice: [values]}`.
     """
 

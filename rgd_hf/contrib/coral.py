@@ -23,8 +23,8 @@ def coral_penalty(features: Tensor, domains: Tensor, num_domains: int) -> Tensor
 
     Args:
         features: float `[samples, features]`.
-        domains: numbers from 0, int `[samples]`.
-        num_domains: how many there are; those without a sample are left out.
+        domains: domain of each sample, int `[samples]`, from 0 to `num_domains - 1`.
+        num_domains: number of domains; those without a sample are ignored.
 
     Returns:
         0-dimensional; 0 for fewer than two domains.
@@ -55,18 +55,18 @@ class CORALMixin(PenaltyMixin):
 
         CORALTrainer(model, args, train_dataset=train, num_domains=3, reweighting="kl")
 
-    The features are what the classifier is given: the input of the last linear layer with one output a class, float32. The
+    The features are the input of the classifier, the last linear layer with one output per class, in float32. The
     penalty is `coral_penalty`; a batch should have several samples of each domain.
 
     Args:
-        num_domains: number of training domains; each sample's domain is a whole number below it.
-        coral_weight: of the penalty (default 1).
+        num_domains: number of training domains; each sample's domain is an integer from 0 to `num_domains - 1`.
+        coral_weight: weight of the penalty (default 1).
         domain_column: the column of the batches that holds the domains, int `[batch]` (default `"domain"`). The model never
             sees it.
 
     Raises:
         SetupError: `num_domains` is below 1, `coral_weight` negative, or the model has no such layer; in training: the layer
-            is not given one row a sample, a batch lacks the column, or the first has a domain not below `num_domains`.
+            does not get one row per sample, a batch lacks the column, or the first has a domain not below `num_domains`.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class CORALMixin(PenaltyMixin):
         if features.dim() != 2 or features.shape[0] != domains.shape[0]:
             raise SetupError(
                 f"the classifier of {type(self.bare_model()).__name__} is given features of shape {list(features.shape)}, "
-                "not one row a sample: choose another model, or another method."
+                "not one row per sample: choose another model, or another method."
             )
         return result, self.coral_weight * coral_penalty(features, domains, self.num_domains)
 

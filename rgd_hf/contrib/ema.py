@@ -30,7 +30,7 @@ class EMAMixin(TrainerBase):
     """Averages the weights over the optimizer steps, for any class that derives from `transformers.Trainer`; list it before the Trainer.
 
     The average begins with the weights after the first step; then `average = d * average + (1 - d) * weights` after every
-    step, buffers included (whole numbers are taken as they are), by `torch.optim.swa_utils.AveragedModel`. `evaluate`
+    step, buffers included (integers are copied), by `torch.optim.swa_utils.AveragedModel`. `evaluate`
     reports the averaged weights under its usual names and the last ones under `eval_last_...`; `predict` uses and
     `save_model` saves the averaged ones; checkpoints hold both (`ema.safetensors`), so that a resumed run is the same.
 
@@ -39,9 +39,9 @@ class EMAMixin(TrainerBase):
     (arXiv 1703.01780).
 
     Args:
-        ema_decay: d, between 0 and 1; None (default) for no average.
-        ema_warmup: take `min(d, 1 - (1 + step)**(-2/3))` after as many steps before, for runs that are short against
-            `1 / (1 - d)`.
+        ema_decay: decay d of the average, between 0 and 1; None (default) for no average.
+        ema_warmup: use `min(d, 1 - (1 + step)**(-2/3))` as the decay at each step, for runs that are short compared with
+            `1 / (1 - d)` steps.
 
     Raises:
         SetupError: `ema_decay` is not between 0 and 1, the weights are split over processes (FSDP, DeepSpeed), or
@@ -84,7 +84,7 @@ class EMAMixin(TrainerBase):
     def _average(self, averaged: Tensors, current: Tensors, count: Tensor | int) -> None:
         if averaged[0].is_floating_point():
             get_ema_multi_avg_fn(self.decay(self.state.global_step))(averaged, current, count)
-        else:  # positions, counters: a mean of them, cut to whole numbers, would be wrong
+        else:  # positions, counters: a mean of them, cut to integers, would be wrong
             for mean, value in zip(averaged, current, strict=True):
                 mean.copy_(value)
 
@@ -147,7 +147,7 @@ class EMAMixin(TrainerBase):
                 "training from the model of the checkpoint."
             )
         self.ema.module.load_state_dict(load_file(str(path), device=str(self.args.device)))
-        self.ema.n_averaged.fill_(1)  # any but 0, with which the average would begin anew
+        self.ema.n_averaged.fill_(1)  # any but 0, with which the average would start again
 
 
 class _Update(TrainerCallback):

@@ -11,7 +11,7 @@ from rgd_hf.contrib.errors import SetupError
 
 
 def classifier_of(model: nn.Module) -> nn.Module:
-    """The last linear layer with one output a class, whose input are the features of a sample.
+    """The last linear layer with one output per class, whose input are the features of a sample.
 
     Raises:
         SetupError: the model has none.

@@ -56,7 +56,7 @@ def miro_penalty(features: Sequence[Tensor], pretrained: Sequence[Tensor], varia
     Args:
         features: f of each stage, float, `[batch, channels, height, width]` or with the channels last.
         pretrained: z, the same of the frozen model.
-        variances: one a channel.
+        variances: one per channel.
 
     Returns:
         0-dimensional; may be negative.
@@ -80,7 +80,7 @@ class MIROMixin(PenaltyMixin):
     `save_model` writes at the end is without them.
 
     Args:
-        miro_weight: of the penalty (default 0.1).
+        miro_weight: weight of the penalty (default 0.1).
 
     Raises:
         SetupError: `miro_weight` is negative, an optimizer object is passed, the weights are split over processes, or the

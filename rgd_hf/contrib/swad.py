@@ -30,11 +30,11 @@ T = TypeVar("T")
 
 
 class LossValley(Generic[T]):
-    """Which segments belong to the average, told one after the other.
+    """Decides which segments belong to the average, from their validation losses in order.
 
     The start is the first segment whose loss is the lowest of the `PATIENCE_TO_START` that begin with it. From then
     on, the threshold is `tolerance` times the mean of these losses; the end is reached when `PATIENCE_TO_END`
-    segments in a row lie above it, and the last segment of the average is the one before them.
+    segments in a row are above it, and the last segment of the average is the one before them.
 
     Source: Cha et al., "SWAD: Domain Generalization by Seeking Flat Minima", NeurIPS 2021, Algorithm 1 (arXiv 2102.08604).
 
@@ -51,7 +51,7 @@ class LossValley(Generic[T]):
         self.pending: deque[tuple[float, T]] = deque()
 
     def add(self, loss: float, segment: T) -> list[T]:
-        """Tell the next segment and its validation loss; the segments that are now known to belong to the average."""
+        """Add the next segment with its validation loss; returns the segments now known to belong to the average."""
         if self.ended:
             return []
         self.count += 1
@@ -88,14 +88,14 @@ class LossValley(Generic[T]):
 
 
 class WeightAverage:
-    """Running mean of a model's parameters and buffers, in float32 (whole numbers are taken as they are).
+    """Running mean of a model's parameters and buffers, in float32 (integers are copied).
 
     Unlike `torch.optim.swa_utils.AveragedModel` it takes in means of several steps, by their number, and does not average
     in half precision where the model is in half precision.
 
     Attributes:
-        count: steps that are averaged.
-        mean: by name; empty before the first.
+        count: number of averaged steps.
+        mean: averaged tensors by name; empty before the first step.
     """
 
     def __init__(self, count: int = 0) -> None:
@@ -124,7 +124,7 @@ class SWADMixin(TrainerBase):
     loss at its end decides about the segment, as `LossValley` says; so evaluate often (`eval_strategy="steps"`). `train` ends
     with the average in the model: evaluations and `save_model` after it are of the average. Where the validation loss never
     stopped falling, the last weights stay. Batch normalizations whose statistics are trained have averaged ones then;
-    `torch.optim.swa_utils.update_bn` counts them anew.
+    `torch.optim.swa_utils.update_bn` counts them again.
 
     Up to eight copies of the weights in float32 are kept, in checkpoints too (`swad.safetensors`), from which a training
     resumes exactly.
@@ -155,7 +155,7 @@ class SWADMixin(TrainerBase):
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise SetupError("SWAD averages whole weights: it works with DDP, not with FSDP or DeepSpeed.")
         if self.args.load_best_model_at_end:
-            raise SetupError("load_best_model_at_end would discard the average of SWAD: leave it out.")
+            raise SetupError("load_best_model_at_end would discard the average of SWAD: turn it off.")
         if self.args.eval_strategy == "no":
             raise SetupError(
                 "SWAD goes by the validation loss during training: set eval_strategy='steps' and eval_steps, and give an "

@@ -41,7 +41,7 @@ class NumberFormat:
         return rf"^[+-]?([1-9]\d{{0,2}}({self.thousands}\d{{3}})+|\d{{1,3}})({mark}\d+)?$"
 
     def marks_in(self, cells: pa.ChunkedArray) -> bool:
-        """Whether any cell has what tells this format from whole numbers."""
+        """Whether any cell has what tells this format from integers."""
         return _some(cells, self.thousands or re.escape(self.decimal))
 
     def plain(self, cells: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -249,7 +249,7 @@ class _Column:
         try:
             values = known.plain(self.numbers).cast(known.type_of(self.numbers))
         except pa.ArrowInvalid:
-            warn(f"{where} has whole numbers beyond 64 bits and stays text.")
+            warn(f"{where} has integers beyond 64 bits and stays text.")
             return None
         return known if self._exact(values, where, warn) else None
 
@@ -262,15 +262,15 @@ class _Column:
         whole = pc.match_substring_regex(self.numbers, r"^[+-]?\d+$")
         large = pc.sum(pc.and_(whole, pc.greater(pc.abs(values), _EXACT_IN_FLOAT64))).as_py()
         if large:
-            warn(f"{where} has fractions, and {large:,} whole number(s) beyond 2**53, which float64 rounds.")
+            warn(f"{where} has fractions, and {large:,} integer(s) beyond 2**53, which float64 rounds.")
         return True
 
 
 def say_what_looks_alike(counts: Mapping[Any, int], where: str, warn: Callable[[str], Any]) -> None:
-    """Tell of texts that differ in case, in invisible characters or in the form of their accents alone.
+    """Warn of texts that differ only in case, in invisible characters or in the form of their accents.
 
     Args:
-        counts: of every value; only texts are looked at.
+        counts: number of occurrences of each value; only texts are checked.
         where: the column, for messages.
         warn: called once, if there are any.
     """

@@ -39,7 +39,7 @@ def read_arrow(
     Args:
         files: by split; the suffix of each is one of `SUFFIXES`.
         target: the column of classes or of numbers to predict, see `typed_tables`.
-        warn: called with a sentence for everything that is left out, renamed or could have been read differently.
+        warn: called with a sentence for everything that is skipped, renamed or could have been read differently.
 
     Raises:
         UserError: no such file, another suffix, a content that is not what the suffix says, or no rows.
@@ -69,7 +69,7 @@ def _read_one(path: Path, warn: Callable[[str], Any]) -> pa.Table:
         if not name.strip() and _is_empty(table.column(position))
     ]
     if nameless:
-        warn(f"{path}: {len(nameless)} column(s) without a name and without values are left out.")
+        warn(f"{path}: {len(nameless)} column(s) without a name and without values are skipped.")
         table = table.select([i for i in range(table.num_columns) if i not in nameless])
     return table.rename_columns(column_names(table.column_names, str(path), warn))
 
@@ -120,7 +120,7 @@ def read_file(filename: str | Path, warn: Callable[[str], Any] = say_warning) ->
 
     Args:
         filename: a file whose suffix is one of `SUFFIXES`.
-        warn: called with a sentence for everything that is left out, renamed or could have been read differently.
+        warn: called with a sentence for everything that is skipped, renamed or could have been read differently.
 
     Raises:
         UserError: no such file, another suffix, a content that is not what the suffix says, or no rows.

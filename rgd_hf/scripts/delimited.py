@@ -48,7 +48,7 @@ def read_delimited(path: Path, warn: Callable[[str], Any]) -> pa.Table:
 
     Args:
         path: the file. Its first record is the header; a line `sep=;` before it, as Excel writes it, is followed.
-        warn: called with a sentence for everything that could have been read differently, or is left out.
+        warn: called with a sentence for everything that could have been read differently, or is skipped.
 
     Raises:
         UserError: no text, an unknown encoding, NUL bytes, quotation marks that do not match, records with more or
@@ -214,10 +214,10 @@ def _table(text: str, survey: Survey, path: Path, warn: Callable[[str], Any]) ->
     if survey.trimmed:
         warn(
             f"{path}: {survey.trimmed:,} of {survey.rows:,} rows end in empty cells beyond the {width} columns of the "
-            "header, which are left out."
+            "header, which are skipped."
         )
     if survey.empty_lines:
-        warn(f"{path}: {survey.empty_lines:,} empty line(s) between the rows are left out.")
+        warn(f"{path}: {survey.empty_lines:,} empty line(s) between the rows are skipped.")
     if empty:
-        warn(f"{path}: {empty:,} row(s) whose cells are all empty are left out.")
+        warn(f"{path}: {empty:,} row(s) whose cells are all empty are skipped.")
     return pa.Table.from_batches(batches, schema=schema).rename_columns(survey.header)

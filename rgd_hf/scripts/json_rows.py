@@ -102,12 +102,12 @@ def _array(values: list[Any], where: str, warn: Callable[[str], Any]) -> pa.Arra
     if {type(value) for value in present} == {int, float}:
         large = sum(isinstance(value, int) and abs(value) > _EXACT_IN_FLOAT64 for value in present)
         if large:
-            warn(f"{where} has fractions, and {large:,} whole number(s) beyond 2**53, which float64 rounds.")
+            warn(f"{where} has fractions, and {large:,} integer(s) beyond 2**53, which float64 rounds.")
         values = [None if value is None else float(value) for value in values]
     try:
         return pa.array(values)
     except OverflowError:
-        warn(f"{where} has whole numbers beyond 64 bits, and is read as text.")
+        warn(f"{where} has integers beyond 64 bits, and is read as text.")
         return pa.array([None if value is None else str(value) for value in values], pa.string())
     except pa.ArrowException as error:
         raise UserError(f"{where} has values that do not go together: {error}.") from error

@@ -41,7 +41,7 @@ def package_versions() -> dict[str, str]:
 
 
 def settings_of(*arguments: Any) -> dict[str, Any]:
-    """What the user chose, as JSON: fields of dataclasses that differ from their defaults. Tokens are left out."""
+    """What the user chose, as JSON: fields of dataclasses that differ from their defaults. Tokens are excluded."""
     chosen: dict[str, Any] = {}
     for group in arguments:
         for field in dataclasses.fields(group):

@@ -113,7 +113,7 @@ def find_labels(
         if len(set(values)) <= MANY_CLASSES and all(value.is_integer() for value in values):
             warn(
                 f"the label column {column!r} of {where} holds the fractional type of numbers, but {len(set(values))} "
-                "whole ones alone: they are predicted as amounts. For classes, write whole numbers (1, not 1.0)."
+                "whole ones only: they are predicted as amounts. For classes, write integers (1, not 1.0)."
             )
         return Labels("regression", ())
     is_set = isinstance(values[0], list)

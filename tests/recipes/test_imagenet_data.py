@@ -419,7 +419,7 @@ def test_no_augmentation_leaves_an_image_as_it_is():
         ({"crop_scale": 0.0}, "crop_scale"),
         ({"mixup": -1.0}, "negative"),
         ({"repeated_augmentation": 0}, "at least 1"),
-        ({"repeated_augmentation": 1.5}, "whole number"),
+        ({"repeated_augmentation": 1.5}, "integer"),
         ({"mixupp": 0.8}, "unknown 'mixupp': choose among 'preset', 'crop_scale'"),
         ("diet", "no preset 'diet': choose among 'light', 'deit', 'none'"),
         ({"preset": 3}, "no preset 3"),

@@ -20,9 +20,8 @@ class Environment:
     """One domain.
 
     Attributes:
-        name: of the domain.
-        inputs: what the model sees, one element a sample: images (PIL, or uint8 arrays `[height, width, 3]`) or
-            strings. Read by position.
+        name: name of the domain.
+        inputs: one input per sample: images (PIL, or uint8 arrays `[height, width, 3]`) or strings, accessed by position.
         labels: class numbers, int64 `[samples]`.
     """
 
@@ -115,7 +114,7 @@ def split(count: int, trial: int, position: int) -> tuple[np.ndarray, np.ndarray
     Args:
         count: samples of the environment.
         trial: number of the trial.
-        position: of the environment among all of the data set.
+        position: index of the environment in the data set.
 
     Returns:
         Sample numbers of `in` and of `out`, in the order of the permutation.

@@ -1,4 +1,4 @@
-"""One training on all domains but the held-out ones: its Trainer, and what it says of itself afterwards."""
+"""One training on all domains except the held-out ones: its Trainer and the record of its results."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -33,13 +33,13 @@ class Experiment:
 
     Attributes:
         data: the environments.
-        views: one an environment.
+        views: one view per environment.
         backbone: the model.
-        algorithm: and the held-out environments.
-        options: what a run leaves behind.
-        card: keywords for `create_model_card`.
-        frozen_statistics: freeze the statistics of batch normalizations.
-        max_eval_samples: evaluate the first so many samples of each split (they are in random order); all where None.
+        algorithm: the algorithm and the held-out environments.
+        options: which results a run saves.
+        card: keyword arguments for `create_model_card`.
+        frozen_statistics: whether to freeze the statistics of batch normalizations.
+        max_eval_samples: maximum number of samples to evaluate per split (they are in random order); None for all.
     """
 
     data: DomainData
@@ -148,7 +148,7 @@ class Experiment:
         return chosen
 
     def _predictions(self, trainer: DomainTrainer) -> pd.DataFrame:
-        """One row a sample of the held-out environments' `in` splits, by the final model.
+        """One row per sample of the held-out environments' `in` splits, by the final model.
 
         Its number in its environment, from 0, is in `row`; the other columns are those of `predictions_table`.
         """
@@ -166,7 +166,7 @@ def scores_of(
     """The scores of a training whose model was chosen by training-domain validation.
 
     The chosen checkpoint is the one with the best mean accuracy on the training domains' `out` splits, the earliest of
-    equals; what is told of it is measured on the `in` split of the held-out domain, of two the mean.
+    equals; its reported scores are those on the `in` split of the held-out domain, or their mean for two domains.
 
     Args:
         log: the Trainer's `log_history`.

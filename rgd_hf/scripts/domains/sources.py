@@ -23,8 +23,8 @@ class Images:
     """Images decoded when they are read.
 
     Args:
-        sources: one an image, as `decoding.open_image` takes them.
-        where: how messages call the image with a number.
+        sources: one source per image, as `decoding.open_image` takes them.
+        where: name of an image in messages, given its number.
     """
 
     def __init__(self, sources: Sequence[Any], where: Callable[[int], str]):
@@ -111,11 +111,11 @@ def read_table(
     """Environments from one data set whose `domain_column` says where each row belongs.
 
     Args:
-        domain_column: name of that column; strings, or numbers.
+        domain_column: name of the column with the domains, strings or numbers.
         label_column: name of the label column.
-        data_file: csv, tsv, json, jsonl or parquet.
-        dataset_name: data set of the Hub, all of its splits together. Used where `data_file` is None.
-        text_column: the text; found by itself where it is clear. Not needed where there is an `image` column.
+        data_file: a csv, tsv, json, jsonl or parquet file.
+        dataset_name: data set on the Hub, all of its splits together. Used if `data_file` is None.
+        text_column: name of the text column, inferred if not given. Not needed if there is an `image` column.
 
     Raises:
         UserError: a column is missing, or the domains do not fit together.
@@ -159,7 +159,7 @@ def _from_rows(parts: dict[str, Dataset], label_column: str, text_column: str | 
     if labels.kind != "single_label_classification":
         raise UserError(
             f"the label column {label_column!r} holds {labels.kind.replace('_', ' ')} targets: domains need one class "
-            "a sample (a string or a whole number)."
+            "per sample (a string or an integer)."
         )
     environments = tuple(
         Environment(

@@ -25,16 +25,16 @@ CANNOT_SPLIT = (
 
 
 class DomainTrainer(WeightHistogramMixin, InspectedTrainer, ReweightedTrainer):
-    """Empirical risk minimization over the training domains, with whatever re-weighting its arguments say.
+    """Empirical risk minimization over the training domains, with the re-weighting of its arguments.
 
-    `eval_dataset` is a dict of one data set a split, named `<domain>_in` and `<domain>_out`. Every evaluation of them logs
-    the mean accuracy and loss on the `out` splits of the training domains, as `eval_validation_accuracy` and `eval_loss`.
-    The weights with the best of these accuracies (the earliest of equals) are what `train` ends with: training-domain
-    validation, as DomainBed calls it. Checkpoints have them in `best.safetensors`.
+    `eval_dataset` is a dict with one data set per split, named `<domain>_in` and `<domain>_out`. Every evaluation logs the
+    mean accuracy and loss on the `out` splits of the training domains, as `eval_validation_accuracy` and `eval_loss`.
+    `train` ends with the weights that have the best of these accuracies (the earliest of equals): DomainBed's
+    training-domain validation. Checkpoints have them in `best.safetensors`.
 
     Args:
-        sampler: of the training batches.
-        training_domains: names of the domains that are trained on, by their number in a batch.
+        sampler: sampler of the training batches.
+        training_domains: names of the training domains, by their number in a batch.
     """
 
     hidden_columns = (DOMAIN, SAMPLE_INDEX)

@@ -1,4 +1,4 @@
-"""What a model is given of a sample: a normalized image, augmented in training, or token ids."""
+"""Model inputs of a sample: a normalized image, augmented in training, or token ids."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -19,7 +19,7 @@ class View(Protocol):
     """The samples of an environment as a model's inputs."""
 
     def sample(self, number: int, seed: int | None) -> dict[str, Any]:
-        """Inputs and `labels` of one sample; with a seed, augmented by what the seed says."""
+        """Inputs and `labels` of one sample; augmented at random if a seed is given."""
         ...
 
 
@@ -29,11 +29,11 @@ class ImageView:
     They are decoded once and kept as uint8 where that takes less than 4 GiB; otherwise whenever they are read.
 
     Args:
-        environment: with images.
+        environment: an environment of images.
         size: height and width for the model.
-        mean: of the normalization, one number a channel.
-        std: of the normalization.
-        augment: augment samples that have a seed: random crops of 70 to 100 %, flips, colour jitter and grey images,
+        mean: mean of the normalization, one number per channel.
+        std: standard deviation of the normalization, one number per channel.
+        augment: whether to augment samples that have a seed: random crops of 70 to 100 %, flips, colour jitter and grey images,
             as DomainBed does.
     """
 
@@ -85,9 +85,9 @@ class TextView:
     """Texts of an environment as token ids.
 
     Args:
-        environment: with strings.
-        tokenizer: of the model.
-        max_length: longer texts are cut.
+        environment: an environment of texts.
+        tokenizer: tokenizer of the model.
+        max_length: maximum number of tokens; longer texts are truncated.
     """
 
     def __init__(self, environment: Environment, tokenizer: PreTrainedTokenizerBase, max_length: int):
@@ -96,17 +96,17 @@ class TextView:
         self.encoded: Any = tokenizer(texts, truncation=True, max_length=max_length)
 
     def sample(self, number: int, seed: int | None) -> dict[str, Any]:
-        """What the tokenizer gave, and `labels`; texts are not augmented."""
+        """The output of the tokenizer, and `labels`; texts are not augmented."""
         tokens = {name: column[number] for name, column in self.encoded.items()}
         return {**tokens, "labels": int(self.environment.labels[number])}
 
 
 class Subset(Dataset):
-    """Some samples of an environment, as they are evaluated.
+    """A subset of an environment's samples, without augmentation.
 
     Args:
-        view: of the environment.
-        numbers: of the samples.
+        view: the view of the environment.
+        numbers: indices of the samples.
     """
 
     def __init__(self, view: View, numbers: np.ndarray):

@@ -58,7 +58,7 @@ def choose_columns(
 
     Args:
         frame: the table.
-        target: name of the target column, which is left out.
+        target: name of the target column, which is excluded.
         args: the user's choices.
         warn: called with a sentence for every column that is dropped or doubtful.
 

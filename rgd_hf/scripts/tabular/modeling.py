@@ -76,8 +76,8 @@ class TabularModel(PreTrainedModel):
         """Run the network.
 
         Args:
-            x_num: float32 `[batch, numeric features]`, left out where there are none.
-            x_cat: int64 codes `[batch, categorical features]`, left out where there are none.
+            x_num: float32 `[batch, numeric features]`, omitted if there are none.
+            x_cat: int64 codes `[batch, categorical features]`, omitted if there are none.
             labels: class indices `[batch]`, or the standardized target, float `[batch]`.
             return_dict: False for a tuple.
 

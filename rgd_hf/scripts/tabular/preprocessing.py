@@ -29,7 +29,7 @@ class TablePreprocessor:
     """Encodes a table as `x_num` and `x_cat`.
 
     Numeric columns (and parts of dates): median imputation, quantile transform to a normal distribution, and a 0/1
-    column for every one that has missing values; features that are constant in training are left out. Categorical columns: a missing value is a category of its own, rare
+    column for every one that has missing values; features that are constant in training are dropped. Categorical columns: a missing value is a category of its own, rare
     ones beyond `MAX_CATEGORIES` share one code, categories not seen in training have code 0.
 
     Args:

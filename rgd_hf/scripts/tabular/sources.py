@@ -54,8 +54,8 @@ def load_table(name: str, target: str | None, warn: Callable[[str], Any] = say_w
 
     Args:
         name: as the user gave it.
-        target: the target column; may be left out for an embedded data set.
-        warn: called with a sentence for everything that is left out, renamed or could have been read differently.
+        target: the target column; may be omitted for a scikit-learn table.
+        warn: called with a sentence for everything that is skipped, renamed or could have been read differently.
 
     Raises:
         UserError: there is no such data, it cannot be read, it has no rows, or the target is missing.
@@ -122,7 +122,7 @@ def _short_name(path: Path) -> str:
 
 
 def to_frame(table: pa.Table) -> pd.DataFrame:
-    """A table for pandas; whole numbers with missing ones among them stay exact beyond 2**53 as `Int64`."""
+    """A table for pandas; integers with missing values stay exact beyond 2**53 as `Int64`."""
     frame = table.to_pandas(split_blocks=True, ignore_metadata=True)
     for position, column in enumerate(table.columns):
         if pa.types.is_integer(column.type) and column.null_count:

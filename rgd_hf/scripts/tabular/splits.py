@@ -35,7 +35,7 @@ class Part:
         return Part(self.x_num[rows], self.x_cat[rows], self.y[rows])
 
     def features(self) -> dict[str, Tensor]:
-        """A model's inputs; a kind of features that the table lacks is left out."""
+        """A model's inputs; kinds of features that the table lacks are omitted."""
         inputs = {"x_num": torch.from_numpy(self.x_num), "x_cat": torch.from_numpy(self.x_cat)}
         return {name: values for name, values in inputs.items() if values.shape[1]}
 

@@ -73,7 +73,7 @@ class Augmentation:
             raise UserError("--augmentation: mixup, cutmix and color_jitter must not be negative.")
         if self.repeated_augmentation < 1 or self.repeated_augmentation != int(self.repeated_augmentation):
             raise UserError(
-                "--augmentation: repeated_augmentation must be a whole number of at least 1, not "
+                "--augmentation: repeated_augmentation must be an integer of at least 1, not "
                 f"{self.repeated_augmentation:g}."
             )
 

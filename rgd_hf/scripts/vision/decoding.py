@@ -107,12 +107,12 @@ class BadImages:
         if not self._warned:
             self._warned = True
             warnings.warn(
-                f"unreadable image {name}: {error}. It is left out; all are listed in {self.record}.",
+                f"unreadable image {name}: {error}. It is skipped; all are listed in {self.record}.",
                 stacklevel=2,
             )
 
     def forget(self) -> None:
-        """Start the record anew."""
+        """Start the record again."""
         self.record.unlink(missing_ok=True)
 
     def names(self) -> list[str]:
