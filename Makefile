@@ -10,7 +10,7 @@ PYTEST := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 $(BIN)
 .DEFAULT_GOAL := help
 
 .PHONY: help
-help:  ## Show what can be made
+help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # --- environment ------------------------------------------------------------------------------------------------------
@@ -35,7 +35,7 @@ $(VENV)/.dev: pyproject.toml constraints.txt
 	@touch $@ $(VENV)/.recipes
 
 .PHONY: venv
-venv: $(VENV)/.dev  ## Make .venv with everything that recipes, tests and lint need, in the versions of constraints.txt
+venv: $(VENV)/.dev  ## Create .venv with everything that recipes, tests and lint need, in the versions of constraints.txt
 
 # What comes with torch differs by accelerator: it keeps its range, and pip takes what fits the machine.
 OF_TORCH := torch|torchvision|triton|setuptools|sympy|mpmath|networkx|cuda-[a-z]+|nvidia-[a-z0-9-]+
@@ -45,7 +45,7 @@ $(UV):
 	ROOM_GB=1 $(PYTHON) tools/environment.py .venv-lock uv
 
 .PHONY: lock
-lock: $(UV)  ## Add to constraints.txt what pyproject.toml asks for since; what is there keeps its version if it can
+lock: $(UV)  ## Add new dependencies of pyproject.toml to constraints.txt; the others keep their version if possible
 	@cp constraints.txt .venv-lock/constraints.txt
 	$(UV) pip compile --quiet --universal --all-extras --python-version 3.10 --no-annotate \
 		--custom-compile-command 'make lock' $(LOCK_FLAGS) pyproject.toml --output-file .venv-lock/constraints.txt
@@ -58,29 +58,29 @@ lock-newest:  ## Raise constraints.txt to the newest releases; then: make test
 # --- recipes ----------------------------------------------------------------------------------------------------------
 
 .PHONY: demo
-demo: $(VENV)/.recipes  ## Fine-tune a BERT on human-rated sentences, ERM against RGD (about 3 minutes, no hub)
+demo: $(VENV)/.recipes  ## Fine-tune a BERT on human-rated sentences, ERM against RGD (about 3 minutes, no Hub)
 	HF_HUB_OFFLINE=1 $(BIN)/python recipes/demo.py
 
 .PHONY: demo-domains
-demo-domains: $(VENV)/.recipes  ## Train on digits of some angles, test on another: ERM against RGD (about a minute, no network)
+demo-domains: $(VENV)/.recipes  ## Train on digits at some angles, test on another angle: ERM against RGD (about a minute, no network)
 	HF_HUB_OFFLINE=1 $(BIN)/python recipes/domainbed.py recipes/configs/rotated_digits.yaml
 
 .PHONY: demo-tabular
-demo-tabular: $(VENV)/.recipes  ## Train networks on an embedded table, ERM against RGD, five seeds each (about a minute, no network)
+demo-tabular: $(VENV)/.recipes  ## Train networks on a table of scikit-learn, ERM against RGD, five seeds each (about a minute, no network)
 	HF_HUB_OFFLINE=1 $(BIN)/python recipes/tabular.py recipes/configs/tabular_demo.yaml
 
 .PHONY: demo-vision
-demo-vision: $(VENV)/.recipes  ## Train a small ViT on handwritten digits, ERM against RGD, and draw both (about two minutes, no network)
+demo-vision: $(VENV)/.recipes  ## Train a small ViT on handwritten digits, ERM against RGD, with plots (about two minutes, no network)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python recipes/imagenet.py recipes/configs/digits_vit.yaml --overwrite_output_dir
 
 .PHONY: report
-report: $(VENV)/.recipes  ## Rebuild the report and the README's table from the finished runs of the comparison
+report: $(VENV)/.recipes  ## Rebuild the report and the README's table from the finished runs of the study
 	$(BIN)/python -m benchmarks.report --readme README.md
 
 # --- checks -----------------------------------------------------------------------------------------------------------
 
 .PHONY: test
-test: $(VENV)/.dev  ## Run the tests, but for the slow ones
+test: $(VENV)/.dev  ## Run all tests except the slow ones
 	$(PYTEST) -m "not slow" -n $(TEST_WORKERS) --dist loadfile
 
 # Left out of the quick half: recipes and studies, which run whole scripts; process groups; the documentation's code.
@@ -90,13 +90,13 @@ test-quick: $(VENV)/.dev  ## Run the library's own tests, one process each (unde
 		--ignore tests/distributed --ignore tests/docs --ignore tests/tools --ignore tests/gpu
 
 .PHONY: test-latest
-test-latest:  ## The same tests with the newest releases that pyproject.toml allows (in .venv-latest); tells what is new in them
+test-latest:  ## Run the tests with the newest releases that pyproject.toml allows (in .venv-latest); reports what is new in them
 	@rm -f .venv-latest/.dev .venv-latest/.recipes
 	$(MAKE) venv VENV=.venv-latest CONSTRAINTS='--upgrade --upgrade-strategy eager'
 	$(MAKE) test VENV=.venv-latest; status=$$?; .venv-latest/bin/python tests/tools/upstream_report.py; exit $$status
 
 .PHONY: test-oldest
-test-oldest: $(UV)  ## The same tests with the lower bounds of pyproject.toml (in .venv-oldest)
+test-oldest: $(UV)  ## Run the tests with the lower bounds of pyproject.toml (in .venv-oldest)
 	$(UV) pip compile --quiet --all-extras --python $(PYTHON) --resolution lowest-direct --no-annotate --no-header \
 		pyproject.toml --output-file .venv-lock/lowest.txt
 	$(MAKE) test VENV=.venv-oldest CONSTRAINTS='-c .venv-lock/lowest.txt'
@@ -114,7 +114,7 @@ lint: $(VENV)/.dev  ## Check style, formatting and types
 # --- documentation and release ---------------------------------------------------------------------------------------
 
 .PHONY: docs
-docs: $(VENV)/.dev  ## Build the documentation into site/ (open site/index.html); a warning is an error
+docs: $(VENV)/.dev  ## Build the documentation into site/ (open site/index.html); warnings are errors
 	$(BIN)/zensical build --strict --clean
 
 .PHONY: notebook
@@ -131,13 +131,13 @@ release: $(VENV)/.dev  ## Build wheel and sdist into dist/, check them, and trai
 	cd dist && ../.venv-release/bin/python ../.ci/check_wheel.py
 
 .PHONY: check-gpu
-check-gpu: $(VENV)/.dev  ## Check the library on this machine's GPU: correctness, waits, speed; a table and a JSON file (8 minutes)
+check-gpu: $(VENV)/.dev  ## Check the library on this machine's GPU: correctness, synchronization, speed; a table and a JSON file (8 minutes)
 	$(BIN)/python benchmarks/cost/check_gpu.py
 
 .PHONY: bench-overhead
-bench-overhead: $(VENV)/.recipes  ## Measure what re-weighting costs: step time and peak memory against the stock Trainer
+bench-overhead: $(VENV)/.recipes  ## Measure the cost of re-weighting: step time and peak memory compared with the stock Trainer
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/cost/overhead.py
 
 .PHONY: bench-lm
-bench-lm: $(VENV)/.recipes  ## Measure token losses of language models: time and peak memory with logits, without, by others
+bench-lm: $(VENV)/.recipes  ## Measure token losses of language models: time and peak memory with logits, without, and by other libraries
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/cost/lm.py

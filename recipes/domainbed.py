@@ -7,7 +7,7 @@
 Splits, batches and augmentation are DomainBed's; `--seed` is its trial. The model is the checkpoint with the best mean accuracy
 on validation rows of the training domains, and `test_accuracy` is its accuracy on the held-out one.
 
-Every domain in turn, DomainBed's random search and its other rules of selection are for a study: see benchmarks.
+To hold out every domain in turn, or for DomainBed's random search and its other rules of selection, run a study: see benchmarks/.
 """
 
 import os

@@ -99,10 +99,10 @@ class AlgorithmArguments:
         return self.title if weighted == "ERM" else f"{self.title} + {weighted}"
 
     def trainer_settings(self, args: ReweightedTrainingArguments, domains: list[str]) -> dict[str, Any]:
-        """What the algorithm's Trainer is given beside what all are.
+        """Keyword arguments of the algorithm's Trainer, in addition to those that all algorithms share.
 
         Args:
-            args: of the training; the re-weighting in them is within the groups of GroupDRO.
+            args: arguments of the training; with GroupDRO, their re-weighting applies within the groups.
             domains: names of the training domains.
         """
         if self.algorithm == "group_dro":

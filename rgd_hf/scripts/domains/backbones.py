@@ -59,7 +59,7 @@ class BackboneArguments:
     )
     freeze_batch_norm: bool = field(
         default=True,
-        metadata={"help": "Keep the running statistics of batch normalizations as they are at the start."},
+        metadata={"help": "Do not update the running statistics of batch normalization in training."},
     )
 
 
@@ -68,11 +68,11 @@ class Backbone:
     """A kind of model and what its inputs look like.
 
     Attributes:
-        build: makes a new model for so many classes; only a classifier of another number of them is untrained.
-        mean: of the normalization of images, one number a channel.
-        std: of the normalization.
-        tokenizer: for texts.
-        processor: of images, where the model brings one; saved with it.
+        build: creates a new model for a number of classes; its classifier is untrained if it had a different number.
+        mean: mean of the normalization of images, one number per channel.
+        std: standard deviation of the normalization, one number per channel.
+        tokenizer: tokenizer, for texts.
+        processor: image processor, if the model comes with one; saved with it.
     """
 
     build: Callable[[int], nn.Module]

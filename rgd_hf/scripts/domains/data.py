@@ -48,13 +48,11 @@ class DomainArguments:
             "rotated_digits or coloured_digits: the grey images to make them of (columns image and label)."
         },
     )
-    domain_column: str = field(
-        default="domain", metadata={"help": "The column that names each row's domain."}
-    )
-    label_column: str = field(default="label", metadata={"help": "The column of the classes."})
+    domain_column: str = field(default="domain", metadata={"help": "The column with the domain of each row."})
+    label_column: str = field(default="label", metadata={"help": "The column with the classes."})
     text_column: str | None = field(
         default=None,
-        metadata={"help": "The text, where there are no images. Found by itself where it is clear."},
+        metadata={"help": "The text column, if there are no images. Inferred from the data if not given."},
     )
     image_size: int = field(default=224, metadata={"help": "Height and width of images for the model."})
     augment: bool = field(
