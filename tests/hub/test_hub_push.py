@@ -241,6 +241,24 @@ def test_a_plain_script_pushes(fresh, hub, tmp_path, settings):
     fresh("validate_card", name)
 
 
+def test_a_comparison_that_the_hub_broke_off_resumes(fresh, hub, tmp_path):
+    out = tmp_path / "broken-off"
+    argv = glue_args(out, "--compare", "--push_to_hub")
+    # The repository is asked for before all, by the Trainer of the re-weighted run, and by the push.
+    with (
+        hub.fault(r"POST /api/repos/create", 503, after=1),
+        pytest.raises(RemoteError, match="try again later"),
+    ):
+        fresh("recipe", "glue", argv)
+    erm = (out / "erm" / "model.safetensors").stat().st_mtime_ns
+    assert not (out / "kl" / "model.safetensors").exists()
+    fresh("recipe", "glue", argv)
+    assert (out / "erm" / "model.safetensors").stat().st_mtime_ns == erm, "trained again"
+    pushed = repository(hub, "broken-off").files
+    assert pushed["model.safetensors"] == (out / "kl" / "model.safetensors").read_bytes()
+    assert list(json.loads(pushed["all_results.json"])["runs"]) == ["erm", "kl"]
+
+
 UNPUSHED = {
     "create": (r"POST /api/repos/create", 503),
     "the right to write": (r"/auth-check/write", 403),

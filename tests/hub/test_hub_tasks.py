@@ -91,6 +91,23 @@ def launched(hub, home: Path, arguments: list[str], *launcher: str) -> subproces
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250)
 
 
+def test_without_a_network_a_run_needs_only_what_it_used(fresh, hub, home, tmp_path):
+    online, offline = tmp_path / "online", tmp_path / "offline"
+    fresh("recipe", "glue", glue_args(online))
+    hub.requests.clear()
+    environment = {
+        **hub.environment(home),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+    command = [sys.executable, str(ROOT / "recipes" / "glue.py"), *glue_args(offline)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr
+    assert not hub.requests
+    assert (offline / "model.safetensors").read_bytes() == (online / "model.safetensors").read_bytes()
+
+
 CHECK = """
 import sys
 from pathlib import Path
