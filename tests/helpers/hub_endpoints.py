@@ -294,9 +294,10 @@ class Handler(Request):
             if operation["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
             elif operation["key"] == "lfsFile":
-                content = self.hub.objects.get(value["oid"])
-                if content is None and self.hub.xet is not None:
+                content = None
+                if self.hub.xet is not None:
                     content = XetFile.find(self.hub.xet / name, value["oid"], value["size"])
+                content = content or self.hub.objects.get(value["oid"])
                 if content is None:
                     return self._error(400, "", f"{value['path']} was not uploaded")
                 files[value["path"]] = content

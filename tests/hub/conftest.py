@@ -186,9 +186,15 @@ def remote(hub: HubServer, home: Path) -> Iterator[Worker]:
 
 
 @pytest.fixture
-def fresh(remote: Worker, hub: HubServer) -> Worker:
-    """`remote` with an empty cache, and the server with no requests so far."""
-    remote("clear_cache")
+def ready(remote: Worker, hub: HubServer) -> Worker:
+    """`remote`, and the server with no requests and no faults so far."""
     hub.requests.clear()
     hub.faults.clear()
     return remote
+
+
+@pytest.fixture
+def fresh(ready: Worker) -> Worker:
+    """`ready`, with an empty cache."""
+    ready("clear_cache")
+    return ready

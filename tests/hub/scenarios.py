@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import datasets
 import huggingface_hub
 from datasets import Dataset
 from huggingface_hub import HfApi, ModelCard, constants
@@ -199,6 +200,15 @@ def weights_of(repository: str) -> float:
 def download(repository: str, folder: str, patterns: list[str]) -> None:
     """Get some files of a repository into a folder."""
     HfApi().snapshot_download(repository, local_dir=folder, allow_patterns=patterns)
+
+
+def offline(function: str, *arguments: Any) -> Any:
+    """Call a function of this module as with HF_HUB_OFFLINE=1, which the libraries read when they are imported."""
+    constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    try:
+        return globals()[function](*arguments)
+    finally:
+        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = False
 
 
 def by_xet(function: str, *arguments: Any) -> Any:

@@ -5,6 +5,7 @@ import re
 import pytest
 
 from tests.helpers.worker import RemoteError
+from tests.hub.test_hub_push import glue_args
 
 EVERYTHING = "."
 FAILURES = {
@@ -69,3 +70,14 @@ def test_what_was_loaded_once_needs_no_hub(fresh, hub):
         for status in ("drop", 500, 429):
             with hub.fault(EVERYTHING, status):
                 assert fresh("load", what) == found
+
+
+def test_without_a_network_a_run_needs_only_what_it_used(fresh, hub, tmp_path):
+    online, offline = tmp_path / "online", tmp_path / "offline"
+    fresh("recipe", "glue", glue_args(online))
+    hub.requests.clear()
+    fresh("offline", "recipe", "glue", glue_args(offline))
+    assert not hub.requests
+    assert (offline / "model.safetensors").read_bytes() == (online / "model.safetensors").read_bytes()
+    with pytest.raises(RemoteError, match=r"cannot be pushed to\. .*HF_HUB_OFFLINE.*Unset it"):
+        fresh("offline", "recipe", "glue", glue_args(tmp_path / "pushed", "--push_to_hub"))

@@ -43,9 +43,9 @@ def local_base(tmp_path: Path, tiny_model_files: Path) -> Path:
 
 @pytest.mark.parametrize("strategy", ["end", "every_save", "checkpoint", "all_checkpoints"])
 @pytest.mark.parametrize("lora", [False, True], ids=["model", "adapter"])
-def test_a_plain_script_pushes_nothing_of_the_machine(fresh, hub, tmp_path, local_base, strategy, lora):
+def test_a_plain_script_pushes_nothing_of_the_machine(ready, hub, tmp_path, local_base, strategy, lora):
     out = tmp_path / f"{strategy}-{lora}"
-    fresh(
+    ready(
         "plain_script",
         str(out),
         texts(12, 0),
@@ -81,17 +81,17 @@ def test_a_plain_script_pushes_nothing_of_the_machine(fresh, hub, tmp_path, loca
     assert all(str(out) in path.read_text() for path in states), "the checkpoints here are as they were"
 
 
-def test_an_adapter_of_a_folder_is_not_trained_to_be_pushed(fresh, hub, tmp_path, local_base):
+def test_an_adapter_of_a_folder_is_not_trained_to_be_pushed(ready, hub, tmp_path, local_base):
     out = tmp_path / "refused-adapter"
     with pytest.raises(RemoteError) as raised:
-        fresh("plain_script", str(out), texts(12, 0), lora=True, model=str(local_base), push_to_hub=True)
+        ready("plain_script", str(out), texts(12, 0), lora=True, model=str(local_base), push_to_hub=True)
     message = str(raised.value)
     assert raised.value.kind == "HubError" and "\n" not in message
     assert str(local_base) in message and "base_model_name_or_path = " in message
     assert not out.exists() and ("models", f"{USER}/{out.name}") not in hub.repositories
     # A script that asks only after training keeps its adapter.
     with pytest.raises(RemoteError, match="base model is a folder of this machine"):
-        fresh("plain_script", str(out), texts(12, 0), lora=True, model=str(local_base))
+        ready("plain_script", str(out), texts(12, 0), lora=True, model=str(local_base))
     assert (out / "adapter_model.safetensors").is_file()
     assert ("models", f"{USER}/{out.name}") not in hub.repositories
     assert str(tmp_path) not in (out / "README.md").read_text()

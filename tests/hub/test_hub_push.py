@@ -53,10 +53,10 @@ MODEL_FILES = {"README.md", "config.json", "model.safetensors", "tokenizer.json"
 PUSHED = MODEL_FILES | {".gitattributes", "all_results.json"}
 
 
-def test_a_recipe_pushes_its_model_and_nothing_of_the_users(fresh, hub, tmp_path):
+def test_a_recipe_pushes_its_model_and_nothing_of_the_users(ready, hub, tmp_path):
     out = tmp_path / "mine"
     options = ["--push_to_hub", "--hub_token", TOKEN, "--hard_examples", "3", "--save_predictions"]
-    record = fresh("recipe", "glue", glue_args(out, *options))
+    record = ready("recipe", "glue", glue_args(out, *options))
     pushed = repository(hub, "mine")
     assert set(pushed.files) == PUSHED
     assert pushed.messages == ["initial commit", "Training in progress, epoch 1", "End of training"]
@@ -70,42 +70,42 @@ def test_a_recipe_pushes_its_model_and_nothing_of_the_users(fresh, hub, tmp_path
     assert data["model-index"][0]["name"] == "mine" and "\n# mine\n" in text
     assert data["model-index"][0]["results"][0]["dataset"]["split"] == "validation"
     assert f'model="{USER}/mine"' in text and '"text_pair"' in text and "folder of this file" not in text
-    assert fresh("validate_card", f"{USER}/mine")["model-index"] == data["model-index"]
+    assert ready("validate_card", f"{USER}/mine")["model-index"] == data["model-index"]
     assert not secrets_in(tmp_path)
     # The same command again has nothing to do.
     hub.requests.clear()
-    fresh("recipe", "glue", glue_args(out, *options))
+    ready("recipe", "glue", glue_args(out, *options))
     before, after = (pushed.commits[i][1] for i in (2, -1))
     assert not {name for name in after if before.get(name) != after[name]}
     assert len(pushed.commits) == 3 and not [request for request in hub.requests if "nyu-mll" in request]
     # Reports go along where it is said.
-    fresh("recipe", "glue", glue_args(out, *options, "--push_data_reports"))
+    ready("recipe", "glue", glue_args(out, *options, "--push_data_reports"))
     reports = {"hard_examples.html", "hard_examples.json", "predictions.parquet"}
     assert set(pushed.files) == PUSHED | reports
 
 
-def test_a_finished_run_is_pushed_later_without_training(fresh, hub, tmp_path):
+def test_a_finished_run_is_pushed_later_without_training(ready, hub, tmp_path):
     out = tmp_path / "later"
-    fresh("recipe", "glue", glue_args(out))
+    ready("recipe", "glue", glue_args(out))
     weights = (out / "model.safetensors").stat().st_mtime_ns
     assert "`later` is the folder of this file" in (out / "README.md").read_text()
-    fresh("recipe", "glue", glue_args(out, "--push_to_hub", "--hub_model_id", "renamed"))
+    ready("recipe", "glue", glue_args(out, "--push_to_hub", "--hub_model_id", "renamed"))
     assert (out / "model.safetensors").stat().st_mtime_ns == weights
     assert repository(hub, "renamed").files["model.safetensors"] == (out / "model.safetensors").read_bytes()
     data, text = card_of(hub, "renamed")
     assert "\n# renamed\n" in text and f'model="{USER}/renamed"' in text and "folder of this file" not in text
     assert data["model-index"][0]["name"] == "renamed"
     with pytest.raises(RemoteError, match=r"run with other settings \(seed"):
-        fresh("recipe", "glue", glue_args(out, "--push_to_hub", "--seed", "1"))
+        ready("recipe", "glue", glue_args(out, "--push_to_hub", "--seed", "1"))
     with pytest.raises(RemoteError, match="already holds a finished run"):
-        fresh("recipe", "glue", glue_args(out))
+        ready("recipe", "glue", glue_args(out))
 
 
-def test_without_a_saved_model_there_is_nothing_to_push(fresh, hub, tmp_path):
+def test_without_a_saved_model_there_is_nothing_to_push(ready, hub, tmp_path):
     out = tmp_path / "no_model"
-    fresh("recipe", "glue", glue_args(out, "--save_models", "false"))
+    ready("recipe", "glue", glue_args(out, "--save_models", "false"))
     with pytest.raises(RemoteError, match=r"without its model.*--overwrite_output_dir"):
-        fresh("recipe", "glue", glue_args(out, "--push_to_hub"))
+        ready("recipe", "glue", glue_args(out, "--push_to_hub"))
 
 
 REFUSALS = {
@@ -122,11 +122,11 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("refusal", REFUSALS)
-def test_what_may_not_be_pushed_is_not_trained(fresh, hub, tmp_path, refusal):
+def test_what_may_not_be_pushed_is_not_trained(ready, hub, tmp_path, refusal):
     on, status, expected = REFUSALS[refusal]
     out = tmp_path / "refused"
     with hub.fault(on, status), pytest.raises(RemoteError) as raised:
-        fresh("recipe", "glue", glue_args(out, "--compare", "--push_to_hub"))
+        ready("recipe", "glue", glue_args(out, "--compare", "--push_to_hub"))
     assert raised.value.kind == "HubError", raised.value.trace
     assert re.search(
         rf"--push_to_hub: the repository refused cannot be pushed to\. .*{expected}", str(raised.value)
@@ -150,7 +150,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("broken", BROKEN)
-def test_a_failed_push_keeps_everything_and_the_same_command_makes_it_good(fresh, hub, tmp_path, broken):
+def test_a_failed_push_keeps_everything_and_the_same_command_makes_it_good(ready, hub, tmp_path, broken):
     on, status, options = BROKEN[broken]
     name = f"kept_{list(BROKEN).index(broken)}"
     out = tmp_path / name
@@ -168,7 +168,7 @@ def test_a_failed_push_keeps_everything_and_the_same_command_makes_it_good(fresh
         seed,
     )
     with hub.fault(on, status, **options), pytest.raises(RemoteError) as raised:
-        fresh("recipe", "glue", argv)
+        ready("recipe", "glue", argv)
     assert raised.value.kind == "HubError", raised.value.trace
     assert re.search(
         rf"not pushed to {name}; it is safe in .*same command pushes it without training", str(raised.value)
@@ -182,12 +182,12 @@ def test_a_failed_push_keeps_everything_and_the_same_command_makes_it_good(fresh
     ):
         assert (out / kept).is_file(), kept
     written = (out / "model.safetensors").stat().st_mtime_ns
-    record = fresh("recipe", "glue", argv)
+    record = ready("recipe", "glue", argv)
     assert (out / "model.safetensors").stat().st_mtime_ns == written, "trained again"
     assert set(repository(hub, name).files) == PUSHED and "eval_accuracy" in record
 
 
-def test_a_comparison_pushes_the_weighted_model_and_both_results(fresh, hub, tmp_path):
+def test_a_comparison_pushes_the_weighted_model_and_both_results(ready, hub, tmp_path):
     out = tmp_path / "both"
     options = [
         "--compare",
@@ -199,9 +199,9 @@ def test_a_comparison_pushes_the_weighted_model_and_both_results(fresh, hub, tmp
     ]
     argv = glue_args(out, *options)
     with hub.fault(r"/commit/", 500), pytest.raises(RemoteError, match="same command pushes it"):
-        fresh("recipe", "glue", argv)
+        ready("recipe", "glue", argv)
     assert (out / "all_results.json").is_file()
-    results = fresh("recipe", "glue", argv)
+    results = ready("recipe", "glue", argv)
     pushed = repository(hub, "a-title")
     assert pushed.private and set(pushed.files) == PUSHED
     assert pushed.files["model.safetensors"] == (out / "kl" / "model.safetensors").read_bytes()
@@ -213,10 +213,10 @@ def test_a_comparison_pushes_the_weighted_model_and_both_results(fresh, hub, tmp
 
 
 @pytest.mark.parametrize("settings", [{}, {"pairs": True}, {"lora": True}, {"reweighted": False}], ids=str)
-def test_a_plain_script_pushes(fresh, hub, tmp_path, settings):
+def test_a_plain_script_pushes(ready, hub, tmp_path, settings):
     out = tmp_path / "plain"
     hub.repositories.pop(("models", f"{USER}/plain"), None)
-    name = fresh(
+    name = ready(
         "plain_script",
         str(out),
         texts(12, 0),
@@ -238,10 +238,10 @@ def test_a_plain_script_pushes(fresh, hub, tmp_path, settings):
     data, text = card_of(hub, "plain")
     assert data["base_model"] == "google/bert-tiny" and data["model-index"][0]["name"] == "plain"
     assert ('"text_pair"' in text) == bool(settings.get("pairs"))
-    fresh("validate_card", name)
+    ready("validate_card", name)
 
 
-def test_a_comparison_that_the_hub_broke_off_resumes(fresh, hub, tmp_path):
+def test_a_comparison_that_the_hub_broke_off_resumes(ready, hub, tmp_path):
     out = tmp_path / "broken-off"
     argv = glue_args(out, "--compare", "--push_to_hub")
     # The repository is asked for before all, by the Trainer of the re-weighted run, and by the push.
@@ -249,10 +249,10 @@ def test_a_comparison_that_the_hub_broke_off_resumes(fresh, hub, tmp_path):
         hub.fault(r"POST /api/repos/create", 503, after=1),
         pytest.raises(RemoteError, match="try again later"),
     ):
-        fresh("recipe", "glue", argv)
+        ready("recipe", "glue", argv)
     erm = (out / "erm" / "model.safetensors").stat().st_mtime_ns
     assert not (out / "kl" / "model.safetensors").exists()
-    fresh("recipe", "glue", argv)
+    ready("recipe", "glue", argv)
     assert (out / "erm" / "model.safetensors").stat().st_mtime_ns == erm, "trained again"
     pushed = repository(hub, "broken-off").files
     assert pushed["model.safetensors"] == (out / "kl" / "model.safetensors").read_bytes()
@@ -270,37 +270,37 @@ UNPUSHED = {
 
 
 @pytest.mark.parametrize("broken", UNPUSHED)
-def test_a_plain_script_is_told_how_to_push_what_it_has(fresh, hub, tmp_path, broken):
+def test_a_plain_script_is_told_how_to_push_what_it_has(ready, hub, tmp_path, broken):
     on, status = UNPUSHED[broken]
     name = f"told-{list(UNPUSHED).index(broken)}"
     out = tmp_path / "a folder" / name
     with hub.fault(on, status), pytest.raises(RemoteError) as raised:
-        fresh("plain_script", str(out), texts(12, len(name)), seed=100 + list(UNPUSHED).index(broken))
+        ready("plain_script", str(out), texts(12, len(name)), seed=100 + list(UNPUSHED).index(broken))
     assert raised.value.kind == "HubError" and "\n" not in str(raised.value), raised.value.trace
     command = re.search(r"`hf (upload .*)`", str(raised.value))
     assert command is not None and f" {name} '" in command.group(1).replace(f"{USER}/", "")
-    fresh("command_line", command.group(1))
+    ready("command_line", command.group(1))
     pushed = repository(hub, name)
     assert set(pushed.files) == MODEL_FILES | {".gitattributes"}
     assert pushed.files["model.safetensors"] == (out / "model.safetensors").read_bytes()
 
 
-def test_a_branch_is_looked_for_before_training(fresh, hub, tmp_path):
+def test_a_branch_is_looked_for_before_training(ready, hub, tmp_path):
     out = tmp_path / "branched"
     argv = glue_args(out, "--push_to_hub", "--hub_revision", "trial/1")
     with pytest.raises(RemoteError, match=r"has no branch 'trial/1'") as raised:
-        fresh("recipe", "glue", argv)
+        ready("recipe", "glue", argv)
     assert raised.value.kind == "HubError" and not out.exists()
     command = re.search(r"`hf (repos branch create .*?)`", str(raised.value))
     assert command is not None
-    fresh("command_line", command.group(1))
-    fresh("recipe", "glue", argv)
+    ready("command_line", command.group(1))
+    ready("recipe", "glue", argv)
     pushed = repository(hub, "branched")
     assert set(pushed.branches["trial/1"][-1][1]) == PUSHED and set(pushed.files) == {".gitattributes"}
     pushed.tags["v1"] = pushed.commits[-1][0]
     for revision in ("v1", pushed.commits[-1][0]):
         with pytest.raises(RemoteError, match=r"is no branch of the repository .* tag or a commit"):
-            fresh(
+            ready(
                 "recipe",
                 "glue",
                 glue_args(tmp_path / "branched", "--push_to_hub", "--hub_revision", revision),
@@ -308,26 +308,26 @@ def test_a_branch_is_looked_for_before_training(fresh, hub, tmp_path):
 
 
 @pytest.mark.parametrize("after", [0, 1, 2], ids=["model", "between two commits", "next checkpoint"])
-def test_a_push_while_training_that_fails_does_not_end_it(fresh, hub, tmp_path, after):
+def test_a_push_while_training_that_fails_does_not_end_it(ready, hub, tmp_path, after):
     out = tmp_path / f"every-{after}"
     strategy = {"push_to_hub": True, "hub_strategy": "checkpoint", "hub_always_push": True}
     with hub.fault(r"POST .*/commit/", 500 if after else "drop", after=after, times=1):
-        fresh("plain_script", str(out), texts(12, 0), **strategy)
+        ready("plain_script", str(out), texts(12, 0), **strategy)
     assert repository(hub, out.name).messages[-1] == "End of training"
-    assert f"A checkpoint was not pushed to {USER}/{out.name}: " in fresh.log.read_text()
+    assert f"A checkpoint was not pushed to {USER}/{out.name}: " in ready.log.read_text()
 
 
-def test_a_token_that_expires_while_training(fresh, hub, tmp_path):
+def test_a_token_that_expires_while_training(ready, hub, tmp_path):
     out = tmp_path / "expired"
     strategy = {"push_to_hub": True, "hub_strategy": "every_save", "hub_always_push": True}
     with hub.fault(r"/preupload/", 401, after=1), pytest.raises(RemoteError) as raised:
-        fresh("plain_script", str(out), texts(12, 0), **strategy)
+        ready("plain_script", str(out), texts(12, 0), **strategy)
     assert raised.value.kind == "HubError", raised.value.trace
     assert re.search(r"token is missing, wrong or expired: .*It is kept in .*`hf upload ", str(raised.value))
     assert (out / "model.safetensors").is_file() and (out / "checkpoint-4").is_dir()
 
 
-def test_training_goes_on_from_a_checkpoint_on_the_hub(fresh, hub, tmp_path):
+def test_training_goes_on_from_a_checkpoint_on_the_hub(ready, hub, tmp_path):
     options = [
         "--push_to_hub",
         "--hub_strategy",
@@ -338,12 +338,12 @@ def test_training_goes_on_from_a_checkpoint_on_the_hub(fresh, hub, tmp_path):
         "1",
     ]
     out, again = tmp_path / "resumed", tmp_path / "elsewhere" / "resumed"
-    fresh("recipe", "glue", glue_args(out, *options, "--num_train_epochs", "2"))
-    fresh("download", f"{USER}/resumed", str(again), ["last-checkpoint/*"])
+    ready("recipe", "glue", glue_args(out, *options, "--num_train_epochs", "2"))
+    ready("download", f"{USER}/resumed", str(again), ["last-checkpoint/*"])
     state = json.loads((again / "last-checkpoint" / "trainer_state.json").read_text())
     (again / "last-checkpoint").rename(again / f"checkpoint-{state['global_step']}")
     before = repository(hub, "resumed").files["model.safetensors"]
-    fresh("recipe", "glue", glue_args(again, *options, "--num_train_epochs", "2"))
+    ready("recipe", "glue", glue_args(again, *options, "--num_train_epochs", "2"))
     assert (again / "model.safetensors").read_bytes() == before
 
 

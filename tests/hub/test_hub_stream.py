@@ -7,7 +7,15 @@ import pytest
 from tests.hub.conftest import TIMM
 
 SHARDS = [
-    *("--dataset_name", "acme/shards", "--streaming", "--timm_model", TIMM, "--from_scratch", "--use_cpu"),
+    *(
+        "--dataset_name",
+        "acme/shards",
+        "--streaming",
+        "--model_name_or_path",
+        f"timm/{TIMM}",
+        "--from_scratch",
+        "--use_cpu",
+    ),
     *(
         "--report_to",
         "none",
@@ -33,7 +41,8 @@ def whole(remote, hub, tmp_path_factory) -> tuple[bytes, int]:
     remote("shorten_shuffle", 4)
     hub.requests.clear()
     out = tmp_path_factory.mktemp("whole")
-    assert remote("command", "imagenet", arguments(out)) == [0, ""]
+    ended = remote("command", "imagenet", arguments(out))
+    assert ended == [0, ""], ended
     return (out / "model.safetensors").read_bytes(), sum("GET /lfs/" in request for request in hub.requests)
 
 
