@@ -64,15 +64,15 @@ class Comparison:
         shown = f"{name} {signed(found.mean)}"
         if found.low is None or found.high is None:
             return (
-                f"{method} against {self.baseline}: {shown} from one seed, which cannot tell a method from chance: "
-                "compare several seeds."
+                f"{method} against {self.baseline}: {shown} from one seed, which cannot be told from chance: compare "
+                "several seeds."
             )
         interval = f"{shown}, 95 % interval {signed(found.low)} to {signed(found.high)}, {found.n} seeds"
         if found.verdict == "tie":
             least = smallest_detectable([*self.differences(method).values()])
             return (
-                f"{method} and {self.baseline} cannot be told apart: {interval}. A true difference of {number(least)} "
-                "or more would be seen in four of five such comparisons."
+                f"No significant difference between {method} and {self.baseline}: {interval}. Four of five such "
+                f"comparisons would detect a true difference of {number(least)} or more."
             )
         better = (found.verdict == "gain") == self.greater_is_better
         return f"{method} is {'better' if better else 'WORSE'} than {self.baseline}: {interval}."

@@ -28,7 +28,7 @@ _STATUS_IN_TEXT = re.compile(r"HTTP status (?:client|server) error \((\d{3})\b")
 
 
 class HubError(RuntimeError):
-    """Something cannot be loaded from the Hub, or pushed to it. The message says what, why, and how to go on."""
+    """Something cannot be loaded from the Hub, or pushed to it. The message says what failed, why, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class HubFailure:
 
     Attributes:
         kind: `"token"`, `"access"`, `"name"`, `"network"`, `"offline"`, `"busy"`, `"server"`, `"disk"` or `"refused"`.
-        said: what the server or the network said: a sentence.
-        remedy: what to do: one or two sentences.
+        said: message of the server or the network, a sentence.
+        remedy: what to do, one or two sentences.
     """
 
     kind: str
@@ -53,12 +53,12 @@ def find_failure(error: BaseException, page: str = "", writing: bool = False) ->
     """The failure of the Hub or of the network behind an exception.
 
     Args:
-        error: as it was raised by huggingface_hub, datasets or transformers.
-        page: the path of what was asked for on the Hub, `owner/name` or `datasets/owner/name`.
-        writing: whether something was to be changed on the Hub (created, pushed), or only read.
+        error: exception raised by huggingface_hub, datasets or transformers.
+        page: path of the requested repository on the Hub, `owner/name` or `datasets/owner/name`.
+        writing: whether the request was to change something on the Hub (create, push) rather than read.
 
     Returns:
-        None where neither has a part in it.
+        The failure; None if the Hub and the network are not the cause.
     """
     chain = list(_chain(error))
     for one in chain:
@@ -151,7 +151,7 @@ def _by_status(status: int, message: str, writing: bool, wait: str | None = None
         more = "" if get_token() else " Requests with a token (`hf auth login`) have a higher limit."
         return HubFailure("busy", said, f"Too many requests were made: wait {wait}, then try again.{more}")
     if status >= 500 or status == 408:
-        return HubFailure("server", said, "The server has a problem of its own: try again later.")
+        return HubFailure("server", said, "The server has an internal error: try again later.")
     return HubFailure(
         "refused", said, "The request was refused: try again, or with newer versions of the libraries."
     )

@@ -55,16 +55,16 @@ MODEL_FILES = (
 
 
 NOT_PUSHED = ("_*", f"{PREFIX_CHECKPOINT_DIR}-*", TRAINING_ARGS_NAME, TRAINER_STATE_NAME, "*tfevents*")
-"""Files of an output directory that no push takes along, as patterns: checkpoints, and what tells of the machine.
+"""Files of an output directory that are never pushed, as patterns: checkpoints, and files that describe the machine.
 
 The Trainer's state and arguments hold paths, the names and the content of TensorBoard's logs its host name and paths.
 """
 
 
 class PushMixin(TrainerBase):
-    """Adds to the Trainer's pushes: checks before training, nothing of the machine, and errors that say what to do.
+    """Adds to the Trainer's pushes: checks before training, nothing about the machine, and errors that say what to do.
 
-    `push_to_hub` takes along what the Trainer's does, but for `NOT_PUSHED`; the output directory keeps the pickled training
+    `push_to_hub` pushes what the Trainer's does, except `NOT_PUSHED`; the output directory keeps the pickled training
     arguments, which hold paths and need `rgd_hf` to be read, as `_training_args.bin`. A checkpoint that is pushed while
     training (`hub_strategy`) is the saved model alone, in the repository's root; with `"checkpoint"` and
     `"all_checkpoints"` also the folder to resume from: model, optimizer, scheduler, random states, and `trainer_state.json`
@@ -98,7 +98,7 @@ class PushMixin(TrainerBase):
         private: bool | None = None,
         **kwargs: Any,
     ) -> Any:
-        """As the Trainer's, which see; but the model is saved before the Hub is asked anything.
+        """As the Trainer's; the model is saved before the Hub is contacted.
 
         Raises:
             HubError: the Hub refused, or could not be reached. The model is saved nevertheless.
@@ -243,8 +243,8 @@ def check_may_write(repository: str, token: str | None = None, revision: str | N
     """Ask the Hub whether the token may push to a branch of an existing repository: creating it again tells nothing.
 
     Args:
-        repository: `owner/name`.
-        token: by default the one that is logged in.
+        repository: name of the repository, `owner/name`.
+        token: access token; by default the one that is logged in.
         revision: a branch or a pull request (`refs/pr/N`, whose rights are its own); by default the main branch.
 
     Raises:
@@ -270,7 +270,7 @@ def check_may_write(repository: str, token: str | None = None, revision: str | N
         refs = api.list_repo_refs(repository, token=token)
         if revision not in {branch.name for branch in refs.branches} and not own_rights:
             raise HubError(
-                f"{revision!r} is no branch of the repository {repository}, but a tag or a commit, which cannot be pushed to: "
+                f"{revision!r} is not a branch of the repository {repository}, but a tag or a commit, which cannot be pushed to: "
                 "name a branch with --hub_revision."
             )
 

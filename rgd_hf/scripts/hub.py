@@ -1,4 +1,4 @@
-"""Data sets and pretrained models from the Hugging Face Hub, a cache or a directory, with errors that say how to go on."""
+"""Data sets and pretrained models from the Hugging Face Hub, a cache or a directory, with errors that say what to do."""
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -38,11 +38,11 @@ def load_hub_dataset(
 
     Args:
         name: `owner/name`.
-        config: its configuration (subset).
-        local_hint: how this recipe is given local files, e.g. `"--dataset_dir DIR"`.
-        splits: the splits that are used, each as its possible names, best first; nothing else is downloaded where the
-            data set keeps its splits in files of their own. None for all.
-        streaming: read it while training instead of downloading it before.
+        config: configuration (subset) of the data set.
+        local_hint: the recipe's options for local files, e.g. `"--dataset_dir DIR"`.
+        splits: the splits that are used, each as a list of possible names, best first; nothing else is downloaded if the
+            data set has separate files for its splits. None for all.
+        streaming: whether to read the data during training instead of downloading it first.
 
     Returns:
         A `DatasetDict` (streaming: an `IterableDatasetDict`), with at least those of `splits` that there are.

@@ -1,4 +1,4 @@
-"""Pushing a finished run to the Hub: what goes along, and nothing else."""
+"""Pushing a finished run to the Hub: a fixed list of files, and nothing else."""
 
 import json
 from collections.abc import Mapping
@@ -24,13 +24,13 @@ DATA_REPORTS = (f"{HARD_EXAMPLES}.html", f"{HARD_EXAMPLES}.json", f"{PREDICTIONS
 
 @dataclass(frozen=True)
 class Push:
-    """Where a run is pushed to, and what goes along.
+    """Where a run is pushed to, and which files.
 
     Attributes:
         folder: the folder of the run.
         args: its training arguments, with `hub_model_id`, `hub_token`, `hub_private_repo` and `hub_revision`.
         results: content of `all_results.json`.
-        data_reports: whether reports on single samples (`DATA_REPORTS`) go along.
+        data_reports: whether reports on single samples (`DATA_REPORTS`) are pushed too.
     """
 
     folder: Path

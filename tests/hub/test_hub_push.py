@@ -299,7 +299,7 @@ def test_a_branch_is_looked_for_before_training(ready, hub, tmp_path):
     assert set(pushed.branches["trial/1"][-1][1]) == PUSHED and set(pushed.files) == {".gitattributes"}
     pushed.tags["v1"] = pushed.commits[-1][0]
     for revision in ("v1", pushed.commits[-1][0]):
-        with pytest.raises(RemoteError, match=r"is no branch of the repository .* tag or a commit"):
+        with pytest.raises(RemoteError, match=r"is not a branch of the repository .* tag or a commit"):
             ready(
                 "recipe",
                 "glue",

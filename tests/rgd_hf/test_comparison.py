@@ -140,14 +140,14 @@ def scores(*differences, metric="eval_accuracy", greater=True) -> Comparison:
         (scores(0.02, 0.021, 0.019), "better"),
         (scores(-0.02, -0.021, -0.019), "WORSE"),
         (scores(-0.02, -0.021, -0.019, metric="eval_loss", greater=False), "better"),
-        (scores(0.02, -0.02, 0.01), "cannot be told apart"),
+        (scores(0.02, -0.02, 0.01), "No significant difference"),
         (scores(0.5), "one seed"),
     ],
 )
 def test_the_verdict_follows_interval_and_direction(comparison, word):
     verdict = comparison.verdict("RGD")
     assert word in verdict and verdict in str(comparison)
-    others = {"better", "WORSE", "cannot be told apart", "one seed"} - {word}
+    others = {"better", "WORSE", "No significant difference", "one seed"} - {word}
     assert not any(other in verdict for other in others)
 
 
