@@ -10,8 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import hypothesis
+import pandas as pd
 import pytest
 from transformers import TrainingArguments
+
+from tests.helpers.recipes import WORDS
+from tests.helpers.tiny_models import save_bert
 
 # How long an example takes says more about the machine than about the code.
 hypothesis.settings.register_profile("any machine", deadline=None)
@@ -47,3 +51,27 @@ def fast_garbage_collection():
     """Every train() collects garbage; what importing left behind is not worth looking through each time."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A directory that `from_pretrained` takes: configuration, random weights, tokenizer."""
+    return save_bert(tmp_path_factory.mktemp("tiny_bert"), WORDS)
+
+
+@pytest.fixture
+def write_rows(tmp_path: Path) -> Callable[[str, list[dict]], str]:
+    """Write rows into a file of the temporary folder; the suffix decides the format."""
+
+    def write(name: str, rows: list[dict]) -> str:
+        path = tmp_path / name
+        frame = pd.DataFrame(rows)
+        if path.suffix == ".csv":
+            frame.to_csv(path, index=False)
+        elif path.suffix == ".parquet":
+            frame.to_parquet(path)
+        else:
+            frame.to_json(path, orient="records", lines=path.suffix == ".jsonl")
+        return str(path)
+
+    return write

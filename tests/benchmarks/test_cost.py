@@ -1,49 +1,13 @@
 """Re-weighting never waits for the device between two logs: no `.item()` of ours, nor anything that becomes one."""
 
-from collections import Counter
-
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer
 
 from rgd_hf import ReweightedTrainer
 from rgd_hf.weightings.choice import by_losses_alone
+from tests.helpers.operators import CountSteps, CountWaits
 from tests.helpers.tiny import classification_data, tiny_bert
-
-# `nonzero` is what indexing with a mask becomes: its output's shape depends on the data.
-WAITING = {
-    "aten::_local_scalar_dense",
-    "aten::nonzero",
-    "aten::is_nonzero",
-    "aten::equal",
-    "aten::masked_select",
-}
-
-
-class CountWaits(TorchDispatchMode):
-    """Counts the operators after which the host has to wait for the device."""
-
-    def __init__(self):
-        super().__init__()
-        self.counts = Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func._schema.name in WAITING:
-            self.counts[func._schema.name] += 1
-        return func(*args, **(kwargs or {}))
-
-
-class CountSteps(TrainerCallback):
-    """Counts from the second optimizer step on (the first checks the labels) and leaves out the last, which logs."""
-
-    def __init__(self, mode):
-        self.mode = mode
-        self.per_step = []
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self.per_step.append(self.mode.counts)
-        self.mode.counts = Counter()
 
 
 def llama():

@@ -12,7 +12,7 @@ from benchmarks.report.selection import by_rule
 from benchmarks.report.summary import difference
 from benchmarks.study import __main__ as study
 from tests.helpers.domains import blobs
-from tests.recipes.conftest import sentences, tiny_model_dir, write_rows  # noqa: F401  (fixtures)
+from tests.helpers.recipes import sentences
 
 METHODS = {
     "erm": {"options": {"reweighting": "none"}},
@@ -36,7 +36,7 @@ def run(tmp_path, datasets, methods=METHODS):
     return found
 
 
-def test_texts_and_images(tmp_path, tiny_model_dir, write_rows):  # noqa: F811
+def test_texts_and_images(tmp_path, tiny_model_dir, write_rows):
     text = {
         "recipe": "recipes/glue.py",
         "kind": "text",

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import NamedTuple
 
+import pytest
 import torch
 from cut_cases import GLOBAL_BATCH, STEPS, Setting
 from cut_tasks import Collator, make_data, make_model, oracle_losses
@@ -108,3 +109,20 @@ def _eval_loss(setting: Setting, model) -> float:
     data = make_data(setting.task, EVAL_SAMPLES, seed=1)
     losses, valid = oracle_losses(setting.task, model.eval(), Collator()(data))
     return losses[valid].mean().item()
+
+
+def check(setting: Setting, found: Trajectory) -> None:
+    """The trajectory that was found is that of `brute_force`."""
+    expected = brute_force(setting)
+    torch.testing.assert_close(found.start, expected.start, rtol=0, atol=0)
+    moved = (expected.parameters - expected.start).norm()
+    assert moved > 0.3, "a trajectory that goes nowhere proves nothing"
+    assert (found.parameters - expected.parameters).norm() / expected.parameters.norm() < 1e-5
+    assert (found.parameters - expected.parameters).norm() / moved < 1e-5
+    assert len(found.logs) == len(expected.logs)
+    for step, (logged, right) in enumerate(zip(found.logs, expected.logs), start=1):
+        for name, value in right.items():
+            assert logged[name] == pytest.approx(value, rel=1e-4), f"{name} of step {step}"
+    if found.train_loss:
+        assert found.train_loss == pytest.approx(expected.train_loss, rel=1e-5)
+    assert found.eval_loss == pytest.approx(expected.eval_loss, rel=1e-5)

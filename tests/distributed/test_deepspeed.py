@@ -10,8 +10,8 @@ import importlib.util
 
 import pytest
 import torch
+from brute_force import check
 from cut_cases import ZERO_SETTINGS
-from test_cuts import check
 from transformers import TrainingArguments
 
 from rgd_hf.gradients import check_gradients_can_be_rescaled

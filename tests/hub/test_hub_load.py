@@ -5,7 +5,7 @@ import re
 import pytest
 
 from tests.helpers.worker import RemoteError
-from tests.hub.test_hub_push import glue_args
+from tests.hub.pushed import glue_args
 
 EVERYTHING = "."
 FAILURES = {

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.hub_server import HOST, TOKEN, USER
-from tests.helpers.worker import ROOT, RemoteError
+from tests.helpers.worker import RemoteError
 from tests.hub.conftest import texts
-from tests.hub.test_hub_push import MODEL_FILES, card_of, repository
+from tests.hub.pushed import MODEL_FILES, card_of, leaks, repository
 
 RESUMED = [
     "optimizer.pt",
@@ -18,17 +18,6 @@ RESUMED = [
     "trainer_state.json",
     "weight_statistics.safetensors",
 ]
-OF_THE_MACHINE = {"home": str(Path.home()), "project": str(ROOT), "host": HOST, "token": TOKEN}
-
-
-def leaks(repository, *folders: Path) -> list[str]:
-    """The files of all commits whose name or content tells of this machine, or of these folders."""
-    hidden = [text.encode() for text in (*OF_THE_MACHINE.values(), *map(str, folders))]
-    return [
-        name
-        for name, content in repository.content.items()
-        if any(text in content or text in name.encode() for text in hidden)
-    ]
 
 
 @pytest.fixture

@@ -5,52 +5,11 @@ import re
 from pathlib import Path
 
 import pytest
-import yaml
 
 from tests.helpers.hub_server import TOKEN, USER
 from tests.helpers.worker import RemoteError
 from tests.hub.conftest import texts
-
-TINY = [
-    "--model_name_or_path",
-    "google/bert-tiny",
-    "--max_seq_length",
-    "16",
-    "--use_cpu",
-    "--report_to",
-    "none",
-]
-TINY += [
-    "--disable_tqdm",
-    "true",
-    "--num_train_epochs",
-    "1",
-    "--per_device_train_batch_size",
-    "8",
-    "--logging_steps",
-    "1",
-]
-
-
-def glue_args(output_dir: Path, *options: str) -> list[str]:
-    return ["--task_name", "mrpc", *TINY, "--output_dir", str(output_dir), *options]
-
-
-def repository(hub, name: str):
-    return hub.repositories["models", f"{USER}/{name}"]
-
-
-def card_of(hub, name: str) -> tuple[dict, str]:
-    _, front, text = repository(hub, name).files["README.md"].decode().split("---\n", 2)
-    return yaml.safe_load(front), text
-
-
-def secrets_in(folder: Path) -> list[str]:
-    return [str(path) for path in folder.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
-
-
-MODEL_FILES = {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
-PUSHED = MODEL_FILES | {".gitattributes", "all_results.json"}
+from tests.hub.pushed import MODEL_FILES, PUSHED, card_of, glue_args, repository, secrets_in
 
 
 def test_a_recipe_pushes_its_model_and_nothing_of_the_users(ready, hub, tmp_path):

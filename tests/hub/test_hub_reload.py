@@ -11,8 +11,7 @@ import pytest
 from tests.helpers.hub_server import TOKEN, USER
 from tests.helpers.worker import ROOT, RemoteError
 from tests.hub.conftest import texts
-from tests.hub.test_hub_privacy import leaks
-from tests.hub.test_hub_push import PUSHED, card_of, glue_args, repository, secrets_in
+from tests.hub.pushed import PUSHED, card_of, glue_args, leaks, repository, secrets_in
 
 PIPELINES = {
     "launched": ("text-classification", {"text": "word1 good", "text_pair": "word2 bad"}),

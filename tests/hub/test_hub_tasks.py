@@ -7,8 +7,7 @@ import pytest
 from tests.helpers.hub_server import TOKEN, USER
 from tests.helpers.worker import RemoteError
 from tests.hub.conftest import TIMM
-from tests.hub.test_hub_privacy import leaks
-from tests.hub.test_hub_push import card_of, repository, secrets_in
+from tests.hub.pushed import card_of, leaks, repository, secrets_in
 
 SMALL = ["--use_cpu", "--report_to", "none", "--disable_tqdm", "true", "--per_device_train_batch_size", "4"]
 SMALL += ["--max_steps", "2", "--eval_strategy", "no", "--save_strategy", "no", "--logging_steps", "1"]

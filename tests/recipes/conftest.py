@@ -1,14 +1,11 @@
 """A tiny BERT with a tiny tokenizer on disk, and small files of sentences that it can learn."""
 
 import gc
-from collections.abc import Callable
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
-from helpers.recipes import WORDS, sentences
-from helpers.tiny_models import save_bert
+from helpers.recipes import sentences
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -18,30 +15,6 @@ def frozen_imports():
     gc.freeze()
     yield
     gc.unfreeze()
-
-
-@pytest.fixture(scope="session")
-def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A directory that `from_pretrained` takes: configuration, random weights, tokenizer."""
-    return save_bert(tmp_path_factory.mktemp("tiny_bert"), WORDS)
-
-
-@pytest.fixture
-def write_rows(tmp_path: Path) -> Callable[[str, list[dict]], str]:
-    """Write rows into a file of the temporary folder; the suffix decides the format."""
-
-    def write(name: str, rows: list[dict]) -> str:
-        path = tmp_path / name
-        frame = pd.DataFrame(rows)
-        if path.suffix == ".csv":
-            frame.to_csv(path, index=False)
-        elif path.suffix == ".parquet":
-            frame.to_parquet(path)
-        else:
-            frame.to_json(path, orient="records", lines=path.suffix == ".jsonl")
-        return str(path)
-
-    return write
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from transformers import (
 import imagenet
 from benchmarks.cost import image_throughput
 from benchmarks.images import hard_versions
+from helpers.images import parquet
 from helpers.recipes import TINY, launch, tiny
 from rgd_hf.contrib import SetupError
 from rgd_hf.scripts.errors import UserError
@@ -373,8 +374,6 @@ def test_models_that_cannot_be(options, message):
 
 
 def test_streamed_parquet(tmp_path):
-    from tests.recipes.test_imagenet_data import parquet
-
     for split, count in (("train", 48), ("validation", 20)):
         parquet(tmp_path / f"{split}.parquet", [i % 3 for i in range(count)])
     options = tiny(tmp_path / "out", "--streaming", "--class_names", "a", "b", "c", "--max_steps", "4")

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from transformers import EvalPrediction
 from transformers.image_utils import load_image
 
+from helpers.images import encoded, parquet
 from rgd_hf.scripts.errors import UserError
 from rgd_hf.scripts.vision.augmentation import (
     PRESETS,
@@ -39,12 +40,6 @@ from rgd_hf.scripts.vision.metrics import keep_best_classes, make_image_metrics
 from rgd_hf.scripts.vision.sets import ImageSet, digits, read_folder
 
 DATA_CONFIG = {"input_size": (3, 8, 8), "mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic"}
-
-
-def encoded(image: Image.Image, kind: str = "PNG") -> dict:
-    file = io.BytesIO()
-    image.save(file, kind)
-    return {"bytes": file.getvalue(), "path": None}
 
 
 def in_memory(count: int, classes: int = 4, seed: int = 0) -> ImageSet:
@@ -193,12 +188,6 @@ def test_validation_classes_follow_the_training_classes(tmp_path):
     write_folder(tmp_path / "val" / "d", {"inner": 1})
     with pytest.raises(UserError, match="classes that the training data lacks: 'd'"):
         load_image_sets(ImageDataArguments(data_dir=str(tmp_path)))
-
-
-def parquet(path: Path, labels: list, column: str = "label") -> str:
-    rows = [{"image": encoded(Image.new("L", (6, 6), i)), column: label} for i, label in enumerate(labels)]
-    Dataset.from_list(rows).to_parquet(path)
-    return str(path)
 
 
 @pytest.mark.parametrize("labels", [[0, 1, 2, 1], ["x", "y", "z", "y"]])

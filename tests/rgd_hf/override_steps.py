@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_overrides import data, unreduced
+from override_batches import data, unreduced
 from transformers import Trainer
 
 from rgd_hf import ReweightedTrainer, ReweightingMixin, rgd_weights

@@ -4,7 +4,6 @@ import logging
 
 import pytest
 import torch
-from test_linear_losses import Largest
 from torch import nn
 from torch.nn import functional as F
 from transformers import (
@@ -24,6 +23,7 @@ from transformers import (
 
 from rgd_hf import ReweightedTrainer, rgd_surrogate
 from rgd_hf.heads import FusedHead
+from tests.helpers.operators import Largest
 from tests.helpers.releases import compiles
 from tests.helpers.tiny import parameters_of
 

@@ -16,8 +16,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 from rgd_hf import HardExamplesMixin, ReweightedTrainer, ReweightedTrainingArguments
 from rgd_hf.items import Items
 from rgd_hf.observers.hard_examples import add_by_sample
-from tests.benchmarks.test_cost import CountSteps, CountWaits
+from tests.helpers.operators import CountSteps, CountWaits
 from tests.helpers.tiny import classification_data, tiny_bert
+from tests.helpers.varied import pad, varied_data
 
 
 class RecordingTrainer(HardExamplesMixin, ReweightedTrainer):
@@ -36,28 +37,6 @@ class RecordingTrainer(HardExamplesMixin, ReweightedTrainer):
                 mean = items.losses[row][valid].mean().item(), weights[row][valid].mean().item()
                 self.visits[key].append(mean)
         return weights
-
-
-def varied_data(n: int, seed: int = 0) -> list[dict]:
-    """Sentences of several lengths, none twice; the collator pads."""
-    rows = classification_data(n, seed=seed)
-    for number, row in enumerate(rows):
-        row["input_ids"] = torch.cat(
-            [torch.tensor([number % 50, number // 50]), row["input_ids"][: number % 5]]
-        )
-        row["attention_mask"] = torch.ones_like(row["input_ids"])
-    return rows
-
-
-def pad(examples: list[dict]) -> dict[str, torch.Tensor]:
-    """A collator that knows nothing but its own columns."""
-    batch = {}
-    for name, value in (("input_ids", 0), ("attention_mask", 0), ("labels", -100)):
-        columns = [torch.as_tensor(example[name]).reshape(-1) for example in examples]
-        batch[name] = torch.nn.utils.rnn.pad_sequence(columns, batch_first=True, padding_value=value)
-    if batch["labels"].shape[1] == 1:
-        batch["labels"] = batch["labels"][:, 0]
-    return batch
 
 
 def by_hand(trainer: RecordingTrainer, data: list[dict]) -> list[tuple[int, float, float, int]]:
@@ -245,7 +224,7 @@ TWO_PROCESSES = """
 import json, sys
 from dataclasses import astuple
 from pathlib import Path
-from test_hard_examples import pad, varied_data
+from tests.helpers.varied import pad, varied_data
 from tests.helpers.tiny import tiny_bert
 from rgd_hf import HardExamplesMixin, ReweightedTrainer, ReweightedTrainingArguments
 

@@ -5,7 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from test_heads_equal_models import (
+from torch.nn import functional as F
+
+from rgd_hf.heads import Head, find_head, logits_of
+from tests.helpers.head_oracle import (
     BATCH,
     CLASSES,
     TOKENS,
@@ -15,9 +18,6 @@ from test_heads_equal_models import (
     text_batch,
     token_labels,
 )
-from torch.nn import functional as F
-
-from rgd_hf.heads import Head, find_head, logits_of
 
 
 def head_of(model: Any) -> Head:

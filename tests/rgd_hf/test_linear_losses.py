@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from rgd_hf import linear_losses
 from rgd_hf.linear_losses import chunked_token_losses, linear_token_losses
+from tests.helpers.operators import Largest
 
 TOKENS, SIZE, VOCABULARY = 23, 8, 700
 
@@ -153,21 +153,6 @@ def test_dropout_inside_the_head_is_drawn_again_as_it_was():
     )
     expected = run(chunk_by_chunk)
     torch.testing.assert_close(found, expected)
-
-
-class Largest(TorchDispatchMode):
-    """Remembers the number of elements of the largest tensor that any operator made."""
-
-    def __init__(self):
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, (tuple, list)) else [result]:
-            if isinstance(tensor, torch.Tensor):
-                self.elements = max(self.elements, tensor.numel())
-        return result
 
 
 @pytest.mark.parametrize(("way", "most"), [(tiled, 64 * TOKENS), (chunked, 5 * VOCABULARY)])

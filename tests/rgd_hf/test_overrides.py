@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from override_batches import SAMPLES, assert_same_gradient, data, unreduced
 from override_cases import BY_ITSELF, CASES, CountsOtherwise, OwnLoss, StepsTwice
 from torch.nn import functional as F
 from transformers import Trainer
@@ -9,7 +10,6 @@ from transformers import Trainer
 from rgd_hf import HardExamplesMixin, ReweightedTrainer, ReweightingMixin, rgd_weights
 from rgd_hf.weightings import GroupDRO
 from tests.helpers.tiny import (
-    classification_data,
     gradients_of,
     parameters_of,
     relative_error,
@@ -17,21 +17,8 @@ from tests.helpers.tiny import (
     tiny_bert,
 )
 
-SAMPLES = 12
 CLASS_WEIGHTS = [1.0, 3.0, 0.5]
 CUTS = [(12, 1), (5, 3)]
-
-
-def data(sample_weight=False):
-    rows = classification_data(SAMPLES)
-    for i, row in enumerate(rows):
-        if sample_weight:
-            row["sample_weight"] = torch.tensor(float(i % 3))
-    return rows
-
-
-def unreduced(outputs, labels):
-    return F.cross_entropy(outputs.logits, labels, reduction="none")
 
 
 SETTINGS = {
@@ -79,11 +66,6 @@ def expected_gradient(case, setting):
     model = tiny_bert()
     case.expected(lambda: objective_of(model, setting), model).backward()
     return gradients_of(model)
-
-
-def assert_same_gradient(found, expected):
-    # The parameters are float32 numbers of size 1, of which the step of 1e-2 keeps some five digits.
-    assert relative_error(found, expected) < 1e-4
 
 
 def left_of_ours(cls):

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from override_batches import SAMPLES, assert_same_gradient, data, unreduced
 from override_cases import OwnLoss
 from override_steps import (
     BEHIND,
@@ -20,7 +21,6 @@ from override_steps import (
     refuses,
     trainer_of,
 )
-from test_overrides import SAMPLES, assert_same_gradient, data, unreduced
 from transformers import Trainer, TrainerCallback
 
 from rgd_hf import ReweightedTrainer, ReweightingMixin

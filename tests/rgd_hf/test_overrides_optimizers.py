@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from override_batches import assert_same_gradient
 from override_steps import (
     BEHIND,
     CUTS,
@@ -16,7 +17,6 @@ from override_steps import (
     refuses,
     trainer_of,
 )
-from test_overrides import assert_same_gradient
 
 # --- optimizers that take steps by themselves ------------------------------------------------------------------------
 
