@@ -18,7 +18,7 @@ from rgd_hf.gradients import gradients_can_be_rescaled, rescale_gradients
 from rgd_hf.items import reference_at_level
 from rgd_hf.loss_sources import HeadLosses
 from rgd_hf.overrides import in_front, set_on
-from rgd_hf.step_guard import LossCall, StepGuardMixin
+from rgd_hf.step_guard import LossCall, Passes, StepGuardMixin
 
 
 class OptimizerStepMixin(StepGuardMixin):
@@ -130,6 +130,7 @@ class OptimizerStepMixin(StepGuardMixin):
         masses, total = self._counted or ({}, None)
         rescales = self._rescales or (self._accumulates and total is None)
         self._check_once_a_micro_batch(model, rescales)
+        self._check_parts(self._passes, inputs, "training_step")
         mass = masses.get(id(inputs))
         if rescales:
             # Any number that is the same on every process will do where the gradients are rescaled afterwards.
@@ -138,7 +139,7 @@ class OptimizerStepMixin(StepGuardMixin):
             mass = total = None
         self._scale_pending = rescales
         with ExitStack() as stack:
-            calls = stack.enter_context(self._loss_calls_counted(mass, total))
+            calls = stack.enter_context(self._loss_calls_counted(inputs, mass, total))
             if rescales and total is not None:
                 stack.enter_context(self._rescaled_after_backward(model, calls, total))
             loss = super().training_step(model, inputs, num_items_in_batch)
@@ -178,20 +179,21 @@ class OptimizerStepMixin(StepGuardMixin):
 
     @contextmanager
     def _loss_calls_counted(
-        self, mass: Tensor | None, num_items: Tensor | int | None
+        self, batch: Any, mass: Tensor | None, num_items: Tensor | int | None
     ) -> Iterator[list[LossCall]]:
         """Inside, what the outermost `compute_loss` returns is multiplied by the micro-batch's share of the step."""
-        compute_loss = self.compute_loss
+        compute_loss, passes = self.compute_loss, Passes(batch)
         calls: list[LossCall] = []
 
-        def share_of_step(*args: Any, **kwargs: Any) -> Any:
+        def share_of_step(model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
             if self._loss_call is not None:
-                return compute_loss(*args, **kwargs)
+                return compute_loss(model, inputs, *args, **kwargs)
+            self._check_parts(passes, inputs, "training_step")
             # Means over this batch are what is multiplied by its share.
             kwargs = {**kwargs, "num_items_in_batch": None} if "num_items_in_batch" in kwargs else kwargs
-            self._loss_call = call = LossCall(mass)
+            self._loss_call = call = LossCall(mass, inputs)
             try:
-                returned = compute_loss(*args[:3], *(None for _ in args[3:]), **kwargs)
+                returned = compute_loss(model, inputs, *args[:1], *(None for _ in args[1:]), **kwargs)
             finally:
                 self._loss_call = None
             calls.append(call)

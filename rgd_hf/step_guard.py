@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
+from transformers.trainer_pt_utils import find_batch_size
 
 from rgd_hf.data import SAMPLE_WEIGHT
 from rgd_hf.overrides import Override, behind, in_front, set_on
@@ -22,6 +23,25 @@ _UNREDUCED = (
 )
 
 
+class Passes:
+    """The passes that a user's code makes over one batch.
+
+    Args:
+        inputs: the batch.
+    """
+
+    def __init__(self, inputs: Any):
+        self.size = find_batch_size(inputs)
+        self.largest = 0
+        self.number = 0
+
+    def in_parts(self, inputs: Any) -> bool:
+        """Whether with this one there are several, all over fewer samples than the batch has."""
+        self.number += 1
+        self.largest = max(self.largest, find_batch_size(inputs) or 0)
+        return self.number > 1 and self.size is not None and 0 < self.largest < self.size
+
+
 class LossCall:
     """One call of the outermost `compute_loss`, by whoever runs the backward pass.
 
@@ -30,10 +50,12 @@ class LossCall:
         losses: what this package's `compute_loss` returned in it, once or several times.
         scale_known: whether the caller has since asked whether the loss is scaled (`loss_is_scaled_for_ga`).
         used: whether the backward pass came to one of `losses`.
+        passes: that it makes over the batch.
     """
 
-    def __init__(self, mass: Tensor | None):
+    def __init__(self, mass: Tensor | None, inputs: Any):
         self.mass = mass
+        self.passes = Passes(inputs)
         self.losses: list[Tensor] = []
         self.scale_known = False
         self.used = False
@@ -60,6 +82,8 @@ class StepGuardMixin(TrainerBase):
     _loss_call: LossCall | None = None
     # Whether the outermost training_step of a training is under way.
     _in_training_step = False
+    # The passes of the outermost training_step under way.
+    _passes: Passes | None = None
     # Whether the loss of this package was asked for since the step began.
     _weighed = False
     # Whether the gradients still lack the scale of the whole step.
@@ -94,12 +118,13 @@ class StepGuardMixin(TrainerBase):
         """Inside, a training sees what its overrides make of batches, micro-batches and steps of an optimizer."""
         outermost_step, outermost_batches = self.training_step, self.get_batch_samples
 
-        def training_step(*args: Any, **kwargs: Any) -> Tensor:
+        def training_step(model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
             self._in_training_step, self._weighed = True, False
+            self._passes = Passes(inputs)
             try:
-                loss = outermost_step(*args, **kwargs)
+                loss = outermost_step(model, inputs, *args, **kwargs)
             finally:
-                self._in_training_step = False
+                self._in_training_step, self._passes = False, None
             self._stop_if_not_weighed("training_step")
             return loss
 
@@ -149,9 +174,11 @@ class StepGuardMixin(TrainerBase):
         if not self._accumulates or self.accelerator.sync_gradients:
             return
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
-            return  # They keep the gradients elsewhere.
+            return  # They have hooks of their own, and keep the gradients elsewhere.
         assert self.model is not None
-        if not any(parameter.grad is not None for parameter in self.model.parameters()):
+        parameters = list(self.model.parameters())
+        hooked = any(getattr(p, "_post_accumulate_grad_hooks", None) or p._backward_hooks for p in parameters)
+        if hooked and all(parameter.grad is None for parameter in parameters):
             raise NotImplementedError(
                 "The gradients of a micro-batch are gone after its backward pass, as where hooks on the parameters take "
                 f"a step of their own, so that nothing accumulates: {_ONE_BATCH}."
@@ -174,6 +201,17 @@ class StepGuardMixin(TrainerBase):
             "calls compute_loss by itself, so that the share of its loss in the accumulated step is not known",
             _ONE_BATCH,
         )
+
+    def _check_parts(self, passes: Passes | None, inputs: Any, method: str) -> None:
+        """Raise where a batch is divided, so that the means over its parts do not add up to the mean over it."""
+        if passes is not None and passes.in_parts(inputs):
+            raise self._refusal(
+                method,
+                "divides the batch and asks for the loss of each part, which is a mean over the part, so that the share of "
+                "each in the step is not known",
+                "leave the division to a smaller per_device_train_batch_size with more gradient_accumulation_steps, or do "
+                "it in compute_per_sample_losses(self, model, inputs), which returns one loss per sample",
+            )
 
     def _check_calls(self, calls: list[LossCall]) -> None:
         if not any(call.losses for call in calls):

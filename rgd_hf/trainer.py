@@ -206,6 +206,10 @@ class ReweightingMixin(
             inputs = {k: v for k, v in inputs.items() if k != SAMPLE_WEIGHT}
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         plain = self._is_plain()
+        if not plain and self._loss_call is not None:
+            self._check_parts(self._loss_call.passes, columns, "compute_loss")
+        elif not plain and self._trains_by_itself:
+            self._check_parts(self._passes, columns, "training_step")
         smoothing = 0.0 if plain else self.args.label_smoothing_factor
         batch = source.run(
             model, inputs, smoothing, not self.args.fused_lm_head or self._shows(return_outputs)

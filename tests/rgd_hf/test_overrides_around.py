@@ -97,6 +97,54 @@ def test_the_mean_is_over_the_items_that_come_to_the_loss(cls, where, cut, setti
     assert_same_gradient(found, gradient_of(setting, kept(stack(data()))))
 
 
+def halves(batch):
+    middle = len(batch["labels"]) // 2
+    return [
+        {name: value[part] for name, value in batch.items()} for part in (slice(middle), slice(middle, None))
+    ]
+
+
+class DividesInTheLoss:
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        compute_loss = super().compute_loss
+        return sum(compute_loss(model, part, False, num_items_in_batch) for part in halves(inputs))
+
+
+class DividesInTheStep:
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        training_step = super().training_step
+        return sum(training_step(model, part, num_items_in_batch) for part in halves(inputs))
+
+
+class DividesByItself:
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        losses = [self.compute_loss(model, part) for part in halves(self._prepare_inputs(inputs))]
+        for loss in losses:
+            self.accelerator.backward(loss)
+        return sum(losses).detach()
+
+
+@EVERY_SETTING
+@CUTS
+@pytest.mark.parametrize(
+    "cls, where",
+    [
+        (DividesInTheLoss, IN_FRONT),
+        (DividesInTheStep, IN_FRONT),
+        (DividesInTheStep, BEHIND),
+        (DividesByItself, IN_FRONT),
+        (DividesByItself, BEHIND),
+    ],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_parts_of_a_batch_are_refused(cls, where, cut, setting, make_args):
+    trainer = trainer_of(placed(cls, where), make_args, setting, cut)
+    refuses(
+        trainer,
+        rf"{cls.__name__}\.(compute_loss|training_step) (divides the batch|calls .* more than once|calls compute_loss by)",
+    )
+
+
 @CUTS
 def test_labels_made_on_the_way_need_not_be_in_the_batch(cut, make_args):
     class MakesLabels(ReweightedTrainer):
