@@ -104,6 +104,8 @@ class MIROMixin(PenaltyMixin):
         channels = [feature.shape[channel_axis(feature)] for feature in features]
         # Part of the model, so that it is moved and synchronized with it.
         self._home.miro_variances = Variances(channels).to(self.args.device)
+        if self.accelerator.num_processes > 1:
+            self.bare_model().register_forward_hook(self._with_variances_in_the_graph)
 
     @property
     def _home(self) -> Any:
@@ -115,6 +117,14 @@ class MIROMixin(PenaltyMixin):
     def variances(self) -> Variances:
         """The trained variances of the stages."""
         return self._home.miro_variances
+
+    def _with_variances_in_the_graph(self, model: nn.Module, inputs: Any, output: Any) -> Any:
+        # DDP takes parameters that the outputs do not depend on for unused, and fails when they have a gradient.
+        nothing = 0.0 * torch.stack([b.sum() for b in self.variances.b]).sum()
+        values: Any = dict(enumerate(output)) if isinstance(output, tuple) else output
+        name = next(n for n, v in values.items() if torch.is_tensor(v) and v.is_floating_point())
+        values[name] = values[name] + nothing.to(values[name].dtype)
+        return tuple(values.values()) if isinstance(output, tuple) else output
 
     def example_batch(self) -> Any:
         """A batch of one training sample, from which the channels of the stages are read."""

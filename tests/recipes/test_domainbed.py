@@ -174,10 +174,12 @@ def test_a_killed_comparison_resumes(tmp_path):
         assert without_clock(resumed["runs"][name]) == without_clock(record)
 
 
-def test_two_processes_write_every_row_once(tmp_path):
+def test_two_processes_train_as_one_and_write_every_row_once(tmp_path):
     # 7 rows in batches of 2 on two processes: the last ones are filled up.
     options = changed(DIGITS, max_eval_samples=7)
     options += [
+        "--algorithm",
+        "miro",
         "--save_predictions",
         "--per_device_eval_batch_size",
         "2",
@@ -195,6 +197,11 @@ def test_two_processes_write_every_row_once(tmp_path):
     rows = split(len(labels), 0, 0)[0][:7]
     assert table["row"].tolist() == rows.tolist() and table["label"].tolist() == labels[rows].tolist()
     assert table["correct"].mean() == pytest.approx(record["test_accuracy"])
+    # One process takes the same steps where each has two micro-batches.
+    alone = domainbed.main(
+        [*options, "--output_dir", str(tmp_path / "alone"), "--gradient_accumulation_steps", "2"]
+    )
+    assert alone["test_loss"] == pytest.approx(record["test_loss"], rel=1e-3)
 
 
 def test_hard_examples_are_named_by_domain(tmp_path):
