@@ -1,4 +1,4 @@
-"""Docstrings, help texts and messages use the words of the field and stand alone."""
+"""Docstrings, help texts, messages and pages use the words of the field."""
 
 import ast
 import re
@@ -10,6 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MODULES = sorted(
     path for folder in ("rgd_hf", "recipes", "benchmarks") for path in (ROOT / folder).rglob("*.py")
 )
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 # A phrase that newcomers stumble over, and what to write.
 PHRASES = {
     r"\bso (many|much) (rows|samples|images|tokens|steps)\b": "maximum number of ...",
@@ -25,7 +26,9 @@ FRAGMENT = re.compile(r"^ +\*{0,2}\w+: (of|at) (the|a|an|its|every|each|this|tha
 
 
 def strings(path: Path) -> list[tuple[int, str]]:
-    """The string constants of a module with their lines; adjacent ones are one, docstrings are among them."""
+    """The string constants of a module with their lines, docstrings included; a page is one string."""
+    if path.suffix == ".md":
+        return [(1, path.read_text(encoding="utf-8"))]
     tree = ast.parse(path.read_text(encoding="utf-8"))
     return [
         (node.lineno, node.value)
@@ -34,7 +37,9 @@ def strings(path: Path) -> list[tuple[int, str]]:
     ]
 
 
-@pytest.mark.parametrize("path", [pytest.param(path, id=str(path.relative_to(ROOT))) for path in MODULES])
+@pytest.mark.parametrize(
+    "path", [pytest.param(path, id=str(path.relative_to(ROOT))) for path in MODULES + PAGES]
+)
 def test_words(path):
     found = [
         f"line {line}: {match[0].strip()!r}: {advice}"
