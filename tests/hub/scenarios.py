@@ -1,14 +1,13 @@
 """What the tests ask of a process whose Hub is the server of the tests."""
 
 import contextlib
-import importlib
+import importlib.metadata
 import io
 import logging
 import re
 import shlex
 import shutil
 import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -228,9 +227,13 @@ def upload(folder: str, repository: str) -> None:
 
 
 def command_line(arguments: str) -> None:
-    """Run `hf` with these arguments, as a shell would."""
-    command = [str(Path(sys.executable).with_name("hf")), *shlex.split(arguments)]
-    subprocess.run(command, check=True)
+    """What `hf` does with these arguments in a shell."""
+    (hf,) = importlib.metadata.entry_points(group="console_scripts", name="hf")
+    sys.argv = ["hf", *shlex.split(arguments)]
+    try:
+        hf.load()()
+    except SystemExit as end:
+        assert not end.code, end.code
 
 
 def push_tabular(folder: str, repository: str) -> list[str]:

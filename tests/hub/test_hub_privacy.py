@@ -30,8 +30,11 @@ def local_base(tmp_path: Path, tiny_model_files: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("strategy", ["end", "every_save", "checkpoint", "all_checkpoints"])
-@pytest.mark.parametrize("lora", [False, True], ids=["model", "adapter"])
+@pytest.mark.parametrize(
+    ("strategy", "lora"),
+    [(strategy, False) for strategy in ("end", "every_save", "checkpoint", "all_checkpoints")]
+    + [("end", True), ("checkpoint", True)],
+)
 def test_a_plain_script_pushes_nothing_of_the_machine(ready, hub, tmp_path, local_base, strategy, lora):
     out = tmp_path / f"{strategy}-{lora}"
     ready(

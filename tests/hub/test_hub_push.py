@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -95,7 +96,7 @@ def test_what_may_not_be_pushed_is_not_trained(ready, hub, tmp_path, refusal):
 
 
 BROKEN = {
-    "the repository": (r"POST /api/repos/create", 500, {"after": 2}),
+    "the repository": (r"POST /api/repos/create", 500, {"after": 1}),
     "the last byte of the weights": (r"PUT /lfs/", "reset", {}),
     "before anything": (r"/preupload/", 500, {}),
     "the weights": (r"PUT /lfs/", "drop", {}),
@@ -108,29 +109,36 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("broken", BROKEN)
-def test_a_failed_push_keeps_everything_and_the_same_command_makes_it_good(ready, hub, tmp_path, broken):
+KEPT = ["--save_strategy", "no", "--hard_examples", "2", "--save_predictions"]
+
+
+@pytest.fixture(scope="module")
+def finished(remote, tmp_path_factory) -> Path:
+    """The folder of a run that is finished, and was not pushed."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    remote("recipe", "glue", glue_args(out, *KEPT))
+    return out
+
+
+@pytest.mark.parametrize(
+    ("broken", "trained"),
+    [*((broken, True) for broken in BROKEN), ("the last byte of the weights", False), ("the commit", False)],
+)
+def test_a_failed_push_keeps_everything_and_the_same_command_makes_it_good(
+    ready, hub, tmp_path, finished, broken, trained
+):
     on, status, options = BROKEN[broken]
-    name = f"kept_{list(BROKEN).index(broken)}"
-    out = tmp_path / name
-    # Weights that the server does not know yet: the others are not uploaded again.
-    seed = str(10 + list(BROKEN).index(broken))
-    argv = glue_args(
-        out,
-        "--push_to_hub",
-        "--save_strategy",
-        "no",
-        "--hard_examples",
-        "2",
-        "--save_predictions",
-        "--seed",
-        seed,
-    )
+    out = tmp_path / f"kept_{list(BROKEN).index(broken)}_{trained}"
+    if trained:
+        shutil.copytree(finished, out)
+    hub.objects.clear()  # what the server knows is not uploaded again
+    argv = glue_args(out, "--push_to_hub", *KEPT)
     with hub.fault(on, status, **options), pytest.raises(RemoteError) as raised:
         ready("recipe", "glue", argv)
     assert raised.value.kind == "HubError", raised.value.trace
     assert re.search(
-        rf"not pushed to {name}; it is safe in .*same command pushes it without training", str(raised.value)
+        rf"not pushed to {out.name}; it is safe in .*same command pushes it without training",
+        str(raised.value),
     )
     for kept in (
         "model.safetensors",
@@ -143,7 +151,7 @@ def test_a_failed_push_keeps_everything_and_the_same_command_makes_it_good(ready
     written = (out / "model.safetensors").stat().st_mtime_ns
     record = ready("recipe", "glue", argv)
     assert (out / "model.safetensors").stat().st_mtime_ns == written, "trained again"
-    assert set(repository(hub, name).files) == PUSHED and "eval_accuracy" in record
+    assert set(repository(hub, out.name).files) == PUSHED and "eval_accuracy" in record
 
 
 def test_a_comparison_pushes_the_weighted_model_and_both_results(ready, hub, tmp_path):
@@ -171,7 +179,7 @@ def test_a_comparison_pushes_the_weighted_model_and_both_results(ready, hub, tmp
     assert data["model-index"][0]["name"] == "a-title" and "\n# a-title\n" in text
 
 
-@pytest.mark.parametrize("settings", [{}, {"pairs": True}, {"lora": True}, {"reweighted": False}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"pairs": True}, {"reweighted": False}], ids=str)
 def test_a_plain_script_pushes(ready, hub, tmp_path, settings):
     out = tmp_path / "plain"
     hub.repositories.pop(("models", f"{USER}/plain"), None)
@@ -186,7 +194,7 @@ def test_a_plain_script_pushes(ready, hub, tmp_path, settings):
     )
     assert name == f"{USER}/plain"
     files = repository(hub, "plain").files
-    weights = "adapter_model.safetensors" if settings.get("lora") else "model.safetensors"
+    weights = "model.safetensors"
     assert {"README.md", weights, f"last-checkpoint/{weights}", "last-checkpoint/trainer_state.json"} <= set(
         files
     )
