@@ -1,24 +1,20 @@
-"""Pushing to the Hub: a repository that is checked before training, nothing of the machine in it, one message if it fails."""
+"""Pushing to the Hub from a Trainer: checked before training, nothing of the machine, one message if it fails."""
 
 import json
 import os
 import shlex
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, RevisionNotFoundError
 from huggingface_hub.utils import filter_repo_objects
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, SaveStrategy
 from transformers.utils import logging
 from transformers.utils.hub import PushInProgress
 
-from rgd_hf.hub import is_on_hub
+from rgd_hf.hub_checks import check_base_model, check_may_write, explained
 from rgd_hf.hub_errors import HubError, find_failure
 
 if TYPE_CHECKING:
@@ -52,7 +48,6 @@ MODEL_FILES = (
     "*.py",
 )
 """What makes up a saved model, as patterns of file names: weights, configuration, what prepares its inputs, its code."""
-
 
 NOT_PUSHED = ("_*", f"{PREFIX_CHECKPOINT_DIR}-*", TRAINING_ARGS_NAME, TRAINER_STATE_NAME, "*tfevents*")
 """Files of an output directory that are never pushed, as patterns: checkpoints, and files that describe the machine.
@@ -225,73 +220,6 @@ class PushMixin(TrainerBase):
                 reason = find_failure(error, writing=True) or error
                 logger.warning(f"A checkpoint was not pushed to {self.hub_model_id}: {reason}")
         self.push_in_progress = None
-
-
-@contextmanager
-def explained(what: str) -> Iterator[None]:
-    """Turn what the Hub or the network does wrong inside into a `HubError`: `what`, why, what to do."""
-    try:
-        yield
-    except Exception as error:
-        failure = find_failure(error, writing=True)
-        if failure is None or isinstance(error, HubError):
-            raise
-        raise HubError(f"{what}. {failure}") from error
-
-
-def check_may_write(repository: str, token: str | None = None, revision: str | None = None) -> None:
-    """Ask the Hub whether the token may push to a branch of an existing repository: creating it again tells nothing.
-
-    Args:
-        repository: name of the repository, `owner/name`.
-        token: access token; by default the one that is logged in.
-        revision: a branch or a pull request (`refs/pr/N`, whose rights are its own); by default the main branch.
-
-    Raises:
-        HfHubHTTPError: it may not. A server that does not answer the question is taken to allow it.
-        HubError: there is no such branch.
-    """
-    api = HfApi()
-    own_rights = revision is not None and revision.startswith("refs/pr/")
-    if "write" in signature(api.auth_check).parameters and not own_rights:
-        try:
-            api.auth_check(repository, token=token, write=True)
-        except HfHubHTTPError as error:
-            if error.response is not None and error.response.status_code in (401, 403):
-                raise
-    if revision is None:
-        return
-    remedy = f"Create it with `hf repos branch create {repository} {shlex.quote(revision)}`, or leave out --hub_revision."
-    try:
-        api.repo_info(repository, revision=revision, token=token)
-    except RevisionNotFoundError as error:
-        raise HubError(f"the repository {repository} has no branch {revision!r}. {remedy}") from error
-    with suppress(HfHubHTTPError):
-        refs = api.list_repo_refs(repository, token=token)
-        if revision not in {branch.name for branch in refs.branches} and not own_rights:
-            raise HubError(
-                f"{revision!r} is not a branch of the repository {repository}, but a tag or a commit, which cannot be pushed to: "
-                "name a branch with --hub_revision."
-            )
-
-
-def check_base_model(name: str, remedy: str) -> None:
-    """Check that those who load an adapter from the Hub find its base model there too.
-
-    Args:
-        name: name of the base model, as the adapter's configuration has it.
-        remedy: a sentence on where to name another.
-
-    Raises:
-        HubError: it is a folder of this machine.
-    """
-    if is_on_hub(name):
-        return
-    raise HubError(
-        f"the adapter cannot be pushed: its base model is a folder of this machine ({name}), which nobody else can load, and "
-        "whose path would be pushed along. Name the base model as the Hub knows it: the one that the folder is a copy of, or "
-        f"your own after `hf upload OWNER/NAME {shlex.quote(name)} .` {remedy}"
-    )
 
 
 def model_files(folder: Path) -> list[str]:

@@ -19,9 +19,9 @@ from rgd_hf.columns import ColumnsMixin
 from rgd_hf.data import SAMPLE_WEIGHT
 from rgd_hf.evaluation import PlainEvaluationMixin
 from rgd_hf.gradients import check_gradients_can_be_rescaled, steps_in_backward
-from rgd_hf.hub import ModelCardMixin
 from rgd_hf.items import Items, losses_at_level, reference_at_level
 from rgd_hf.loss_sources import BatchLosses, CustomLosses, HeadLosses, PerSampleLossFn
+from rgd_hf.model_card import ModelCardMixin
 from rgd_hf.observers.logs import LogsMixin
 from rgd_hf.observers.statistics import NonFiniteLossError
 from rgd_hf.optimizer_step import OptimizerStepMixin, at_least_one_item
