@@ -27,7 +27,7 @@ class RunFile:
     """Finished runs in `runs*.jsonl` of a directory: one JSON object per line, one file per shard.
 
     Args:
-        directory: the directory of the sweep; shards on several machines may share it, or have their files copied together.
+        directory: of the study; shards on several machines may share it, or have their files copied together.
         shard: `(i, n)`; its file is the only one that is written.
         key: the entry of a run that tells it from all others.
     """
@@ -54,7 +54,7 @@ class RunFile:
                     continue
                 if not isinstance(run, dict) or self.key not in run:
                     raise UserError(
-                        f"{path}: line {number} has no {self.key!r}, so it is not a run of this recipe. Give another directory."
+                        f"{path}: line {number} has no {self.key!r}, so it is not a run of a study. Give another directory."
                     )
                 runs.append(run)
         return {run[self.key]: run for run in sorted(runs, key=lambda run: run.get("finished", ""))}

@@ -1,1 +1,1 @@
-"""Domain generalization: environments, algorithms, sweeps, model selection, reports (`recipes/domainbed.py`)."""
+"""Domain generalization: environments, views, batches, algorithms and one training (`recipes/domainbed.py`)."""
