@@ -99,7 +99,7 @@ def test_a_directory_of_another_recipe_or_none_is_refused(tmp_path):
     for content in ({"name": "another"}, [1, 2], 3):
         write(tmp_path, [content])
         with pytest.raises(
-            UserError, match=r"runs\.jsonl: line 1 has no 'cell', so it is not a run of this recipe"
+            UserError, match=r"runs\.jsonl: line 1 has no 'cell', so it is not a run of a study"
         ):
             RunFile(tmp_path, key="cell").read()
     file = tmp_path / "file"

@@ -276,7 +276,7 @@ def test_errors_say_how_to_go_on(tmp_path, capsys):
     with pytest.raises(UserError, match=r"benchmarks\.study .*makes them"):
         report.main(["--results_dir", str(tmp_path)])
     write_lines(tmp_path, [{"name": "another recipe's"}])
-    with pytest.raises(UserError, match="not a run of this recipe"):
+    with pytest.raises(UserError, match="not a run of a study"):
         report.main(["--results_dir", str(tmp_path)])
     lines = study({"mrpc": "text"}, {"erm": 0.0}, seeds=1, rows=8)
     write_lines(tmp_path, [line for line in lines if line["stage"] == "tuning"])
