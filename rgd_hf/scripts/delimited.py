@@ -6,6 +6,7 @@ as the header has names. Nothing is typed here; see `column_types`.
 
 import csv
 import gzip
+import io
 import re
 import sys
 import zlib
@@ -16,12 +17,14 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.csv as arrow_csv
 from tqdm.auto import tqdm
 
 from rgd_hf.scripts.dialects import SEPARATORS, SHOWN, Survey, best_survey
 from rgd_hf.scripts.errors import UserError, listed
 
 _BLOCK = 50_000
+_BYTES = 1 << 26
 _BOMS = (
     (b"\xef\xbb\xbf", "utf-8-sig"),
     (b"\xff\xfe\x00\x00", "utf-32"),
@@ -186,12 +189,14 @@ def _has(column: pa.ChunkedArray, value: str) -> bool:
     return bool(pc.any(pc.equal(pc.utf8_trim_whitespace(column), value), min_count=0).as_py())
 
 
-def _table(text: str, survey: Survey, path: Path, warn: Callable[[str], Any]) -> pa.Table:
-    width = len(survey.header)
-    schema = pa.schema([(str(number), pa.string()) for number in range(width)])
+def _cells(text: str, survey: Survey, path: Path) -> pa.Table:
+    """The cells of all records, empty lines left out."""
+    schema = pa.schema([(str(number), pa.string()) for number in range(len(survey.header))])
+    table = _cells_at_once(text, survey, schema)
+    if table is not None:
+        return table
     batches: list[pa.RecordBatch] = []
     rows: list[list[str]] = []
-    empty = 0
 
     def finish_batch() -> None:
         columns = [pa.array(column, pa.string()) for column in zip(*rows)]
@@ -203,21 +208,49 @@ def _table(text: str, survey: Survey, path: Path, warn: Callable[[str], Any]) ->
     for record in tqdm(
         records, f"reading {path.name}", survey.rows, delay=3, disable=None, leave=False, unit=" rows"
     ):
-        if not any(cell.strip() for cell in record):
-            empty += 1
-            continue
-        rows.append(record[:width])
+        rows.append(record[: len(schema)])
         if len(rows) == _BLOCK:
             finish_batch()
     if rows:
         finish_batch()
+    return pa.Table.from_batches(batches, schema=schema)
+
+
+def _cells_at_once(text: str, survey: Survey, schema: pa.Schema) -> pa.Table | None:
+    """The same by Arrow's reader, where nothing but separators and line ends divides the text; None elsewhere."""
+    plain = '"' not in text and not survey.skip_spaces and not _LONE_RETURN.search(text)
+    regular = not (survey.trimmed or survey.row_names or survey.empty_lines)
+    first_line, _, rest = text.partition("\n")
+    if not (plain and regular and first_line.rstrip("\r") == survey.separator.join(survey.header)):
+        return None
+    try:
+        table = arrow_csv.read_csv(
+            io.BytesIO(rest.encode()),
+            arrow_csv.ReadOptions(column_names=schema.names, block_size=_BYTES),
+            arrow_csv.ParseOptions(delimiter=survey.separator, quote_char=False),
+            arrow_csv.ConvertOptions(column_types=schema, strings_can_be_null=False),
+        )
+    except pa.ArrowException:
+        return None
+    return table if len(table) == survey.rows else None
+
+
+def _table(text: str, survey: Survey, path: Path, warn: Callable[[str], Any]) -> pa.Table:
+    table = _cells(text, survey, path)
     if survey.trimmed:
         warn(
-            f"{path}: {survey.trimmed:,} of {survey.rows:,} rows end in empty cells beyond the {width} columns of the "
-            "header, which are skipped."
+            f"{path}: {survey.trimmed:,} of {survey.rows:,} rows end in empty cells beyond the {len(survey.header)} "
+            "columns of the header, which are skipped."
         )
     if survey.empty_lines:
         warn(f"{path}: {survey.empty_lines:,} empty line(s) between the rows are skipped.")
-    if empty:
-        warn(f"{path}: {empty:,} row(s) whose cells are all empty are skipped.")
-    return pa.Table.from_batches(batches, schema=schema).rename_columns(survey.header)
+    empty = None
+    for column in table.columns:
+        blank = pc.equal(pc.utf8_trim_whitespace(column), "")
+        empty = blank if empty is None else pc.and_(empty, blank)
+        if not pc.any(empty, min_count=0).as_py():
+            break
+    else:
+        warn(f"{path}: {pc.sum(empty).as_py():,} row(s) whose cells are all empty are skipped.")
+        table = table.filter(pc.invert(empty))
+    return table.rename_columns(survey.header)

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rgd_hf.scripts import delimited
 from rgd_hf.scripts.data_files import read_arrow
 from rgd_hf.scripts.errors import UserError
 
@@ -246,3 +247,25 @@ def test_random_tables_are_read_as_written_or_refused(frame, dialect):
             continue
         for cell, value in zip(cells, found[after]):
             assert same(cell, value, dialect["na_rep"]), (after, cells, found[after], told)
+
+
+CELLS = st.text(st.sampled_from("aé 1.;\t\u00a0\x1f"), max_size=5)
+LINES = st.lists(st.one_of(st.tuples(CELLS, CELLS).map(",".join), CELLS), min_size=1, max_size=6)
+
+
+@settings(max_examples=300, deadline=None)
+@given(LINES, st.sampled_from(["\n", "\r\n"]))
+def test_the_fast_reader_gives_what_the_slow_one_gives(lines, line_end):
+    lines = [line for line in lines if ("," in lines[0]) == ("," in line)]
+    text = line_end.join(["x,y" if "," in lines[0] else "x", *lines, ""])
+    found = []
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patched:
+        path = written(Path(folder), text)
+        for _ in range(2):
+            messages: list[str] = []
+            try:
+                found.append((delimited.read_delimited(path, messages.append).to_pydict(), messages))
+            except UserError as refusal:
+                found.append(str(refusal))
+            patched.setattr(delimited, "_cells_at_once", lambda *_: None)
+    assert found[0] == found[1]
