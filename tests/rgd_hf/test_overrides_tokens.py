@@ -51,9 +51,9 @@ class MasksOnTheWay(ReweightedTrainer):
 
 
 class ClampsGradients(ReweightedTrainer):
-    """In every micro-batch, so that their scale matters before the step is complete."""
+    """In every micro-batch, at a bound that gradients of the step's scale stay below, but not those of another."""
 
-    bound = 1e3
+    bound = 0.0
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         loss = super().training_step(model, inputs, num_items_in_batch)
@@ -88,8 +88,12 @@ def test_the_step_is_one_mean_over_the_tokens_that_come_to_the_loss(cls, change,
         gradient_accumulation_steps=cut[1],
         train_sampling_strategy="sequential",
     )
+    if cls is ClampsGradients and setting == "normalized":
+        pytest.skip("the scale is known only with the weights of the whole step")
     model, oracle = llama(), llama()
-    start = parameters_of(model)
-    cls(model, args, train_dataset=data(), tau=TAU, **SETTINGS[setting]).train()
     objective(oracle, setting, change(stack(data()))).backward()
-    assert_same_gradient((start - parameters_of(model)) / RATE, gradients_of(oracle))
+    expected, start = gradients_of(oracle), parameters_of(model)
+    trainer = cls(model, args, train_dataset=data(), tau=TAU, **SETTINGS[setting])
+    trainer.bound = 2 * expected.abs().max().item()
+    trainer.train()
+    assert_same_gradient((start - parameters_of(model)) / RATE, expected)
