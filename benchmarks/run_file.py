@@ -27,7 +27,7 @@ class RunFile:
     """Finished runs in `runs*.jsonl` of a directory: one JSON object per line, one file per shard.
 
     Args:
-        directory: of the study; shards on several machines may share it, or have their files copied together.
+        directory: folder of the study; shards on several machines may share it, or have their files copied together.
         shard: `(i, n)`; its file is the only one that is written.
         key: the entry of a run that tells it from all others.
     """

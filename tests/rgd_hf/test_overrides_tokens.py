@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from override_batches import assert_same_gradient
 from override_steps import CUTS, RATE
-from test_overrides import assert_same_gradient
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
