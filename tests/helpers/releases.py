@@ -20,8 +20,9 @@ shards_on_loading = pytest.mark.skipif(
     "fsdp_plan" not in inspect.signature(DistributedConfig).parameters,
     reason=f"transformers {transformers.__version__} shards no model with FSDP2 when it loads it (no fsdp_plan)",
 )
+LOADS_ADAPTERS = find_spec("peft.utils.transformers_weight_conversion") is not None
 loads_adapters = pytest.mark.skipif(
-    find_spec("peft.utils.transformers_weight_conversion") is None,
+    not LOADS_ADAPTERS,
     reason=f"transformers {transformers.__version__} loads no adapter with a PEFT before 0.19",
 )
 shards_without_gpu = pytest.mark.skipif(

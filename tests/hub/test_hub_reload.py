@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.hub_server import TOKEN, USER
+from tests.helpers.releases import LOADS_ADAPTERS
 from tests.helpers.worker import ROOT, RemoteError
 from tests.hub.conftest import texts
 from tests.hub.pushed import PUSHED, card_of, glue_args, leaks, repository, secrets_in
@@ -125,6 +126,8 @@ def test_models_of_many_tasks_are_loaded_as_their_cards_say(
         assert fresh("validate_card", f"{USER}/{name}") == data
         if call and not name.startswith("sft"):
             assert data["pipeline_tag"] == call[0] and data["model-index"][0]["name"] == name
+        if name == "sft-lora" and not LOADS_ADAPTERS:
+            continue
         (code,) = re.findall(r"(?s)```python\n(.*?)\n```", card)
         there[f"{USER}/{name}"] = [code, call]
         folder = str(launched_run[0] if name == "launched" else tmp_path / name)
