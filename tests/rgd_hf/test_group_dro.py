@@ -1,7 +1,5 @@
 """GroupDRO against a loop that follows the paper, for any cut of a step, with groups that a batch lacks."""
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from transformers import TrainingArguments
 from rgd_hf import ReweightedTrainer, rgd_weights
 from rgd_hf.weightings import WEIGHTINGS, GroupDRO
 from rgd_hf.weightings.trainer import STATE_NAME
+from tests.helpers.processes import run_on
 from tests.helpers.tiny import classification_data, parameters_of, relative_error, stack, tiny_bert
 
 GROUPS = 4  # the last one never occurs
@@ -150,12 +149,7 @@ def test_settings_and_batches_that_cannot_work(make_args):
 
 
 def test_two_processes_take_the_steps_of_one(tmp_path):
-    root = Path(__file__).parents[2]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
-    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", __file__, str(tmp_path)]
-    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_on(2, __file__, tmp_path)
     model, weights = brute_force("kl")
     start = parameters_of(tiny_bert())
     for rank in range(2):

@@ -1,11 +1,8 @@
 """Which samples carried the most weight: against sums by hand, over processes, epochs, resumes and collators."""
 
 import json
-import subprocess
-import sys
 from collections import defaultdict
 from dataclasses import astuple
-from pathlib import Path
 
 import datasets
 import pytest
@@ -17,6 +14,7 @@ from rgd_hf import HardExamplesMixin, ReweightedTrainer, ReweightedTrainingArgum
 from rgd_hf.items import Items
 from rgd_hf.observers.hard_examples import add_by_sample
 from tests.helpers.operators import CountSteps, CountWaits
+from tests.helpers.processes import run_on
 from tests.helpers.tiny import classification_data, tiny_bert
 from tests.helpers.varied import pad, varied_data
 
@@ -242,19 +240,13 @@ found = trainer.hard_examples(37)
 
 
 def test_two_processes_are_as_one(tmp_path):
-    here = Path(__file__).parent
     script = tmp_path / "train.py"
-    script.write_text(
-        f"import sys\nsys.path[:0] = [{str(here)!r}, {str(here.parents[1])!r}]\n{TWO_PROCESSES}"
-    )
+    script.write_text(TWO_PROCESSES)
 
     def run(processes: int, batch: int, resume: str) -> list:
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
         folder = tmp_path / str(processes)
         folder.mkdir(exist_ok=True)
-        command = [sys.executable, *launcher, str(script), str(folder), str(batch), resume]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=240)
-        assert done.returncode == 0, done.stderr[-3000:]
+        run_on(processes, script, folder, str(batch), resume)
         files = sorted(folder.glob("found-*.json"))
         assert len(files) == processes
         answers = [json.loads(path.read_text()) for path in files]

@@ -1,8 +1,6 @@
 """A rule with state, against a loop by hand: cuts of a step, two processes, resumes, units, logs."""
 
 import math
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from rgd_hf import ReweightedTrainer, ReweightedTrainingArguments
 from rgd_hf.items import Items
 from rgd_hf.weightings import RelativeKL
 from rgd_hf.weightings.trainer import STATE_NAME
+from tests.helpers.processes import run_on
 from tests.helpers.tiny import classification_data, parameters_of, relative_error, stack, tiny_bert
 
 BATCH, STEPS, LEARNING_RATE, TAU, DECAY = 8, 5, 0.3, 1.5, 0.6
@@ -139,12 +138,7 @@ def test_a_loss_that_is_not_finite_leaves_the_scale_alone():
 
 
 def test_two_processes_take_the_steps_of_one(tmp_path):
-    root = Path(__file__).parents[2]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
-    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", __file__, str(tmp_path)]
-    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_on(2, __file__, tmp_path)
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt")
         check(found["parameters"], found["scales"])

@@ -1,0 +1,23 @@
+"""Several processes of one training, started as torchrun starts them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def run_on(processes: int, script: str | Path, *arguments: str | Path) -> None:
+    """Run a Python file on that many processes, which can import `tests`; it has to succeed on each."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
+    # Any free port: tests run side by side.
+    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", "--master_port", "0"]
+    done = subprocess.run(
+        [*command, str(script), *map(str, arguments)],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
