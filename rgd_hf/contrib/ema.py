@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, PredictionOutput
 
-from rgd_hf.contrib.errors import SetupError
+from rgd_hf.contrib.errors import SetupError, state_file
 from rgd_hf.overrides import check_order
 
 if TYPE_CHECKING:
@@ -140,12 +140,7 @@ class EMAMixin(TrainerBase):
         super()._load_optimizer_and_scheduler(checkpoint)
         if self.ema is None or checkpoint is None:
             return
-        path = Path(checkpoint) / EMA_NAME
-        if not path.is_file():
-            raise SetupError(
-                f"{checkpoint} has no {EMA_NAME}: it was written without ema_decay. Resume without it, or start a new "
-                "training from the model of the checkpoint."
-            )
+        path = state_file(checkpoint, EMA_NAME, "ema_decay")
         self.ema.module.load_state_dict(load_file(str(path), device=str(self.args.device)))
         self.ema.n_averaged.fill_(1)  # any but 0, with which the average would start again
 

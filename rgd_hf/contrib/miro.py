@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from rgd_hf.contrib.errors import SetupError
+from rgd_hf.contrib.errors import SetupError, state_file
 from rgd_hf.contrib.features import recorded_outputs, stages_of
 from rgd_hf.contrib.penalty import Forward, PenaltyMixin
 from rgd_hf.data import SAMPLE_WEIGHT
@@ -181,12 +181,7 @@ class MIROMixin(PenaltyMixin):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
-        path = Path(checkpoint) / MIRO_NAME
-        if not path.is_file():
-            raise SetupError(
-                f"{checkpoint} has no {MIRO_NAME}: it was written without MIRO. Resume without it, or start a new training "
-                "from the model of the checkpoint."
-            )
+        path = state_file(checkpoint, MIRO_NAME, "MIRO")
         # Not from the model's file: a checkpoint of PEFT has the adapter's weights alone.
         self.variances.load_state_dict(load_file(str(path)))
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import TrainerCallback
 
-from rgd_hf.contrib.errors import SetupError
+from rgd_hf.contrib.errors import SetupError, state_file
 from rgd_hf.overrides import check_order
 
 if TYPE_CHECKING:
@@ -226,12 +226,7 @@ class SWADMixin(TrainerBase):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
-        path = Path(checkpoint) / SWAD_NAME
-        if not path.is_file():
-            raise SetupError(
-                f"{checkpoint} has no {SWAD_NAME}: it was written without SWAD. Resume without it, or start a new training "
-                "from the model of the checkpoint."
-            )
+        path = state_file(checkpoint, SWAD_NAME, "SWAD")
         with safe_open(str(path), framework="pt") as file:
             about = json.loads(file.metadata()["swad"])
         averages = {name: WeightAverage(count) for name, count in about["counts"].items()}
