@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 from transformers import TrainingArguments
 
+from tests.helpers.quiet import QUIET
 from tests.helpers.recipes import WORDS
 from tests.helpers.tiny_models import save_bert
 
@@ -27,21 +28,7 @@ def make_args(tmp_path: Path) -> Callable[..., TrainingArguments]:
     """Quiet CPU `TrainingArguments` in a temporary folder."""
 
     def make(cls: type[TrainingArguments] = TrainingArguments, **kwargs) -> TrainingArguments:
-        defaults = {
-            "output_dir": str(tmp_path / "out"),
-            "per_device_train_batch_size": 8,
-            "max_steps": 2,
-            "logging_steps": 1,
-            "save_strategy": "no",
-            "report_to": [],
-            "use_cpu": True,
-            "disable_tqdm": True,
-            "optim": "sgd",
-            "learning_rate": 0.5,
-            "lr_scheduler_type": "constant",
-            "max_grad_norm": 0.0,
-        }
-        return cls(**(defaults | kwargs))
+        return cls(**({"output_dir": str(tmp_path / "out")} | QUIET | kwargs))
 
     return make
 

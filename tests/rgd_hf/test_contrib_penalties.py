@@ -21,6 +21,7 @@ from rgd_hf.contrib import (
     miro_penalty,
 )
 from rgd_hf.contrib.features import classifier_of, recorded_outputs, stages_of
+from tests.helpers.quiet import QUIET
 from tests.helpers.tiny import classification_data, gradients_of, parameters_of, tiny_bert
 
 
@@ -44,18 +45,8 @@ def trainer_of(cls, tmp_path, model=None, keywords=None, **settings):
         "max_steps": 1,
         "per_device_train_batch_size": 12,
         "learning_rate": 0.1,
-        "save_strategy": "no",
     }
-    args = ReweightedTrainingArguments(
-        output_dir=str(tmp_path),
-        optim="sgd",
-        lr_scheduler_type="constant",
-        max_grad_norm=0.0,
-        use_cpu=True,
-        report_to=[],
-        disable_tqdm=True,
-        **(defaults | settings),
-    )
+    args = ReweightedTrainingArguments(output_dir=str(tmp_path), **(QUIET | defaults | settings))
     rows = Dataset.from_list([{name: value.tolist() for name, value in row.items()} for row in data()])
     if issubclass(cls, CORALMixin):
         keywords = {"num_domains": DOMAINS} | (keywords or {})

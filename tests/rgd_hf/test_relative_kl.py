@@ -15,6 +15,7 @@ from rgd_hf.items import Items
 from rgd_hf.weightings import RelativeKL
 from rgd_hf.weightings.trainer import STATE_NAME
 from tests.helpers.processes import run_on
+from tests.helpers.quiet import QUIET
 from tests.helpers.tiny import classification_data, parameters_of, relative_error, stack, tiny_bert
 
 BATCH, STEPS, LEARNING_RATE, TAU, DECAY = 8, 5, 0.3, 1.5, 0.6
@@ -26,20 +27,12 @@ def arguments(folder, micro=BATCH, **kwargs):
         "output_dir": str(folder),
         "per_device_train_batch_size": micro,
         "max_steps": STEPS,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": [],
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "optim": "sgd",
         "learning_rate": LEARNING_RATE,
-        "lr_scheduler_type": "constant",
-        "max_grad_norm": 0.0,
         "train_sampling_strategy": "sequential",
         "reweighting": "relative_kl",
         "reweighting_args": f"tau={TAU},decay={DECAY}",
     }
-    return ReweightedTrainingArguments(**(settings | kwargs))
+    return ReweightedTrainingArguments(**(QUIET | settings | kwargs))
 
 
 def brute_force(unit=1.0):
