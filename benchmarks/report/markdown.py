@@ -7,6 +7,7 @@ from benchmarks.report.formats import counted, marked, probability, table
 from benchmarks.report.lines import Records
 from benchmarks.report.method import how_to_read, method, title
 from benchmarks.report.methods import method_title
+from benchmarks.report.parts import with_hardest_tenth
 from benchmarks.report.plots import plot_data_sets
 from benchmarks.report.questions import answers
 from benchmarks.report.readme_table import readme_table
@@ -23,6 +24,7 @@ def build_report(records: Records) -> tuple[str, Pictures]:
     Returns:
         Markdown, and what draws the PNG files that it looks for in `plots/`, by name.
     """
+    records = with_hardest_tenth(records)
     found = overall(records)
     lines = [f"# {title(records)}{' (partial)' if records.missing() else ''}", "", *_compared(records, found)]
     lines += _unfinished(records)

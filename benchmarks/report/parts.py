@@ -1,7 +1,7 @@
 """Where a method differs from ERM: on easy or hard samples, on frequent or rare classes."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from benchmarks.report.summary import POINTS
 from rgd_hf.statistics import Estimate, mean_interval
 
 TENTHS = 10
+HARDEST_TENTH = "hardest_tenth_accuracy"
 # Below this ratio of the largest to the smallest class, a set counts as balanced: there is nothing to order by.
 UNBALANCED = 1.5
 # Fewer of them would stand for the others badly, and be too few a tenth.
@@ -69,6 +70,30 @@ def by_difficulty(records: Records, dataset: str, methods: Sequence[str]) -> Bre
     Returns:
         The breakdown, or None where no seed has ERM's losses of another seed for half of its rows, and for ten.
     """
+    parts, evaluated = _tenths(records, dataset)
+    if not parts:
+        return None
+    names = [str(number + 1) for number in range(TENTHS)]
+    return _break_down(records, dataset, methods, names, parts, evaluated)
+
+
+def with_hardest_tenth(records: Records) -> Records:
+    """`records` whose final runs have the accuracy of the hardest tenth of `by_difficulty` among their metrics."""
+    final = dict(records.final)
+    for dataset in records.datasets:
+        parts, evaluated = _tenths(records, dataset)
+        for key, record in records.final.items():
+            right = correctness(record)
+            if key[0] != dataset or key[2] not in parts or right is None:
+                continue
+            if (len(right), row_numbers(record)) == evaluated[key[2]]:
+                accuracy = float(right[parts[key[2]][-1]].mean())
+                final[key] = {**record, "metrics": {**record.get("metrics", {}), HARDEST_TENTH: accuracy}}
+    return replace(records, final=final)
+
+
+def _tenths(records: Records, dataset: str) -> tuple[dict[int, list[np.ndarray]], dict[int, Rows]]:
+    """By seed: the numbers of the rows in each tenth, from easy to hard, and which rows the seed is judged by."""
     runs, losses = records.runs(dataset, BASELINE), erm_losses(records, dataset)
     numbers = {seed: row_numbers(runs[seed]) for seed in losses}
     if any(found is not None for found in numbers.values()):
@@ -80,11 +105,7 @@ def by_difficulty(records: Records, dataset: str, methods: Sequence[str]) -> Bre
         known = np.flatnonzero(~np.isnan(others))
         if len(known) >= max(TENTHS, SMALLEST_RANKED_SHARE * len(others)):
             parts[seed] = np.array_split(known[np.argsort(others[known], kind="stable")], TENTHS)
-    if not parts:
-        return None
-    evaluated = {seed: (len(losses[seed]), numbers[seed]) for seed in parts}
-    names = [str(number + 1) for number in range(TENTHS)]
-    return _break_down(records, dataset, methods, names, parts, evaluated)
+    return parts, {seed: (len(losses[seed]), numbers[seed]) for seed in parts}
 
 
 def by_frequency(records: Records, dataset: str, methods: Sequence[str]) -> Breakdown | None:

@@ -6,6 +6,8 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import f1_score, recall_score
 
+from rgd_hf.scripts.calibration import expected_calibration_error
+
 
 def from_predictions(
     predictions: pd.DataFrame, train_class_counts: Sequence[int] | None = None
@@ -13,13 +15,13 @@ def from_predictions(
     """Metrics of a classification.
 
     Args:
-        predictions: one row per sample, with class numbers `label` and `prediction`, and `loss`; samples that count for nothing
-            (an empty `correct`) are left out.
+        predictions: one row per sample, with class numbers `label` and `prediction`, and with `loss` and `confidence` or without;
+            samples that count for nothing (an empty `correct`) are left out.
         train_class_counts: training samples of every class; without them the evaluation's tell which class is the rarest.
 
     Returns:
-        `worst_class_accuracy` (of the classes that the evaluation has), `macro_f1`, `rarest_class_recall`, `mean_loss`,
-        all from 0 to 1 but for the last; nothing where a sample has several labels.
+        `worst_class_accuracy` (of the classes that the evaluation has), `macro_f1`, `rarest_class_recall`, `mean_loss` and
+        `calibration_error`, all from 0 to 1 but for the mean loss; nothing where a sample has several labels.
     """
     counted = predictions[predictions["correct"].notna()]
     if not len(counted) or not np.issubdtype(np.asarray(counted["label"].iloc[0]).dtype, np.integer):
@@ -38,4 +40,7 @@ def from_predictions(
     }
     if "loss" in counted:
         found["mean_loss"] = float(counted["loss"].mean())
+    if "confidence" in counted:
+        confidence = counted["confidence"].to_numpy(float)
+        found["calibration_error"] = expected_calibration_error(confidence, labels == predicted)
     return found

@@ -12,6 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.offline import sources
 from rgd_hf.scripts.cli import as_arguments, check_option_names, parse_args
 from rgd_hf.scripts.errors import UserError
@@ -47,12 +49,18 @@ class Script:
 
     def check_values(self, options: Mapping[str, Any]) -> None:
         """Raise `UserError` for a value that its command line would refuse."""
-        arguments = as_arguments({**options, "output_dir": "."})
+        arguments = as_arguments({**options, **_of_this_machine(options), "output_dir": "."})
         parse_args(self.arguments, arguments, description="", defaults=dict(self.defaults), moved=self.moved)
 
     def run(self, options: Mapping[str, Any], directory: str) -> dict[str, Any]:
         """Train, and return the record; files are left in the directory."""
-        return self.main(as_arguments({**sources.resolve(options), "output_dir": directory}))
+        options = {**sources.resolve(options), **_of_this_machine(options)}
+        return self.main(as_arguments({**options, "output_dir": directory}))
+
+
+def _of_this_machine(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What the device asks for beside a cell's options: the Trainer takes bf16 on a CPU only where it is told to use one."""
+    return {"use_cpu": True} if options.get("bf16") and not torch.accelerator.is_available() else {}
 
 
 @cache

@@ -24,6 +24,7 @@ from benchmarks.study.machine import (
     peak_memory_mb,
     quiet_and_apart,
     reset_peak_memory,
+    use_plain_attention_on_cpu,
 )
 from benchmarks.study.measures import from_predictions
 from benchmarks.study.scripts import CHECKOUT
@@ -44,6 +45,7 @@ def train_cell(study: Study, cell: Cell) -> Line:
     An error is marked `may_pass` where what its user puts right may make it pass: missing data, a full disk.
     """
     _freeze_imports()
+    use_plain_attention_on_cpu()
     started = time.perf_counter()
     line = _head(study, cell)
     try:

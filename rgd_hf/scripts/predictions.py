@@ -9,6 +9,7 @@ import pandas as pd
 from accelerate import PartialState
 from transformers.trainer_utils import EvalLoopOutput
 
+from rgd_hf.scripts.calibration import confidence_of
 from rgd_hf.scripts.metrics import predicted_labels
 
 if TYPE_CHECKING:
@@ -42,6 +43,10 @@ class PredictionsMixin(TrainerBase):
         model: Any = self.accelerator.unwrap_model(self.model)
         return predicted_labels(outputs, model.config.problem_type)
 
+    def confidence(self, outputs: Any) -> np.ndarray:
+        """Probability of the predicted class, float `[samples]`: asked for where there is one label per sample."""
+        return confidence_of(outputs[0] if isinstance(outputs, tuple) else outputs)
+
     def evaluation_order(self, dataset: Any) -> np.ndarray | None:
         """The rows of `dataset` in the order in which evaluation goes through them, int64; None: as they stand."""
         return None
@@ -63,10 +68,12 @@ class PredictionsMixin(TrainerBase):
             dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
         )
         if output.predictions is not None and output.label_ids is not None:
+            predicted = self.predicted(output.predictions)
             table = predictions_table(
                 np.asarray(output.label_ids),
-                self.predicted(output.predictions),
+                predicted,
                 None if self.eval_losses is None else self.eval_losses.numpy(),
+                self.confidence(output.predictions) if are_classes(predicted) else None,
             )
             order = self.evaluation_order(dataloader.dataset)
             if order is not None:
@@ -75,17 +82,28 @@ class PredictionsMixin(TrainerBase):
         return output
 
 
-def predictions_table(labels: np.ndarray, predictions: np.ndarray, losses: np.ndarray | None) -> pd.DataFrame:
+def are_classes(predictions: np.ndarray) -> bool:
+    """Whether predictions are class numbers, one per sample."""
+    return predictions.ndim == 1 and bool(np.issubdtype(predictions.dtype, np.integer))
+
+
+def predictions_table(
+    labels: np.ndarray,
+    predictions: np.ndarray,
+    losses: np.ndarray | None,
+    confidence: np.ndarray | None = None,
+) -> pd.DataFrame:
     """One row per sample.
 
     Args:
         labels: int or float `[samples]`, or `[samples, classes]` of 0 and 1.
         predictions: predictions of the same shape.
         losses: float32 `[samples]`, or None.
+        confidence: probability of the predicted class, float `[samples]`, or None.
 
     Returns:
         The columns `label`, `prediction`, `correct` (not for real-valued labels; empty where a sample counts for
-        nothing, as an unreadable image does) and `loss` (the plain one, unsmoothed and without weight).
+        nothing, as an unreadable image does), `loss` (the plain one, unsmoothed and without weight) and `confidence`.
     """
     several = predictions.ndim == 2
     if several:
@@ -100,6 +118,8 @@ def predictions_table(labels: np.ndarray, predictions: np.ndarray, losses: np.nd
             table.loc[labels == IGNORED, "correct"] = pd.NA
     if losses is not None:
         table["loss"] = losses
+    if confidence is not None:
+        table["confidence"] = confidence
     return table
 
 

@@ -68,8 +68,8 @@ class RunArguments:
     save_predictions: bool = field(
         default=False,
         metadata={
-            "help": "Write predictions.parquet into the run's directory: label, prediction, whether it is correct, and "
-            "plain loss of each evaluation sample, in order (one file per validation set)."
+            "help": "Write predictions.parquet into the run's directory: label, prediction, whether it is correct, "
+            "plain loss, and probability of the predicted class, of each evaluation sample in order (one file per validation set)."
         },
     )
     hard_examples: int = field(

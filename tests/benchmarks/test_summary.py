@@ -6,7 +6,7 @@ from scipy import stats
 from study_lines import study
 
 from benchmarks.report.lines import Records, candidate_of
-from benchmarks.report.parts import by_difficulty, by_frequency, correctness
+from benchmarks.report.parts import by_difficulty, by_frequency, correctness, with_hardest_tenth
 from benchmarks.report.selection import by_rule
 from benchmarks.report.summary import (
     all_verdicts,
@@ -100,6 +100,11 @@ def test_difficulty_comes_from_the_other_seeds():
     assert found.accuracy["kl_tau1"] == [100.0] * 10
     assert [e.mean for e in found.difference["kl_tau1"]] == [50.0] * 5 + [0.0] * 5
     assert by_difficulty(records(lines[:1]), "a", []) is None
+    hardest = difference(with_hardest_tenth(records(lines)), "a", "kl_tau1", metric="hardest_tenth_accuracy")
+    assert hardest == found.difference["kl_tau1"][-1] and hardest.n == 2
+    assert (
+        difference(with_hardest_tenth(records(lines[:1])), "a", "erm", metric="hardest_tenth_accuracy").n == 0
+    )
 
 
 def test_frequency_orders_classes_by_training_rows():

@@ -5,6 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
+from rgd_hf.scripts.calibration import confidence_of, expected_calibration_error
 from rgd_hf.scripts.domains.batches import DomainSampler, Draw, TrainingDomains
 from rgd_hf.scripts.domains.environments import (
     DomainData,
@@ -14,7 +15,6 @@ from rgd_hf.scripts.domains.environments import (
     seed_hash,
     split,
 )
-from rgd_hf.scripts.domains.metrics import expected_calibration_error
 from rgd_hf.scripts.errors import UserError
 
 
@@ -101,13 +101,11 @@ def test_training_samples_are_numbered_through_the_splits():
 
 
 def test_calibration_error_by_hand():
-    probabilities = np.array([[0.95, 0.05], [0.9, 0.1], [0.4, 0.6], [0.45, 0.55]])
-    labels = np.array([0, 1, 1, 1])
+    confidence, correct = np.array([0.95, 0.9, 0.6, 0.55]), np.array([True, False, True, True])
     # Ten bins: 0.95 right | 0.9 wrong | 0.6 and 0.55 right -> (0.05 + 0.9 + 0.4 + 0.45) / 4, bins (0.5, 0.6].
-    assert expected_calibration_error(probabilities, labels, bins=10) == pytest.approx(
-        (0.05 + 0.9 + 0.85) / 4
-    )
-    assert expected_calibration_error(np.eye(3), np.arange(3)) == 0
+    assert expected_calibration_error(confidence, correct, bins=10) == pytest.approx((0.05 + 0.9 + 0.85) / 4)
+    assert expected_calibration_error(np.ones(3), np.ones(3, dtype=bool)) == 0
+    np.testing.assert_allclose(confidence_of(np.log([[0.25, 0.75], [0.9, 0.1]])), [0.75, 0.9])
 
 
 def test_seed_hash_is_that_of_a_tuple():

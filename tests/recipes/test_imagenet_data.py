@@ -268,7 +268,7 @@ def test_folders_have_names_of_their_own_and_do_not_mix_with_files(tmp_path):
 
 
 def test_no_readable_image_is_no_accuracy():
-    nothing = EvalPrediction(predictions=np.zeros((3, 5), int), label_ids=np.full(3, -100))
+    nothing = EvalPrediction(predictions=(np.zeros((3, 5), int), np.ones(3)), label_ids=np.full(3, -100))
     assert np.isnan(make_image_metrics({})(nothing)["accuracy"])
 
 
@@ -291,7 +291,7 @@ def test_metrics_by_hand():
     logits = torch.eye(6)[[0, 1, 2, 0, 0]] + 0.01 * torch.arange(6, 0, -1)
     labels = torch.tensor([0, 1, 1, 5, -100])
     scores = make_image_metrics({"few": np.array([1, 5]), "many": np.array([0])})(
-        EvalPrediction(keep_best_classes(logits, labels).numpy(), labels.numpy())
+        EvalPrediction(tuple(kept.numpy() for kept in keep_best_classes(logits, labels)), labels.numpy())
     )
     assert scores == {
         "accuracy": 0.5,

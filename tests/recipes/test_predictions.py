@@ -74,6 +74,7 @@ def test_image_predictions_are_those_of_the_averaged_model_that_is_saved(tmp_pat
     assert table["prediction"].tolist() == logits.argmax(dim=1).tolist()
     losses = torch.nn.functional.cross_entropy(logits, torch.tensor(validation.labels), reduction="none")
     np.testing.assert_allclose(table["loss"], losses, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(table["confidence"], logits.softmax(dim=1).amax(dim=1), rtol=1e-4)
 
 
 @pytest.mark.parametrize("task", ["stsb", "mnli"])

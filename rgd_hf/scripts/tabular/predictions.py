@@ -24,6 +24,6 @@ def write_predictions(splits: Splits, predicted: np.ndarray, directory: Path) ->
     else:
         of_label = predicted[np.arange(len(y)), y]
         losses = -np.log(np.maximum(of_label, np.finfo(np.float64).tiny))
-        table = predictions_table(y, predicted.argmax(axis=1), losses)
+        table = predictions_table(y, predicted.argmax(axis=1), losses, predicted.max(axis=1))
     directory.mkdir(parents=True, exist_ok=True)
     table.to_parquet(directory / f"{PREDICTIONS}.parquet", index=False)

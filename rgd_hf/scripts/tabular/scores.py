@@ -12,24 +12,9 @@ from sklearn.metrics import (
     root_mean_squared_error,
 )
 
+from rgd_hf.scripts.calibration import expected_calibration_error
+
 LOWER_IS_BETTER = ("log_loss", "ece", "rmse", "mae")
-
-
-def expected_calibration_error(y: np.ndarray, probabilities: np.ndarray, bins: int = 15) -> float:
-    """Mean gap between confidence and accuracy over equally wide bins of confidence, weighted by their size.
-
-    Source: Guo et al., "On Calibration of Modern Neural Networks", 2017 (arXiv 1706.04599).
-
-    Args:
-        y: class indices `[rows]`.
-        probabilities: `[rows, classes]`.
-        bins: number of bins.
-    """
-    confidence = probabilities.max(axis=1)
-    right = probabilities.argmax(axis=1) == y
-    bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
-    gaps = np.bincount(bin_of, right, minlength=bins) - np.bincount(bin_of, confidence, minlength=bins)
-    return float(np.abs(gaps).sum() / len(y))
 
 
 def macro_auroc(y: np.ndarray, probabilities: np.ndarray) -> float:
@@ -58,7 +43,7 @@ def classification_scores(y: np.ndarray, probabilities: np.ndarray) -> dict[str,
         "f1_macro": float(f1_score(y, predicted, average="macro", labels=np.unique(y), zero_division=0)),
         "auroc": macro_auroc(y, probabilities),
         "log_loss": float(log_loss(y, normalized, labels=classes)),
-        "ece": expected_calibration_error(y, normalized),
+        "ece": expected_calibration_error(normalized.max(axis=1), predicted == y),
     }
 
 

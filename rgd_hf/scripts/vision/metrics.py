@@ -12,13 +12,17 @@ IGNORED = -100
 MANY, FEW = 100, 20
 
 
-def keep_best_classes(logits: Any, labels: Tensor) -> Tensor:
-    """The five most probable classes, `[batch, min(5, classes)]`: a Trainer's `preprocess_logits_for_metrics`.
+def keep_best_classes(logits: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The most probable classes, and how probable the first is: a Trainer's `preprocess_logits_for_metrics`.
 
     50,000 rows of 1,000 logits would be gathered and kept otherwise.
+
+    Returns:
+        Class numbers int64 `[batch, min(5, classes)]` and probabilities float32 `[batch]`.
     """
-    logits = logits[0] if isinstance(logits, tuple) else logits
-    return logits.topk(min(TOP, logits.shape[-1]), dim=-1).indices
+    logits = (logits[0] if isinstance(logits, tuple) else logits).float()
+    best = logits.topk(min(TOP, logits.shape[-1]), dim=-1)
+    return best.indices, (best.values[:, 0] - logits.logsumexp(dim=-1)).exp()
 
 
 def make_image_metrics(
@@ -31,7 +35,7 @@ def make_image_metrics(
     """
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-        best, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
+        best, labels = np.asarray(prediction.predictions[0]), np.asarray(prediction.label_ids)
         readable = labels != IGNORED
         if not readable.any():  # the model is worth keeping all the same
             return {"accuracy": float("nan"), "worst_class_accuracy": float("nan")}

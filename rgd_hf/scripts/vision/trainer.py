@@ -49,8 +49,12 @@ class ImageTrainer(WeightHistogramMixin, EMAMixin, InspectedTrainer, ReweightedT
         )
 
     def predicted(self, outputs: Any) -> np.ndarray:
-        """The first of the best classes, which are what evaluation keeps (see `metrics.keep_best_classes`)."""
-        return np.asarray(outputs)[:, 0]
+        """The first of the best classes, which evaluation keeps (see `metrics.keep_best_classes`)."""
+        return np.asarray(outputs[0])[:, 0]
+
+    def confidence(self, outputs: Any) -> np.ndarray:
+        """Its probability, which evaluation keeps beside it."""
+        return np.asarray(outputs[1])
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The optimizer of the arguments over timm's parameter groups.
