@@ -14,6 +14,7 @@ from benchmarks.report.methods import method_title
 PANELS = {
     "training loss, without weights": ("unweighted_loss", "loss"),
     "validation loss": ("eval_loss",),
+    "validation score": ("eval_score",),
     "effective sample size": ("effective_sample_size",),
     "mean weight": ("weight_mean",),
     "largest weight": ("weight_max",),

@@ -4,6 +4,8 @@ import re
 from collections.abc import Callable, Mapping
 from functools import partial
 
+import numpy as np
+
 from benchmarks.report.choice import in_order
 from benchmarks.report.formats import (
     LOWER,
@@ -24,7 +26,7 @@ from benchmarks.report.lines import BASELINE, Records
 from benchmarks.report.methods import method_title
 from benchmarks.report.parts import Breakdown, by_difficulty, by_frequency
 from benchmarks.report.plots import plot_breakdowns, plot_methods
-from benchmarks.report.plots_training import logged_curves, plot_training
+from benchmarks.report.plots_training import curve, logged_curves, plot_training
 from benchmarks.report.selection import by_rule
 from benchmarks.report.summary import (
     Row,
@@ -58,6 +60,7 @@ HIDDEN_SETTINGS = (
     "log_",
     "run_name",
 )
+SCORES_SHOWN = 8
 PARTS = {
     "difficulty": "tenth of the held-out rows, 1 = easiest",
     "frequency": "training rows of the class",
@@ -105,7 +108,7 @@ def section(records: Records, dataset: str) -> tuple[list[str], Pictures]:
         lines += _parts(present)
         pictures[f"{dataset}_parts.png"] = partial(plot_breakdowns, present, dataset)
         lines += [f"![Accuracy by difficulty and by class on {dataset}](plots/{dataset}_parts.png)", ""]
-    lines += _tuning(records, dataset)
+    lines += [*_tuning(records, dataset), *_score_over_training(records, dataset)]
     settings = {
         name: value
         for name, value in sorted(first_settings(records, dataset).items())
@@ -243,6 +246,27 @@ def _tuning(records: Records, dataset: str) -> list[str]:
         for name, entry in found.items()
     ]
     header = ["tuning score (× 100) by settings", *(settings_title(c) for c in tried), "final runs"]
+    return [*table(header, body), ""]
+
+
+def _score_over_training(records: Records, dataset: str) -> list[str]:
+    """Whether a longer training would have scored more: the validation score as the runs went on, mean over seeds."""
+    found = {
+        name: curve(list(records.runs(dataset, name).values()), ["eval_score"])
+        for name in (BASELINE, *headline(records))
+    }
+    curves = {
+        name: (steps, values.mean(axis=0)) for name, pair in found.items() if pair for steps, values in [pair]
+    }
+    if BASELINE not in curves:
+        return []
+    steps = curves[BASELINE][0]
+    shown = steps if len(steps) <= SCORES_SHOWN else np.linspace(steps[0], steps[-1], SCORES_SHOWN)
+    body = [
+        [method_title(name), *(number(100 * value) for value in np.interp(shown, *pair))]
+        for name, pair in curves.items()
+    ]
+    header = ["validation score (× 100) at step", *(f"{step:.0f}" for step in shown)]
     return [*table(header, body), ""]
 
 

@@ -18,19 +18,25 @@ KEPT = (
     "clipped_fraction",
     "eval_loss",
 )
+EVAL_SCORE = "eval_score"
 DIGITS = 6
 
 
-def read_history(log: Sequence[Mapping[str, Any]], plain: bool) -> list[dict[str, Any]]:
-    """At most `POINTS` points, evenly spread, the first and the last among them: `step` and what is logged of `KEPT`.
+def read_history(log: Sequence[Mapping[str, Any]], plain: bool, score: str) -> list[dict[str, Any]]:
+    """`step`, what is logged of `KEPT`, and the validation score as `eval_score`.
+
+    At most `POINTS` points, evenly spread, the first and the last among them, and as many that have a score.
 
     Args:
         log: the Trainer's `log_history`; entries of the same step become one.
         plain: whether the training loss is that of plain ERM, and so the `unweighted_loss` too, which is not logged then.
+        score: under which name evaluations during the training logged the score.
     """
     points: dict[int, dict[str, Any]] = {}
     for entry in log:
         values = {name: round(float(entry[name]), DIGITS) for name in KEPT if name in entry}
+        if score in entry:
+            values[EVAL_SCORE] = round(float(entry[score]), DIGITS)
         if values:
             points.setdefault(entry["step"], {"step": entry["step"]}).update(values)
     every = [points[step] for step in sorted(points)]
@@ -38,10 +44,15 @@ def read_history(log: Sequence[Mapping[str, Any]], plain: bool) -> list[dict[str
         every = [
             {**point, **({"unweighted_loss": point["loss"]} if "loss" in point else {})} for point in every
         ]
-    if len(every) <= POINTS:
-        return every
-    chosen = np.linspace(0, len(every) - 1, POINTS).round().astype(int)
-    return [every[number] for number in chosen]
+    scored = [number for number, point in enumerate(every) if EVAL_SCORE in point]
+    return [every[number] for number in sorted({*_spread(range(len(every))), *_spread(scored)})]
+
+
+def _spread(numbers: Sequence[int]) -> list[int]:
+    """At most `POINTS` of them, evenly spread."""
+    if len(numbers) <= POINTS:
+        return list(numbers)
+    return [numbers[place] for place in np.linspace(0, len(numbers) - 1, POINTS).round().astype(int)]
 
 
 def mean_weight(log: Sequence[Mapping[str, Any]]) -> float | None:

@@ -145,7 +145,9 @@ def _contents(
     if weight is not None:
         metrics["weight_mean"] = weight
     changed = (options.get("class_weights"), options.get("label_smoothing_factor"))
-    found["history"] = read_history(log, plain=options.get("reweighting") == "none" and not any(changed))
+    plain = options.get("reweighting") == "none" and not any(changed)
+    data = study.datasets[cell.dataset]
+    found["history"] = read_history(log, plain, data.tuning_score or data.score)
     histogram = weight_histogram(log)
     if histogram is not None:
         found["weight_histogram"] = histogram

@@ -99,7 +99,7 @@ def history(method: str, draw: np.random.Generator) -> list[dict]:
             }
             entries.append({"step": step, "loss": 1.3 * loss, "unweighted_loss": loss, **weights})
         if step % 50 == 0:
-            entries.append({"step": step, "eval_loss": loss + 0.1})
+            entries.append({"step": step, "eval_loss": loss + 0.1, "eval_score": 1 - loss})
     return entries
 
 

@@ -1,0 +1,22 @@
+"""What a study keeps of a training log: a few points, and every score that there is room for."""
+
+from benchmarks.study.history import POINTS, read_history
+
+
+def test_scores_are_kept_however_many_logs_lie_between_them():
+    log = [{"step": step, "loss": 1 / step} for step in range(1, 101)]
+    log += [{"step": step, "eval_accuracy": step / 1000, "eval_loss": 1.0} for step in (20, 43, 77, 100)]
+    found = read_history(log, plain=True, score="eval_accuracy")
+    scores = {point["step"]: point["eval_score"] for point in found if "eval_score" in point}
+    assert scores == {20: 0.02, 43: 0.043, 77: 0.077, 100: 0.1}
+    assert (found[0]["step"], found[-1]["step"]) == (1, 100) and len(found) <= 2 * POINTS
+    assert all(point["unweighted_loss"] == point["loss"] for point in found if "loss" in point)
+    steps = [point["step"] for point in found]
+    assert steps == sorted(set(steps))
+
+
+def test_many_evaluations_are_thinned():
+    log = [{"step": step, "eval_accuracy": 0.5} for step in range(1, 1001)]
+    found = read_history(log, plain=False, score="eval_accuracy")
+    assert len(found) == POINTS and found[-1]["step"] == 1000
+    assert read_history(log, plain=False, score="eval_f1") == []
