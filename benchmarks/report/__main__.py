@@ -15,7 +15,7 @@ from pathlib import Path
 from benchmarks.report.html_page import html_page
 from benchmarks.report.lines import read_records
 from benchmarks.report.markdown import build_report, title
-from benchmarks.report.readme_table import BEGIN, END, put_into, readme_table
+from benchmarks.report.readme_table import marks, put_into, readme_table
 from benchmarks.report.summary import overall
 from rgd_hf.scripts.cli import parse_args, run_recipe
 from rgd_hf.scripts.errors import UserError, listed
@@ -43,7 +43,8 @@ class ReportArguments:
     readme: str | None = field(
         default=None,
         metadata={
-            "help": f"Markdown file to insert the table of results into, between the lines {BEGIN} and {END}."
+            "help": f"Markdown file to insert the table of results into, between the lines {' and '.join(marks('NAME'))}, with the "
+            "name of the results' directory."
         },
     )
     check: bool = field(
@@ -70,7 +71,9 @@ def main(argv: list[str] | None = None) -> None:
         if not readme.is_file():
             raise UserError(f"there is no file {args.readme!r} to put the table into.")
         text = readme.read_text(encoding="utf-8")
-        texts[readme] = put_into(text, readme_table(records, overall(records)), args.readme)
+        texts[readme] = put_into(
+            text, readme_table(records, overall(records)), args.readme, Path(args.results_dir).resolve().name
+        )
     markdown, pictures = build_report(records)
     texts[directory / "REPORT.md"] = markdown
     if args.check:

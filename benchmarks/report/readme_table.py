@@ -9,7 +9,6 @@ from benchmarks.report.methods import method_title
 from benchmarks.report.summary import Overall, difference, first_settings, headline
 from rgd_hf.scripts.errors import UserError
 
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 MODEL_SETTINGS = ("timm_model", "model_name_or_path", "networks", "backbone")
 SIZE_SETTINGS = ("max_train_samples", "max_rows")
 DEFAULT_MODELS = {"tabular": "mlp", "domainbed": "efficientnet-lite0"}
@@ -71,16 +70,22 @@ def model_and_size(records: Records, dataset: str) -> str:
     return "; ".join(parts) or NOTHING
 
 
-def put_into(text: str, lines: Sequence[str], name: str) -> str:
-    """`text` with what stands between the two marks replaced by `lines`.
+def marks(study: str) -> tuple[str, str]:
+    """The lines between which the table of a study goes, which is named by the directory of its results."""
+    return f"<!-- {study}:begin -->", f"<!-- {study}:end -->"
+
+
+def put_into(text: str, lines: Sequence[str], file: str, study: str) -> str:
+    """`text` with what stands between the two marks of a study replaced by `lines`.
 
     Raises:
         UserError: the marks are not there, once each and in order.
     """
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+    begin, end = marks(study)
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
         raise UserError(
-            f"{name} needs one line {BEGIN} and after it one line {END}: the table goes between them."
+            f"{file} needs one line {begin} and after it one line {end}: the table goes between them."
         )
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    return f"{before}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{after}"
+    before, rest = text.split(begin)
+    after = rest.split(end)[1]
+    return f"{before}{begin}\n" + "\n".join(lines) + f"\n{end}{after}"

@@ -16,7 +16,7 @@ from benchmarks.report.lines import read_records
 from benchmarks.report.markdown import build_report
 from benchmarks.report.methods import in_order, method_title
 from benchmarks.report.plots_training import curve
-from benchmarks.report.readme_table import BEGIN, END
+from benchmarks.report.readme_table import marks
 from benchmarks.report.sections import _remark
 from benchmarks.report.summary import Tuning, final_gap
 from rgd_hf.scripts.cli import run_recipe
@@ -256,15 +256,19 @@ def test_readme_table_is_written_and_checked(tmp_path):
     with pytest.raises(UserError, match="no file"):
         report.main(options)
     readme.write_text("# Mine\n\nno marks\n", encoding="utf-8")
-    with pytest.raises(UserError, match="results:begin"):
+    with pytest.raises(UserError, match="study:begin"):
         report.main(options)
-    readme.write_text(f"# Mine\n\n{BEGIN}\nold\n{END}\nafter\n", encoding="utf-8")
+    begin, end = marks("study")
+    readme.write_text(
+        f"# Mine\n\n{marks('other')[0]}\n{marks('other')[1]}\n{begin}\nold\n{end}\nafter\n", encoding="utf-8"
+    )
     with pytest.raises(UserError, match=r"README\.md.*without --check"):
         report.main([*options, "--check"])
     assert "old" in readme.read_text(encoding="utf-8")
     report.main(options)
     text = readme.read_text(encoding="utf-8")
-    assert text.startswith("# Mine\n\n") and text.endswith(f"{END}\nafter\n") and "old" not in text
+    assert text.startswith(f"# Mine\n\n{marks('other')[0]}\n{marks('other')[1]}\n{begin}\n")
+    assert text.endswith(f"{end}\nafter\n") and "old" not in text
     assert "| mrpc | tiny-model; 400 | 5 |" in text and "▲ +" in text
     report.main([*options, "--check"])
     (directory / "REPORT.md").write_text("stale", encoding="utf-8")
