@@ -109,11 +109,11 @@ class _LinearTokenLosses(torch.autograd.Function):
         logits_sum = torch.zeros_like(target_logits)
         for tile in _tiles(x, weight):
             logits = _capped(_logits(x, weight[tile], None if bias is None else bias[tile], scale), softcap)
-            logsumexp = torch.logaddexp(logsumexp, logits.logsumexp(dim=1))
             column, inside = _columns(targets, tile)
             target_logits = target_logits + torch.where(inside, logits.gather(1, column).squeeze(1), zero)
             if label_smoothing:
                 logits_sum += logits.sum(dim=1)
+            logsumexp = torch.logaddexp(logsumexp, _logsumexp_in_place(logits))
         ctx.save_for_backward(hidden, weight, targets, bias, logsumexp)
         mean_logits = logits_sum / len(weight)
         return logsumexp - (1 - label_smoothing) * target_logits - label_smoothing * mean_logits
@@ -151,7 +151,9 @@ class _LinearTokenLosses(torch.autograd.Function):
                 grad = grad.mul_(factor).to(ctx.dtype)
                 if grad_hidden is not None:
                     _add_product(grad_hidden, grad, w)
-                if grad_weight is not None:
+                if grad_weight is not None and grad_weight.dtype == grad.dtype:
+                    torch.mm(grad.T, x, out=grad_weight[tile])
+                elif grad_weight is not None:
                     grad_weight[tile] = grad.T @ x
         if grad_hidden is not None:
             grad_hidden = grad_hidden.to(hidden.dtype)
@@ -175,6 +177,12 @@ def _logits(x: Tensor, weight: Tensor, bias: Tensor | None, scale: float) -> Ten
 
 def _capped(logits: Tensor, softcap: float | None) -> Tensor:
     return logits if softcap is None else logits.div_(softcap).tanh_().mul_(softcap)
+
+
+def _logsumexp_in_place(logits: Tensor) -> Tensor:
+    """`logits.logsumexp(dim=1)`, `[tokens]`, in the memory of the logits: they are overwritten."""
+    largest = logits.amax(dim=1)
+    return logits.sub_(largest.unsqueeze(1)).exp_().sum(dim=1).log_().add_(largest)
 
 
 def _columns(targets: Tensor, tile: slice) -> tuple[Tensor, Tensor]:
