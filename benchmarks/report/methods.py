@@ -10,12 +10,18 @@ _NOT_RULES = {
     "label_smoothing": "label smoothing",
     "class_weights": "class weights",
 }
-TITLES = {name: rule.short or name for name, rule in WEIGHTINGS.items()} | _NOT_RULES
-_PARTS = ((r"ess_(\d+)", r"ESS \1 %"), (r"(\w+?)_tau([\d.]+)", r"{}, τ = \2"))
+_NAMES = {"coral": "CORAL", "miro": "MIRO", "swad": "SWAD", "ema": "EMA", "lightgbm": "LightGBM"}
+TITLES = {name: rule.short or name for name, rule in WEIGHTINGS.items()} | _NOT_RULES | _NAMES
+_PARTS = (
+    (r"ess_(\d+)", r"ESS \1 %"),
+    (r"(\w+?)_tau([\d.]+)", r"{}, τ = \2"),
+    (r"(\w+?)_tau_chosen", r"{}, τ chosen"),
+)
 _ENDINGS = {
     "_normalized": ", mean-one weights",
     "_first_half": ", first half only",
     "_second_half": ", second half only",
+    "_kl": " + KL",
 }
 
 

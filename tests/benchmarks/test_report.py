@@ -323,6 +323,7 @@ def test_methods_are_named_and_ordered():
     assert in_order(set(names)) == expected
     assert method_title("ess_90_second_half") == "ESS 90 %, second half only"
     assert method_title("reverse_kl_normalized") == "reverse KL, mean-one weights"
+    assert method_title("kl_tau_chosen") == "KL, τ chosen" and method_title("coral_kl") == "CORAL + KL"
     assert method_title("my_method") == "my method"
 
 
