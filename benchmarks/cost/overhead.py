@@ -197,11 +197,12 @@ def interval(ratios: list[float], resamples: int = 2000) -> tuple[float, float, 
 
 
 def steppers(
-    hard_examples: bool, bf16: bool, model: nn.Module, batch: Batch, folder: str
+    hard_examples: bool, full_logits: bool, bf16: bool, model: nn.Module, batch: Batch, folder: str
 ) -> tuple[Stepper, Stepper]:
     """The two Trainers that are compared, the cheaper one first."""
     if not hard_examples:
-        reweighted = Stepper(ReweightedTrainer, model, batch, folder, bf16, reweighting="kl")
+        settings = {"reweighting": "kl", "fused_lm_head": not full_logits}
+        reweighted = Stepper(ReweightedTrainer, model, batch, folder, bf16, **settings)
         return Stepper(Trainer, model, batch, folder, bf16), reweighted
     numbered = {**batch, SAMPLE_INDEX: torch.arange(len(batch["labels"])) * 7}
     recording = Stepper(RecordingTrainer, model, numbered, folder, bf16, reweighting="kl")
@@ -209,14 +210,20 @@ def steppers(
 
 
 def measure(
-    name: str, repeats: int, warmup: int, hard_examples: bool, bf16: bool, advance: Callable[[], None]
+    name: str,
+    repeats: int,
+    warmup: int,
+    hard_examples: bool,
+    full_logits: bool,
+    bf16: bool,
+    advance: Callable[[], None],
 ) -> dict[str, Any]:
     """Alternate the two Trainers on one workload."""
     torch.manual_seed(0)
     model, batch = WORKLOADS[name]()
     # One model for both: the same memory addresses and the same values, so the same time outside of the loss.
     with tempfile.TemporaryDirectory() as folder:
-        stock, ours = steppers(hard_examples, bf16, model, batch, folder)
+        stock, ours = steppers(hard_examples, full_logits, bf16, model, batch, folder)
         for _ in range(warmup):
             stock.timed(), ours.timed()
             advance()
@@ -277,6 +284,11 @@ def main() -> None:
         "--hard_examples", action="store_true", help="measure the cost of recording hard examples instead"
     )
     parser.add_argument(
+        "--full_logits",
+        action="store_true",
+        help="let language models keep their logits (fused_lm_head=False)",
+    )
+    parser.add_argument(
         "--output", type=Path, default=Path("outputs/overhead.json"), help="JSON file for the results"
     )
     parser.add_argument("--threads", type=int, help="torch threads (default: torch's choice)")
@@ -295,6 +307,7 @@ def main() -> None:
         "torch": torch.__version__,
         "ratio": ratio,
         "bf16": options.bf16,
+        "full_logits": options.full_logits,
         "repeats": options.repeats,
         "results": results,
     }
@@ -308,6 +321,7 @@ def main() -> None:
                     options.repeats,
                     options.warmup,
                     options.hard_examples,
+                    options.full_logits,
                     options.bf16,
                     partial(progress.advance, task),
                 )
