@@ -59,7 +59,7 @@ class Script:
 
 
 def _of_this_machine(options: Mapping[str, Any]) -> dict[str, Any]:
-    """What the device asks for beside a cell's options: the Trainer takes bf16 on a CPU only where it is told to use one."""
+    """What the device asks for beside a cell's options: the Trainer takes bf16 on a CPU only with `use_cpu`."""
     return {"use_cpu": True} if options.get("bf16") and not torch.accelerator.is_available() else {}
 
 

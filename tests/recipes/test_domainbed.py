@@ -21,7 +21,7 @@ from rgd_hf.scripts.domains.data import DomainArguments, load_data
 from rgd_hf.scripts.domains.environments import split
 from rgd_hf.scripts.errors import UserError
 
-COLUMNS = ["environment", "row", "label", "prediction", "correct", "loss"]
+COLUMNS = ["environment", "row", "label", "prediction", "correct", "loss", "confidence"]
 # What depends on the clock; and the Trainer's mean loss, which after an interruption is that of the rest.
 CLOCK = (
     "seconds", "train_runtime", "train_samples_per_second", "train_steps_per_second", "settings", "files", "train_loss",
