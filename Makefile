@@ -74,8 +74,9 @@ demo-vision: $(VENV)/.recipes  ## Train a small ViT on handwritten digits, ERM a
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python recipes/imagenet.py recipes/configs/digits_vit.yaml --overwrite_output_dir
 
 .PHONY: report
-report: $(VENV)/.recipes  ## Rebuild the report and the README's table from the finished runs of the study
-	$(BIN)/python -m benchmarks.report --readme README.md
+report: $(VENV)/.recipes  ## Rebuild the reports of both studies, and their tables in README.md and docs/evidence.md
+	$(BIN)/python -m benchmarks.report --results_dir benchmarks/results/evidence --readme README.md
+	$(BIN)/python -m benchmarks.report --results_dir benchmarks/results/compare --readme docs/evidence.md
 
 # --- checks -----------------------------------------------------------------------------------------------------------
 
@@ -83,11 +84,9 @@ report: $(VENV)/.recipes  ## Rebuild the report and the README's table from the 
 test: $(VENV)/.dev  ## Run all tests except the slow ones
 	$(PYTEST) -m "not slow" -n $(TEST_WORKERS) --dist loadfile
 
-# Left out of the quick half: recipes and studies, which run whole scripts; process groups; the documentation's code.
 .PHONY: test-quick
-test-quick: $(VENV)/.dev  ## Run the library's own tests, one process each (under 2 minutes)
-	$(PYTEST) -m "not slow" -n $(TEST_WORKERS) --dist loadfile --ignore tests/recipes --ignore tests/benchmarks \
-		--ignore tests/distributed --ignore tests/docs --ignore tests/tools --ignore tests/gpu
+test-quick: $(VENV)/.dev  ## Run the quick part of the library's own tests, in one process each (about 2 minutes)
+	$(PYTEST) tests/rgd_hf -m "not slow" -k "not processes" -n $(TEST_WORKERS) --dist loadfile
 
 .PHONY: test-latest
 test-latest:  ## Run the tests with the newest releases that pyproject.toml allows (in .venv-latest); reports what is new in them

@@ -1,7 +1,7 @@
 """The report of a study: REPORT.md and plots, with `--html` also REPORT.html, made from the JSON lines of its runs alone.
 
     python -m benchmarks.report
-    python -m benchmarks.report --results_dir runs/compare --output_dir runs/compare
+    python -m benchmarks.report --results_dir benchmarks/results/compare --readme docs/evidence.md
     python -m benchmarks.report --readme README.md
     python -m benchmarks.report --readme README.md --check
 
@@ -22,7 +22,7 @@ from rgd_hf.scripts.errors import UserError, listed
 from rgd_hf.scripts.results import say
 
 USAGE = "python -m benchmarks.report --option value ..."
-DEFAULT_DIRECTORY = "benchmarks/results/compare"
+DEFAULT_DIRECTORY = "benchmarks/results/evidence"
 
 
 @dataclass

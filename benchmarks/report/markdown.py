@@ -26,7 +26,8 @@ def build_report(records: Records) -> tuple[str, Pictures]:
     """
     records = with_hardest_tenth(records)
     found = overall(records)
-    lines = [f"# {title(records)}{' (partial)' if records.missing() else ''}", "", *_compared(records, found)]
+    partial_title = " (partial)" if records.missing() or _not_begun(records) else ""
+    lines = [f"# {title(records)}{partial_title}", "", *_compared(records, found)]
     lines += _unfinished(records)
     pictures: Pictures = {}
     if found:
@@ -68,8 +69,14 @@ def _compared(records: Records, found: Sequence[Overall]) -> list[str]:
     ]
 
 
+def _not_begun(records: Records) -> list[str]:
+    return [name for name in records.study.get("datasets", ()) if name not in records.datasets]
+
+
 def _unfinished(records: Records) -> list[str]:
     lines: list[str] = []
+    if _not_begun(records):
+        lines += [f"**Data sets of the study that have no run yet:** {', '.join(_not_begun(records))}.", ""]
     missing = records.missing()
     if missing:
         lines += [

@@ -1,4 +1,4 @@
-"""The published study still reports, and says what it said."""
+"""The published studies still report, and say what they said."""
 
 from pathlib import Path
 
@@ -30,6 +30,14 @@ def test_paired_differences_are_those_of_the_lines(records):
     assert difference(records, "pacs", "ess_90").n == 3
 
 
-def test_report_and_readme_are_up_to_date(monkeypatch):
+@pytest.mark.parametrize(("study", "page"), [("evidence", "README.md"), ("compare", "docs/evidence.md")])
+def test_reports_and_tables_are_up_to_date(study, page, monkeypatch):
     monkeypatch.chdir(ROOT)
-    report.main(["--readme", "README.md", "--check"])
+    report.main(["--results_dir", f"benchmarks/results/{study}", "--readme", page, "--check"])
+
+
+def test_the_evidence_is_not_mixed_and_every_pair_has_its_seeds():
+    found = read_records(PUBLISHED.parent / "evidence")
+    assert not found.failed and not found.mixed() and not found.missing()
+    for name in found.datasets:
+        assert difference(found, name, "kl_tau1").n == 10, name
