@@ -8,7 +8,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
-OF_TORCH = {"torch", "torchvision"}
+# setuptools too: some releases of torch ask for a range of it.
+OF_TORCH = {"torch", "torchvision", "setuptools"}
 PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
 
 
