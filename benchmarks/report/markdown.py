@@ -75,8 +75,9 @@ def _not_begun(records: Records) -> list[str]:
 
 def _unfinished(records: Records) -> list[str]:
     lines: list[str] = []
-    if _not_begun(records):
-        lines += [f"**Data sets of the study that have no run yet:** {', '.join(_not_begun(records))}.", ""]
+    not_begun = _not_begun(records)
+    if not_begun:
+        lines += [f"**Data sets of the study that have no run yet:** {', '.join(not_begun)}.", ""]
     missing = records.missing()
     if missing:
         lines += [

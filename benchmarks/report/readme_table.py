@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from pathlib import PurePath
 
 from benchmarks.report.formats import NOTHING, marked, mean_and_spread, table, verdict
 from benchmarks.report.lines import BASELINE, Records
@@ -48,7 +49,7 @@ def model_and_size(records: Records, dataset: str) -> str:
     settings = first_settings(records, dataset)
     parts: list[str] = []
     chosen = (settings[name] for name in MODEL_SETTINGS if settings.get(name))
-    model = next(chosen, DEFAULT_MODELS.get(str(settings.get("recipe"))))
+    model = next(chosen, DEFAULT_MODELS.get(PurePath(str(settings.get("recipe"))).stem))
     if model is not None:
         names = model if isinstance(model, list) else [model]
         parts.append(", ".join(re.split(r"[/:]", str(name))[-1] for name in names))
