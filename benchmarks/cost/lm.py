@@ -50,6 +50,8 @@ def full_logits(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
 def by_torch() -> Losses:
     """Chunks of 256 tokens: the automatic size is slower on a CPU."""
+    if not hasattr(F, "linear_cross_entropy"):
+        raise ImportError(f"needs torch 2.13 or later, this is {torch.__version__}")
     options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=256)
     return partial(F.linear_cross_entropy, reduction="none", options=options)
 
