@@ -2,6 +2,7 @@
 
     python -m benchmarks.study benchmarks/configs/quick.yaml --output_dir runs/quick
     python -m benchmarks.study benchmarks/configs/compare.yaml --shard 1/2 --time_budget 60 --output_dir runs/compare
+    python -m benchmarks.study benchmarks/configs/evidence.yaml --processes 8 --output_dir runs/evidence
     python -m benchmarks.study benchmarks/configs/evidence.yaml --plan
 
 STUDY.yaml is explained in benchmarks/README.md. Every method gets the same learning rates to choose from, by seeds and rows
@@ -25,9 +26,9 @@ import torch
 from benchmarks.report.formats import counted
 from benchmarks.run_file import duration, parse_shard
 from benchmarks.study.cells import FINAL, TUNING, Cell, candidates, is_tuned, options_of, script_of
-from benchmarks.study.ray_tasks import run_with_ray
 from benchmarks.study.runner import Runner
 from benchmarks.study.specification import BASELINE, Study, read_study
+from benchmarks.study.workers import Processes, RayTasks, ThisProcess, Workers
 from rgd_hf.scripts.cli import parse_args, run_recipe
 from rgd_hf.scripts.errors import UserError
 from rgd_hf.scripts.results import console, write_json
@@ -61,6 +62,13 @@ class StudyArguments:
             "other; give all of them the same study, data sets and methods."
         },
     )
+    processes: int = field(
+        default=1,
+        metadata={
+            "help": "Number of runs side by side on this machine, each in a process with --threads threads: for many cores, or "
+            "for a GPU that small models leave idle (they share it; all must fit into its memory)."
+        },
+    )
     ray: bool = field(
         default=False,
         metadata={
@@ -79,7 +87,7 @@ class StudyArguments:
         default=1,
         metadata={
             "help": "Number of CPU threads per run. Rounding depends on it: use the same number to reproduce a run exactly. "
-            "Several shards in parallel use many cores better than one run with many threads."
+            "--processes uses many cores better than one run with many threads."
         },
     )
     retry_failed: bool = field(
@@ -111,6 +119,10 @@ def main(argv: Any = None) -> Any:
         raise UserError(f"--time_budget must not be negative, but minutes from 0, not {args.time_budget:g}.")
     if args.threads < 1:
         raise UserError(f"--threads must be at least 1, not {args.threads}.")
+    if args.processes < 1:
+        raise UserError(f"--processes must be at least 1, not {args.processes}.")
+    if args.ray and args.processes > 1:
+        raise UserError("give either --ray, which decides how many runs its cluster takes, or --processes.")
     if args.ray and args.shard != "1/1":
         raise UserError("give either --ray, which spreads all cells over its cluster, or --shard.")
     torch.set_num_threads(args.threads)
@@ -124,11 +136,17 @@ def main(argv: Any = None) -> Any:
     _write_study(whole, Path(args.output_dir))
     minutes = study.time_budget if args.time_budget is None else args.time_budget
     budget = None if minutes is None else 60 * minutes
-    left = run_with_ray(runner, budget, args.threads) if args.ray else runner.run(budget)
+    left = runner.run(_workers(study, args), budget)
     _conclude(runner, left)
     if any(cell.stage == FINAL for cell in runner.failed):
         sys.exit(EXIT_RUNS_FAILED)
     return runner.finished
+
+
+def _workers(study: Study, args: StudyArguments) -> Workers:
+    if args.ray:
+        return RayTasks(study, args.threads)
+    return Processes(study, args.processes, args.threads) if args.processes > 1 else ThisProcess(study)
 
 
 def check_options(study: Study, where: str) -> None:

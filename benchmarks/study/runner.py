@@ -1,21 +1,26 @@
-"""Runs the cells of a study, one after the other or as Ray's tasks, and keeps a JSON line of each."""
+"""Runs the cells of a study, each as soon as what it needs is known, and keeps a JSON line of each."""
 
+import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.run_file import RunFile, duration
-from benchmarks.study.cells import CannotRun, Cell, identity, plan, resolve_cell
+from benchmarks.study.cells import TUNING, CannotRun, Cell, identity, plan, resolve_cell
 from benchmarks.study.machine import git_commit
 from benchmarks.study.scripts import CHECKOUT
 from benchmarks.study.specification import Study
-from benchmarks.study.training import KEY, Line, train_cell
+from benchmarks.study.training import KEY, Line, lost_line
+from benchmarks.study.workers import WorkerDied, Workers
+from rgd_hf.scripts.errors import UserError
 from rgd_hf.scripts.results import package_versions
 
 MISSING = "missing"
+DEATHS = 2
+"""A study ends after more deaths in a row than this a worker: one cause may end all of them at once."""
 
 
 class Runner:
@@ -90,31 +95,44 @@ class Runner:
                 found[cell] = (resolved, record)
         return found
 
-    def run(self, time_budget: float | None = None) -> list[Cell]:
-        """Run the missing cells in order; what is left.
+    def run(self, workers: Workers, time_budget: float | None = None) -> list[Cell]:
+        """Run the missing cells, in their order as far as what they need is known; what is left.
+
+        Every line is written as soon as its cell has ended. When this ends, in whatever way, the workers do.
 
         Args:
+            workers: what trains them.
             time_budget: seconds; no cell is begun that would not fit into what is left of them, by the longest run of
-                its data set and stage so far.
+                its data set and stage so far. Those that run then are waited for.
+
+        Raises:
+            UserError: workers die again and again, and nothing else happens.
         """
-        missing, started = self.begin(), time.perf_counter()
-        for number, cell in enumerate(missing):
-            left = missing[number:]
-            if not self.fits(cell, time_budget, started):
-                return left
-            expected = self.seconds_of(left)
-            shown = f", about {duration(expected)} left" if expected is not None else ""
-            place = f"[{len(self.cells) - len(left) + 1}/{len(self.cells)}{shown}]"
-            try:
-                resolved = resolve_cell(self.study, cell, self.finished)
-            except CannotRun as error:
-                self.cannot_run(cell, error, place)
-                continue
-            self.report(f"{place} {resolved.name}")
-            self.keep(resolved, train_cell(self.study, resolved))
+        waiting, started = self._begin(), time.perf_counter()
+        running: dict[Cell, Cell] = {}  # as it is planned, by what was begun
+        died = 0
+        with contextlib.closing(workers):
+            while waiting:
+                for cell, resolved in self._ready(waiting, running.values()):
+                    if len(running) == workers.number:
+                        break
+                    if self._fits(cell, time_budget, started):
+                        self.report(f"{self._place(waiting, running.values(), workers)} {resolved.name}")
+                        waiting.remove(cell)
+                        running[resolved] = cell
+                        workers.submit(resolved)
+                if not running:
+                    break
+                died = self._keep_next(workers, running, died)
+            while running:
+                died = self._keep_next(workers, running, died)
+        if any(True for _ in self._ready(waiting, ())):
+            return waiting
+        for cell in waiting:
+            self._cannot_run(cell)
         return []
 
-    def begin(self) -> list[Cell]:
+    def _begin(self) -> list[Cell]:
         """Make the files that lines go to, say what is finished, and return what is not."""
         self.file.prepare()
         missing = self.missing()
@@ -124,28 +142,60 @@ class Runner:
             self.report(f"{done} of {len(self.cells)} runs are finished already{before}.")
         return missing
 
-    def fits(self, cell: Cell, time_budget: float | None, started: float) -> bool:
+    def _ready(self, waiting: Sequence[Cell], running: Collection[Cell]) -> Iterator[tuple[Cell, Cell]]:
+        """Cells that can be begun, and the same with their settings: all of the tuning that chooses these has ended."""
+        tuning = {(cell.dataset, cell.method) for cell in [*waiting, *running] if cell.stage == TUNING}
+        finished = self.finished
+        for cell in [*waiting]:
+            if cell.candidate is None and (cell.dataset, self.study.methods[cell.method].tuned_as) in tuning:
+                continue
+            with contextlib.suppress(CannotRun):
+                yield cell, resolve_cell(self.study, cell, finished)
+
+    def _fits(self, cell: Cell, time_budget: float | None, started: float) -> bool:
         """Whether a cell may be begun so many seconds after `started`, a time of `time.perf_counter`."""
         if time_budget is None:
             return True
         remaining = time_budget - (time.perf_counter() - started)
         return remaining > 0 and (self.seconds(cell, max) or 0.0) <= remaining
 
-    def keep(self, cell: Cell, line: Line) -> None:
-        """Write a line to the disk, and say what it says."""
-        self.file.append(line)
-        self.records[line[KEY]] = line
-        if "error" in line:
-            self.failed[cell] = line["error"]
-            self.report(f"  failed: {line['error']}")
-        else:
-            self.report(f"  {line['score_name']} {line['score']:.4f} ({line['seconds']:.1f} s)")
+    def _place(self, waiting: Sequence[Cell], running: Collection[Cell], workers: Workers) -> str:
+        expected = self.seconds_of([*waiting, *running])
+        parts = [f"{len(self.cells) - len(waiting) + 1}/{len(self.cells)}"]
+        if workers.number > 1:
+            parts.append(f"{len(running) + 1} running")
+        if expected is not None:
+            parts.append(f"about {duration(expected / workers.number)} left")
+        return f"[{', '.join(parts)}]"
 
-    def cannot_run(self, cell: Cell, error: CannotRun, place: str = "") -> None:
+    def _keep_next(self, workers: Workers, running: dict[Cell, Cell], died: int) -> int:
+        """Wait for what ends next, write its lines to the disk and say what they say; how many died in a row."""
+        for cell, found in workers.wait():
+            del running[cell]
+            died = died + 1 if isinstance(found, WorkerDied) else 0
+            line = lost_line(self.study, cell, str(found)) if isinstance(found, WorkerDied) else found
+            self.file.append(line)
+            self.records[line[KEY]] = line
+            name = f"{cell.name}: " if workers.number > 1 else ""
+            if "error" in line:
+                self.failed[cell] = line["error"]
+                self.report(f"  {name}failed: {line['error']}")
+            else:
+                self.report(f"  {name}{line['score_name']} {line['score']:.4f} ({line['seconds']:.1f} s)")
+        if died > DEATHS * workers.number:
+            raise UserError(
+                f"the last {died} runs all ended without a result: {self.failed[cell]}. The lines so far are kept, and the "
+                "same command resumes; with less side by side, if memory was short."
+            )
+        return died
+
+    def _cannot_run(self, cell: Cell) -> None:
         """Remember a cell that lacks the result of another."""
-        self.failed[cell] = str(error)
-        self.report(f"{place} {cell.name}".strip())
-        self.report(f"  failed: {error}")
+        try:
+            resolve_cell(self.study, cell, self.finished)
+        except CannotRun as error:
+            self.failed[cell] = str(error)
+            self.report(f"{cell.name}\n  failed: {error}")
 
     def seconds(self, cell: Cell, statistic: Callable[[Sequence[float]], float]) -> float | None:
         """A statistic of the seconds that runs of a cell's data set took, of its stage if there are such."""

@@ -36,13 +36,15 @@ from rgd_hf.scripts.results import package_versions
 KEY = "identity"
 VERSIONS = cache(package_versions)
 TIMING = ("runtime", "per_second", "preparation_time", "seconds")
+MAY_PASS = (UserError, OSError, MemoryError, torch.OutOfMemoryError)
 Line = dict[str, Any]
 
 
 def train_cell(study: Study, cell: Cell) -> Line:
     """Train a cell, whose settings are chosen, and return its line; that of a failed one has an `error`.
 
-    An error is marked `may_pass` where what its user puts right may make it pass: missing data, a full disk.
+    An error is marked `may_pass` where what its user puts right may make it pass: missing data, a full disk, too little
+    memory for what runs side by side.
     """
     _freeze_imports()
     use_plain_attention_on_cpu()
@@ -54,13 +56,22 @@ def train_cell(study: Study, cell: Cell) -> Line:
         # Without the place of this checkout: the lines are shared with others.
         where = "".join(traceback.format_exception(error)[-3:]).replace(f"{CHECKOUT}{os.sep}", "")
         line["error"] = " ".join(f"{type(error).__name__}: {error}".split())
-        line["may_pass"] = isinstance(error, UserError | OSError | MemoryError)
+        line["may_pass"] = isinstance(error, MAY_PASS)
         line["traceback"] = where
     finally:
         gc.collect()
     line["seconds"] = round(time.perf_counter() - started, 2)
-    line["finished"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    line["finished"] = _now()
     return line
+
+
+def lost_line(study: Study, cell: Cell, error: str) -> Line:
+    """The line of a cell whose process ended before it could write one; it `may_pass`."""
+    return _head(study, cell) | {"error": error, "may_pass": True, "seconds": 0.0, "finished": _now()}
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 @cache

@@ -1,6 +1,9 @@
 """A script of somebody's own that a study can call: logistic regression on digits, in milliseconds."""
 
 import json
+import os
+import signal
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,6 +40,11 @@ def main(argv=None):
     (args,) = parse_args(ARGUMENTS, argv, description="", defaults=DEFAULTS)
     if args.fail == "now":
         raise FloatingPointError("the loss is NaN")
+    if args.fail == "killed" and args.seed == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if args.fail == "slow":
+        (Path(args.output_dir) / "begun").touch()
+        time.sleep(60)
     x, y = load_digits(return_X_y=True)
     order = np.random.default_rng(args.seed).permutation(len(y))
     shift = sum(map(len, args.domain))  # another part, other rows

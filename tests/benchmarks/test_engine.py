@@ -117,20 +117,13 @@ def test_shards_together_give_the_same_lines(whole, tmp_path):
     for options, message in (
         (["--shard", "3/2"], "--shard must be i/n"),
         (["--shard", "1/2", "--ray"], "either --ray"),
+        (["--processes", "2", "--ray"], "either --ray"),
+        (["--processes", "0"], "--processes must be at least 1"),
         (["--threads", "0"], "--threads must be at least 1"),
         (["--time_budget", "nan"], "--time_budget must not be negative"),
     ):
         with pytest.raises(UserError, match=message):
             study.main([whole[0], *options])
-
-
-def test_rays_tasks_give_the_same_lines(whole, tmp_path):
-    """In a process of its own: a cluster is started there, and ended with it."""
-    pytest.importorskip("ray", reason="Ray is not installed: pip install ray")
-    command = [sys.executable, "-m", "benchmarks.study", whole[0], "--output_dir", str(tmp_path), "--ray"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert by_cell(tmp_path) == by_cell(whole[1])
 
 
 def test_a_time_budget_ends_the_study_before_a_run_that_would_not_fit(whole, tmp_path, capsys):
