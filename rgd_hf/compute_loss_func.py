@@ -123,5 +123,6 @@ class RGDLoss:
         if not torch.is_grad_enabled():
             return torch.ones_like(items.losses, dtype=torch.float32)
         with torch.no_grad():
-            weights = checked_weights(self.weighting.weights(items), items.losses, self.weighting.giver)
+            rule = self.weighting
+            weights = checked_weights(rule.weights(items), items.losses, lambda: rule.giver)
             return torch.where(items.reference > 0, weights, 1.0)

@@ -66,8 +66,10 @@ def drop_repeats(batch: Any, gradient_state: Any, process_index: int, num_proces
         process_index: index of this process.
         num_processes: number of processes of the run.
     """
+    if num_processes == 1:
+        return
     loader = gradient_state.active_dataloader
-    if num_processes == 1 or loader is None or not gradient_state.end_of_dataloader:
+    if loader is None or not gradient_state.end_of_dataloader:
         return
     size = find_batch_size(batch)
     if size is None:

@@ -10,6 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+SMALLEST = torch.finfo(torch.float32).tiny
+"""A lower bound of divisors: without items their sum of weights is 0, and 0 / SMALLEST is 0 where 0 / 0 is NaN."""
+
 
 class Items(NamedTuple):
     """The items (samples or tokens) of a micro-batch.
@@ -36,7 +39,7 @@ def token_reference(valid: Tensor, class_weight: Tensor | None = None) -> Tensor
     Returns:
         float32 of the same shape, 0 where not valid.
     """
-    return valid.float() if class_weight is None else torch.where(valid, class_weight, 0.0)
+    return valid.float() if class_weight is None else valid * class_weight
 
 
 def reference_at_level(reference: Tensor, level: str, sample_weight: Tensor | None = None) -> Tensor:
@@ -70,17 +73,21 @@ def losses_at_level(losses: Tensor, reference: Tensor, level: str) -> Tensor:
     """Unreduced losses at `level`: at `"sample"`, the weighted mean over each sample's tokens.
 
     Args:
-        losses: `[batch]` or `[batch, tokens]`.
+        losses: `[batch]` or `[batch, tokens]`, 0 where `reference` is (see `zero_uncounted`).
         reference: what `token_reference` returned, of the same shape.
         level: `"sample"` or `"token"`.
 
     Returns:
         float32 `[batch]` at level `"sample"`, else `[batch, tokens]`; exactly 0 where the reference is.
     """
-    # where, not a product: an ignored item may be infinite and 0 * inf is NaN.
-    losses = torch.where(reference > 0, losses.float(), 0.0)
+    losses = losses.float()
     if level == "sample" and losses.dim() > 1:
-        losses, reference = losses.flatten(1), reference.flatten(1)
-        mass = reference.sum(dim=1)
-        losses = (losses * reference).sum(dim=1) / torch.where(mass > 0, mass, 1.0)
+        reference = reference.flatten(1)
+        share = reference / reference.sum(dim=1, keepdim=True).clamp(min=SMALLEST)
+        losses = (losses.flatten(1) * share).sum(dim=1)
     return losses
+
+
+def zero_uncounted(losses: Tensor, reference: Tensor) -> Tensor:
+    """`losses`, but 0 where `reference` is: an item that does not count may be infinite, and 0 * inf is NaN."""
+    return losses.masked_fill(reference <= 0, 0.0)

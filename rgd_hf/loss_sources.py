@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rgd_hf import class_weights as classes
 from rgd_hf.data import SAMPLE_WEIGHT
 from rgd_hf.heads import FusedHead, Head, bare_model, find_head, is_read, verify
-from rgd_hf.items import token_reference
+from rgd_hf.items import token_reference, zero_uncounted
 
 PerSampleLossFn = Callable[[Any, Any], Tensor | tuple[Tensor, Tensor]]
 
@@ -38,7 +38,7 @@ class BatchLosses(NamedTuple):
 
     Attributes:
         outputs: outputs of the model, which was called without labels.
-        losses: unreduced losses, `[batch]` or `[batch, tokens]`.
+        losses: unreduced losses, `[batch]` or `[batch, tokens]`; exactly 0 where not valid.
         valid: bool of the same shape, the items that have a loss.
         reference: float32 of the same shape: class weights, 0 where not valid.
         auxiliary: 0-dimensional loss that the model adds to the mean of its losses, or None.
@@ -268,6 +268,7 @@ def checked_losses(returned: PerSampleLosses, by: str) -> BatchLosses:
             f"{by} returned {found}. Weighting it would only rescale the step: return the "
             "unreduced losses, one element per sample or token (`reduction='none'` in torch)."
         )
+    all_valid = valid is None
     if valid is None:
         valid = torch.ones_like(losses, dtype=torch.bool)
     if valid.dtype != torch.bool or valid.shape != losses.shape:
@@ -280,7 +281,9 @@ def checked_losses(returned: PerSampleLosses, by: str) -> BatchLosses:
             f"{by} returned an auxiliary loss that is not a 0-dimensional tensor: it belongs to the batch as a whole. "
             "Add what belongs to a sample to its loss."
         )
-    return BatchLosses(outputs, losses, valid, token_reference(valid), auxiliary)
+    reference = token_reference(valid)
+    losses = losses if all_valid else zero_uncounted(losses, reference)
+    return BatchLosses(outputs, losses, valid, reference, auxiliary)
 
 
 def _needed(model: Any) -> set[str]:

@@ -51,7 +51,7 @@ class OptimizerStepMixin(StepGuardMixin):
     @property
     def _rescales(self) -> bool:
         """Whether the step's scale is known only after its forward passes, so that gradients are rescaled."""
-        if self._loss_source() is None or not self._accumulates:
+        if not self._accumulates or self._loss_source() is None:
             return False
         if self._uncounted() is not None:
             return True
@@ -80,7 +80,7 @@ class OptimizerStepMixin(StepGuardMixin):
         self._weighed = False
         self._begin_step(batch_samples)
         source = self._loss_source()
-        if not isinstance(source, HeadLosses) or self.args.normalize_weights:
+        if not isinstance(source, HeadLosses) or self.args.normalize_weights or not self._number_is_used:
             return None
         if self._rescales and self._is_endless:
             return None
@@ -90,6 +90,12 @@ class OptimizerStepMixin(StepGuardMixin):
         total = self.accelerator.reduce(torch.stack(list(masses.values())).sum(), reduction="sum")
         self._counted = masses, at_least_one_item(total)
         return self._counted[1]
+
+    @property
+    def _number_is_used(self) -> bool:
+        """Whether the number of a step's items is used: where there are several micro-batches, or by an override."""
+        given_to = ("get_batch_samples", "_get_num_items_in_batch", "training_step")
+        return self._is_cut or any(map(self._overrides, given_to))
 
     def _begin_step(self, batch_samples: list) -> None:
         """Called once per optimizer step with all its micro-batches, before their forward passes."""
@@ -135,7 +141,7 @@ class OptimizerStepMixin(StepGuardMixin):
         if rescales:
             # Any number that is the same on every process will do where the gradients are rescaled afterwards.
             mass, total = None, self._step_size if total is None else total
-        elif self._uncounted() is not None:
+        elif total is not None and self._uncounted() is not None:
             mass = total = None
         self._scale_pending = rescales
         with ExitStack() as stack:
@@ -201,7 +207,8 @@ class OptimizerStepMixin(StepGuardMixin):
                 return returned
             loss, *outputs = returned if isinstance(returned, tuple) else (returned,)
             call.watch(loss)
-            loss = loss * self._share(call, num_items)
+            if self._is_cut or loss is not call.losses[-1]:
+                loss = loss * self._share(call, num_items)
             return (loss, *outputs) if outputs else loss
 
         self._loss_calls = calls
@@ -269,4 +276,4 @@ class OptimizerStepMixin(StepGuardMixin):
 
 def at_least_one_item(mass: Tensor) -> Tensor:
     """`mass`, but 1 where it is 0, so that a step without items has loss 0 and not 0 / 0."""
-    return torch.where(mass > 0, mass, 1.0)
+    return mass.masked_fill(mass <= 0, 1.0)

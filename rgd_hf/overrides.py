@@ -50,8 +50,8 @@ class Override(NamedTuple):
 
 def in_front(trainer: Any, mixin: type, method: str) -> tuple[Override, ...]:
     """The overrides of `method` that are called before that of `mixin`, outermost first."""
-    order = type(trainer).__mro__
-    of_classes = _overrides(order[: order.index(mixin)], method)
+    cls: type = type(trainer)
+    of_classes, _ = _overrides(cls, mixin, method)
     function = vars(trainer).get(method)
     while function is not None and _is_ours(function):
         function = getattr(function, "__wrapped__", None)
@@ -60,12 +60,21 @@ def in_front(trainer: Any, mixin: type, method: str) -> tuple[Override, ...]:
 
 def behind(trainer: Any, mixin: type, method: str) -> Override | None:
     """The first override of `method` behind `mixin`; None without one."""
-    order = type(trainer).__mro__
-    return next(iter(_overrides(order[order.index(mixin) + 1 :], method)), None)
+    cls: type = type(trainer)
+    _, of_classes = _overrides(cls, mixin, method)
+    return of_classes[0] if of_classes else None
 
 
+# Asked for many times in every step.
 @lru_cache(maxsize=1000)
-def _overrides(classes: tuple[type, ...], method: str) -> tuple[Override, ...]:
+def _overrides(trainer: type, mixin: type, method: str) -> tuple[tuple[Override, ...], tuple[Override, ...]]:
+    """The overrides in classes before `mixin`, and those behind it."""
+    order = trainer.__mro__
+    at = order.index(mixin)
+    return _defined(order[:at], method), _defined(order[at + 1 :], method)
+
+
+def _defined(classes: tuple[type, ...], method: str) -> tuple[Override, ...]:
     found = ((cls, cls.__dict__[method]) for cls in classes if method in cls.__dict__)
     return tuple(
         Override(f"{cls.__name__}.{method}", function)

@@ -19,12 +19,12 @@ from rgd_hf.columns import ColumnsMixin
 from rgd_hf.data import SAMPLE_WEIGHT
 from rgd_hf.evaluation import PlainEvaluationMixin
 from rgd_hf.gradients import check_gradients_can_be_rescaled, steps_in_backward
-from rgd_hf.items import Items, losses_at_level, reference_at_level
+from rgd_hf.items import SMALLEST, Items, losses_at_level, reference_at_level, zero_uncounted
 from rgd_hf.loss_sources import BatchLosses, CustomLosses, HeadLosses, PerSampleLossFn
 from rgd_hf.model_card import ModelCardMixin
 from rgd_hf.observers.logs import LogsMixin
 from rgd_hf.observers.statistics import NonFiniteLossError
-from rgd_hf.optimizer_step import OptimizerStepMixin, at_least_one_item
+from rgd_hf.optimizer_step import OptimizerStepMixin
 from rgd_hf.overrides import check_order, in_front, parameters_to_the_right
 from rgd_hf.per_sample_losses import PerSampleLossesMixin
 from rgd_hf.push import PushMixin
@@ -215,9 +215,7 @@ class ReweightingMixin(
             model, inputs, smoothing, not self.args.fused_lm_head or self._shows(return_outputs)
         )
         if plain:
-            loss = self.plain_loss(
-                torch.where(batch.valid, batch.losses.float(), 0.0), batch.valid, batch.auxiliary
-            )
+            loss = self.plain_loss(batch.losses.float(), batch.valid, batch.auxiliary)
         else:
             loss = self._objective(batch, columns, num_items_in_batch)
         outputs = batch.outputs
@@ -249,25 +247,30 @@ class ReweightingMixin(
         return not trains
 
     def _objective(self, batch: BatchLosses, inputs: Any, num_items: Any) -> Tensor:
-        self._weighed = True
-        level = self._level()
-        reference = reference_at_level(batch.reference, level, inputs.get(SAMPLE_WEIGHT))
-        losses = losses_at_level(batch.losses, batch.reference, level)
-        items = Items(torch.where(reference > 0, losses, 0.0), reference, inputs)
-        seen = items._replace(losses=items.losses.detach())
+        losses, level, sample_weight = batch.losses, self._level(), inputs.get(SAMPLE_WEIGHT)
+        if self.args.class_weights is not None:
+            losses = zero_uncounted(losses, batch.reference)
+        losses = losses_at_level(losses, batch.reference, level)
+        reference = reference_at_level(batch.reference, level, sample_weight)
+        if sample_weight is not None:
+            losses = zero_uncounted(losses, reference)
+        items = Items(losses.detach(), reference, inputs)
         if not self.is_in_train:
-            self._tell_rule([seen], of_all_processes=False)
+            self._tell_rule([items], of_all_processes=False)
         weights = self._weights_of(items, inputs)
-        mass = (reference * weights).sum() if self.args.normalize_weights else reference.sum()
-        total = (reference * weights * items.losses).sum()
+        weighted = reference * weights
+        mass = (weighted if self.args.normalize_weights else reference).sum()
+        # Divided before they meet the losses: what follows has a backward pass.
+        loss = (weighted / mass.clamp(min=SMALLEST) * losses).sum()
         if batch.auxiliary is not None:
             # It belongs to the micro-batch, so a step has the mean of its micro-batches', by their share of the step.
-            total = total + batch.auxiliary * mass.detach()
+            loss = loss + batch.auxiliary * (mass > 0)
         if (self._loss_calls is not None or self._trains_by_itself) and torch.is_grad_enabled():
-            self.statistics.limit = self.weighting.clips_above()
-            self._show_observers(seen, weights)
-            self._add_sums(seen)
-        return self._weighted_loss(total / at_least_one_item(mass), mass.detach(), num_items)
+            with torch.no_grad():
+                self.statistics.limit = self.weighting.clips_above()
+                self._show_observers(items, weights)
+                self._add_sums(items)
+        return self._weighted_loss(loss, mass, num_items)
 
     # --- steps, and the state of a training ----------------------------------------------------------------------------------------
 

@@ -1,7 +1,12 @@
-"""Statistics of the weights since the last log: sums on the device, read by the host only when the Trainer logs."""
+"""Statistics of the weights since the last log: sums on the device, read by the host only when the Trainer logs.
+
+A step of a small model is as long as the host takes to launch its kernels, of which these sums would be many. So a
+micro-batch is only kept, in one operation or two, and many of them are added up at once.
+"""
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +15,10 @@ from rgd_hf.items import Items
 from rgd_hf.observers.base import Observer
 
 _SUMS = ("items", "weight", "weight_squared", "clipped", "loss")
+KEPT_ITEMS = 2**17
+"""Items that are kept at most before they are added up: 2 MiB."""
+KEPT_BATCHES = 64
+"""Micro-batches that are kept at most."""
 
 
 class WeightStatistics(Observer):
@@ -25,6 +34,13 @@ class WeightStatistics(Observer):
     kept = ("first_bad_steps",)
     limit: float | Tensor = math.inf
 
+    def __init__(self) -> None:
+        # Micro-batches that are not in the state yet: their steps; reference weight, weight, loss, and how far the loss is
+        # above the limit, `[4, items]`.
+        self._steps: list[int] = []
+        self._batches: list[Tensor] = []
+        self._items = 0
+
     def initial_state(self) -> dict[str, Tensor]:
         """Sums, the largest weight, and the first steps with a bad loss and with a bad weight."""
         # float32 would stop counting items at 2**24.
@@ -36,25 +52,57 @@ class WeightStatistics(Observer):
 
     def observe(self, items: Items, weights: Tensor, step: int) -> None:
         """Count one micro-batch of optimizer step `step` (1-based)."""
-        losses, reference = items.losses, items.reference
-        weighted = reference * weights
-        sums = torch.stack(
+        losses = items.losses
+        # A copy, as what a user's function returned may change.
+        batch = torch.stack([items.reference, weights, losses, losses - self.limit]).flatten(1)
+        self._batches.append(batch)
+        self._steps.append(step)
+        self._items += losses.numel()
+        if self._items >= KEPT_ITEMS or len(self._steps) >= KEPT_BATCHES:
+            self._add_up()
+
+    def _add_up(self) -> None:
+        """Add what was kept to the state; does not wait for the device."""
+        if not self._batches:
+            return
+        state, batches = self.state, self._batches
+        reference, weights, losses, above = batches[0] if len(batches) == 1 else torch.cat(batches, dim=1)
+        weighted, loss = reference * weights, reference * losses
+        state["sums"] += torch.stack(
             [
                 reference.sum(),
                 weighted.sum(),
                 (weighted * weights).sum(),
-                (reference * (losses > self.limit)).sum(),
-                (reference * losses).sum(),
+                (reference * (above > 0)).sum(),
+                loss.sum(),
             ]
         )
-        state = self.state
-        state["sums"] += sums
-        smallest, largest = torch.where(reference > 0, weights, 0.0).aminmax()
-        state["largest_weight"] = torch.maximum(state["largest_weight"], largest.to(state["sums"].dtype))
-        # A negative weight makes the second sum NaN.
-        watched = torch.stack([sums[4], sums[1] + torch.where(smallest < 0, math.nan, 0.0)])
-        first = state["first_bad_steps"]
-        state["first_bad_steps"] = torch.where(torch.isfinite(watched), first, first.clamp(max=step))
+        weights = weights.masked_fill(reference <= 0, 0.0)
+        largest, first = state["largest_weight"], state["first_bad_steps"]
+        state["largest_weight"] = torch.maximum(largest, weights.amax().to(largest.dtype))
+        # Without `output_size` the host would wait for the lengths.
+        steps, lengths = (
+            torch.tensor(numbers).to(losses.device, non_blocking=True)
+            for numbers in ([float(step) for step in self._steps], [batch.shape[1] for batch in batches])
+        )
+        steps = steps.repeat_interleave(lengths, output_size=losses.numel())
+        good = torch.isfinite(loss), torch.isfinite(weighted) & (weights >= 0)
+        bad_steps = torch.stack([steps.masked_fill(mask, math.inf).amin() for mask in good])
+        state["first_bad_steps"] = torch.minimum(first, bad_steps.to(first.dtype))
+        self._forget()
+
+    def _forget(self) -> None:
+        self._steps, self._batches, self._items = [], [], 0
+
+    def reset(self, device: torch.device, kept: tuple[str, ...] = ()) -> None:
+        """Reset the state on `device`, except the tensors in `kept`."""
+        self._forget()
+        super().reset(device, kept)
+
+    def merged(self, accelerator: Any) -> dict[str, Tensor]:
+        """The state of all processes; every process has to call it."""
+        self._add_up()
+        return super().merged(accelerator)
 
     def first_bad_steps(self, gather: Callable[[Tensor], Tensor]) -> tuple[float, float]:
         """The first optimizer steps, on any process, with an invalid loss and with an invalid weight.
@@ -65,6 +113,7 @@ class WeightStatistics(Observer):
         Args:
             gather: concatenates a tensor over the processes along its first dimension.
         """
+        self._add_up()
         loss, weight = gather(self.state["first_bad_steps"][None]).amin(dim=0).tolist()
         return loss, weight
 

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -59,8 +58,8 @@ class ObserversMixin(TrainerBase):
             observer.start(self)
             observer.reset(self.args.device)
 
-    @torch.no_grad()
     def _show_observers(self, items: Items, weights: Tensor) -> None:
+        """Show them a micro-batch; called without gradients."""
         for observer in self.observers:
             observer.observe(items, weights, self.state.global_step + 1)
 

@@ -5,7 +5,7 @@ This module needs torch alone.
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, ClassVar
 
@@ -210,26 +210,26 @@ def qualified_name(thing: Any) -> str:
     return f"{getattr(thing, '__module__', type(thing).__module__)}.{name}"
 
 
-def checked_weights(weights: Any, losses: Tensor, giver: str) -> Tensor:
+def checked_weights(weights: Any, losses: Tensor, giver: Callable[[], str]) -> Tensor:
     """`weights`, detached and float32; none of this waits for the device.
 
     Args:
         weights: the return value of a rule.
         losses: the losses that the rule was given.
-        giver: name of the rule in error messages.
+        giver: gives the name of the rule in error messages.
 
     Raises:
         WeightsError: `weights` is not a tensor, or does not have the shape of the losses.
     """
     if not isinstance(weights, Tensor):
-        raise WeightsError(f"{giver} returned {type(weights).__name__} instead of a tensor of weights")
+        raise WeightsError(f"{giver()} returned {type(weights).__name__} instead of a tensor of weights")
     if weights.shape != losses.shape:
         raise WeightsError(
-            f"{giver} returned weights of shape {list(weights.shape)} for losses of shape {list(losses.shape)}: "
+            f"{giver()} returned weights of shape {list(weights.shape)} for losses of shape {list(losses.shape)}: "
             "it must return one weight per loss"
         )
     if weights.is_complex():
-        raise WeightsError(f"{giver} returned complex weights, {weights.dtype}")
+        raise WeightsError(f"{giver()} returned complex weights, {weights.dtype}")
     return weights.detach().float()
 
 

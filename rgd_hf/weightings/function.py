@@ -75,7 +75,7 @@ class Function(Weighting):
         return weights.view(items.losses.shape)
 
     def _call(self, losses: Tensor, *reference: Tensor) -> Tensor:
-        return checked_weights(self.function(losses, *reference), losses, self.giver)
+        return checked_weights(self.function(losses, *reference), losses, lambda: self.giver)
 
     def _depends_on_own_loss_alone(self, losses: Tensor) -> bool | None:
         """Whether items get the same weights alone as together with others; None where that cannot be decided."""

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,33 +28,36 @@ class WeightingMixin(TrainerBase):
     """Applies the rule that weights the items of a training, and keeps its state."""
 
     _weighting: Weighting | None = None
-    _weighting_settings: tuple | None = None
+    _weighting_settings: Any = None
+    _read_settings: attrgetter
     _step_sums: Tensor | None = None
 
     @property
     def weighting(self) -> Weighting:
         """The rule in use: the object or function that the Trainer was given, else the one that its arguments name."""
         # A hyper-parameter search writes into the arguments.
-        settings = tuple(getattr(self.args, name) for name in sorted(option_names()))
-        if self._weighting is None or settings != self._weighting_settings:
+        if self._weighting is None or self._read_settings(self.args) != self._weighting_settings:
             self._set_weighting(weighting_of(self.args))
         assert self._weighting is not None
         return self._weighting
 
     def _set_weighting(self, rule: Weighting) -> None:
         self._weighting = rule
-        self._weighting_settings = tuple(getattr(self.args, name) for name in sorted(option_names()))
+        self._read_settings = attrgetter(*sorted(option_names()))
+        self._weighting_settings = self._read_settings(self.args)
 
     @property
     def weigh_override(self) -> str | None:
         """Where `weigh` is overridden: the name of that method; None where the rule alone decides."""
+        if type(self).weigh is WeightingMixin.weigh:
+            return None
         definer = next(cls for cls in type(self).__mro__ if "weigh" in vars(cls))
-        return None if definer is WeightingMixin else f"{qualified_name(definer)}.weigh"
+        return f"{qualified_name(definer)}.weigh"
 
     @property
     def reweights(self) -> bool:
         """Whether losses are re-weighted; False for plain training (ERM)."""
-        return not self.weighting.is_plain or self.weigh_override is not None
+        return self.weigh_override is not None or not self.weighting.is_plain
 
     def weigh(self, items: Items, inputs: Any) -> Tensor:
         """Weights of the items of a training micro-batch, by the rule; all 1 in steps that the schedule excludes.
@@ -62,7 +66,7 @@ class WeightingMixin(TrainerBase):
         an object as `reweighting` is simpler.
 
         Args:
-            items: unreduced losses and reference weights, `[batch]` or `[batch, tokens]`.
+            items: unreduced losses, detached, and reference weights, `[batch]` or `[batch, tokens]`.
             inputs: the batch they belong to, labels and `sample_weight` included.
 
         Returns:
@@ -71,7 +75,6 @@ class WeightingMixin(TrainerBase):
         args, step, steps = self.args, self.state.global_step, self.state.max_steps
         started = step >= args.reweighting_warmup_ratio * steps  # type: ignore[attr-defined]
         stopped = args.reweighting_stop_ratio < 1 and step >= args.reweighting_stop_ratio * steps  # type: ignore[attr-defined]
-        items = items._replace(losses=items.losses.detach())
         with torch.no_grad():
             return (
                 self.weighting.weights(items)
@@ -86,15 +89,16 @@ class WeightingMixin(TrainerBase):
             WeightsError: the result is not a tensor, or does not have the shape of the losses.
         """
         rule = self.weighting
-        giver = self.weigh_override or rule.giver
         try:
-            weights = checked_weights(self.weigh(items, inputs), items.losses, giver)
+            weights = checked_weights(
+                self.weigh(items, inputs), items.losses, lambda: self.weigh_override or rule.giver
+            )
         except WeightsError as error:
             raise WeightsError(f"{error} (optimizer step {self.state.global_step + 1}).") from None
         if WEIGHTINGS.get(rule.name) is type(rule) and self.weigh_override is None:
             return weights
         # Nobody reads the weight of an item that does not count, but 0 * inf is NaN.
-        return torch.where(items.reference > 0, weights, 1.0)
+        return weights.masked_fill(items.reference <= 0, 1.0)
 
     # --- steps ------------------------------------------------------------------------------------------------------
 
@@ -102,33 +106,36 @@ class WeightingMixin(TrainerBase):
         self.weighting.reset(self.args.device)
         self._step_sums = None
 
-    @torch.no_grad()
     def _tell_rule(self, micro_batches: Iterable[Items], of_all_processes: bool = True) -> None:
         """Let the rule count the items of a step before its first forward pass."""
+        rule = self.weighting
+        # Before `micro_batches`, which may be a generator, makes the items that most rules do not ask for.
+        if type(rule).counts is Weighting.counts:
+            return
         counts: Tensor | None = None
-        for items in micro_batches:
-            found = self.weighting.counts(items)
-            if found is None:
-                return
-            counts = found if counts is None else counts + found
-        if counts is not None:
-            self.weighting.begin_step(
-                self.accelerator.reduce(counts, reduction="sum") if of_all_processes else counts
-            )
+        with torch.no_grad():
+            for items in micro_batches:
+                found = rule.counts(items)
+                if found is None:
+                    return
+                counts = found if counts is None else counts + found
+            if counts is not None:
+                rule.begin_step(
+                    self.accelerator.reduce(counts, reduction="sum") if of_all_processes else counts
+                )
 
-    @torch.no_grad()
     def _add_sums(self, items: Items) -> None:
-        """Add the rule's sums over a micro-batch to those of the step."""
+        """Add the rule's sums over a micro-batch to those of the step; called without gradients."""
         sums = self.weighting.sums(items)
         if sums is not None:
             self._step_sums = sums if self._step_sums is None else self._step_sums + sums
 
-    @torch.no_grad()
     def _end_step(self) -> None:
         """Update the rule with the sums of a step over all processes, once per step."""
         if self._step_sums is not None:
             sums, self._step_sums = self._step_sums, None
-            self.weighting.update(self.accelerator.reduce(sums, reduction="sum"))
+            with torch.no_grad():
+                self.weighting.update(self.accelerator.reduce(sums, reduction="sum"))
 
     # --- checkpoints ------------------------------------------------------------------------------------------------
 

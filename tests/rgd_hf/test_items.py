@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rgd_hf.items import Items, losses_at_level, reference_at_level, token_reference
+from rgd_hf.items import Items, losses_at_level, reference_at_level, token_reference, zero_uncounted
 from rgd_hf.training_args import ReweightingArguments
 from rgd_hf.weightings.choice import weighting_of
 
@@ -39,15 +39,17 @@ def test_sample_level_is_the_mean_over_valid_tokens(case):
 @given(token_losses())
 def test_token_level_keeps_every_valid_token(case):
     losses, valid = case
-    torch.testing.assert_close(losses_at_level(losses, token_reference(valid), "token"), losses * valid)
+    counted = zero_uncounted(losses, token_reference(valid))
+    torch.testing.assert_close(losses_at_level(counted, token_reference(valid), "token"), losses * valid)
     torch.testing.assert_close(reference_at_level(token_reference(valid), "token"), valid.float())
 
 
 def test_an_infinite_ignored_item_leaves_no_trace():
     losses = torch.tensor([[1.0, math.inf], [2.0, 4.0]])
-    valid = torch.tensor([[True, False], [True, True]])
-    assert losses_at_level(losses, token_reference(valid), "sample").tolist() == [1.0, 3.0]
-    assert losses_at_level(losses, token_reference(valid), "token").tolist() == [[1.0, 0.0], [2.0, 4.0]]
+    reference = token_reference(torch.tensor([[True, False], [True, True]]))
+    losses = zero_uncounted(losses, reference)
+    assert losses_at_level(losses, reference, "sample").tolist() == [1.0, 3.0]
+    assert losses_at_level(losses, reference, "token").tolist() == [[1.0, 0.0], [2.0, 4.0]]
 
 
 @pytest.mark.parametrize("level", ["sample", "token"])

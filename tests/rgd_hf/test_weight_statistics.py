@@ -11,7 +11,7 @@ from rgd_hf.divergences import rgd_weights
 from rgd_hf.items import Items
 from rgd_hf.observers import NonFiniteLossError, WeightHistogram, WeightStatistics
 from rgd_hf.observers.histogram import HISTOGRAM
-from rgd_hf.observers.statistics import stop_if_not_finite
+from rgd_hf.observers.statistics import KEPT_BATCHES, KEPT_ITEMS, stop_if_not_finite
 from rgd_hf.weightings import KL
 from tests.helpers.tiny import classification_data, tiny_bert
 
@@ -71,6 +71,43 @@ def test_every_statistic_is_that_of_the_items_since_the_last_log():
     assert found[0]["weight_max"] > found[2]["weight_max"] > found[1]["weight_max"]
     assert log(statistics) == {}
     assert statistics.first_bad_steps(OneProcess.gather) == (math.inf, math.inf)
+
+
+@pytest.mark.parametrize("largest", [9, 2 * KEPT_ITEMS // KEPT_BATCHES], ids=["few items", "many items"])
+def test_many_micro_batches_of_different_sizes_are_all_counted(largest):
+    """More than are kept before they are added up; with bad ones of which the first has to be found."""
+    generator, statistics = torch.Generator().manual_seed(0), statistics_of(limit=1.0)
+    parts = []
+    for step in range(1, 2 * KEPT_BATCHES + 8):
+        size = int(torch.randint(1, largest, (), generator=generator))
+        losses, weights = (
+            torch.rand(size, 2, generator=generator) * 2,
+            torch.rand(size, 2, generator=generator),
+        )
+        reference = (torch.rand(size, 2, generator=generator) > 0.3).float()
+        losses = losses * reference
+        statistics.observe(Items(losses, reference), weights, step=step)
+        parts.append([t.flatten().clone() for t in (losses, reference, weights)])
+        # What a user's function returned is the user's.
+        weights.fill_(math.nan)
+    expected = by_hand(*(torch.cat(column) for column in zip(*parts, strict=True)), 1.0)
+    assert log(statistics) == pytest.approx(expected, rel=1e-4)
+    assert statistics.first_bad_steps(OneProcess.gather) == (math.inf, math.inf)
+    first_loss, first_weight = KEPT_BATCHES // 2, KEPT_BATCHES + 3
+    for step in range(1, 2 * KEPT_BATCHES):
+        losses, weights = torch.ones(step % 5 + 1), torch.ones(step % 5 + 1)
+        losses[-1] = math.nan if step >= first_loss and step % 3 == first_loss % 3 else 1.0
+        weights[0] = -1.0 if step >= first_weight else 1.0
+        statistics.observe(Items(losses, torch.ones_like(losses)), weights, step=step)
+    assert statistics.first_bad_steps(OneProcess.gather) == (first_loss, first_weight)
+
+
+def test_a_limit_that_changes_counts_for_its_own_micro_batch():
+    statistics = statistics_of()
+    for limit in (2.0, 0.5, torch.tensor(1.5), torch.tensor(math.inf)):
+        statistics.limit = limit
+        statistics.observe(Items(torch.tensor([1.0, 1.0, 1.8]), torch.ones(3)), torch.ones(3), step=1)
+    assert log(statistics)["clipped_fraction"] == pytest.approx((0 + 3 + 1 + 0) / 12)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
