@@ -31,7 +31,10 @@ from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("rgd-hf", "torch", "transformers", "accelerate", "datasets", "trl", "peft", "timm", "liger-kernel", "cut-cross-entropy")  # fmt: skip
+if not __package__:  # called by its path: what it imports lies in the checkout
+    sys.path.insert(0, str(ROOT))
+
+PACKAGES = ("torch", "transformers", "accelerate", "datasets", "trl", "peft", "timm", "liger-kernel", "cut-cross-entropy")  # fmt: skip
 ON_GPU = torch.cuda.is_available()
 
 
@@ -81,7 +84,10 @@ def run(command: list[str], log: Path, minutes: float) -> None:
 
 def environment(folder: Path, minutes: float) -> tuple[str, dict[str, Any]]:
     """Device, driver and versions."""
+    import rgd_hf
+
     found: dict[str, Any] = {"python": sys.version.split()[0], "torch_cuda": torch.version.cuda}
+    found["rgd-hf"] = rgd_hf.__version__  # of this checkout, which is what runs
     for package in PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)
@@ -111,6 +117,9 @@ def environment(folder: Path, minutes: float) -> tuple[str, dict[str, Any]]:
 
 def tests(folder: Path, minutes: float) -> tuple[str, dict[str, Any]]:
     """The tests marked `gpu`, with the reasons of those that cannot run here."""
+    import hypothesis  # noqa: F401
+    import pytest  # noqa: F401
+
     report = folder / "tests.xml"
     failure = None
     try:
@@ -149,7 +158,9 @@ def overhead(folder: Path, minutes: float) -> tuple[str, dict[str, Any]]:
     ratios = [
         f"{result['workload']}: x {result['wall_time_ratio']['median']:.3f}" for result in numbers["results"]
     ]
-    return "; ".join(ratios), numbers
+    return "; ".join(
+        [*ratios, *(f"{name}: skipped, {why}" for name, why in numbers["skipped"].items())]
+    ), numbers
 
 
 def lm(folder: Path, minutes: float) -> tuple[str, dict[str, Any]]:
@@ -163,38 +174,55 @@ def lm(folder: Path, minutes: float) -> tuple[str, dict[str, Any]]:
     return f"written to {output}", json.loads(output.read_text())
 
 
-def draw_images(folder: Path, classes: int, each: int) -> None:
-    """Class folders of JPEGs of 500 x 375 random blocks, which take as long to decode as photographs."""
+def draw_images(folder: Path, classes: int, drawn: int, each: int) -> None:
+    """Class folders of JPEGs of 500 x 375 random blocks, which take as long to decode as photographs.
+
+    Args:
+        folder: gets `train` and `val`.
+        classes: number of classes.
+        drawn: different images of a class.
+        each: images of a class for training; those that are not drawn are further names of the same files.
+    """
     generator = np.random.default_rng(0)
-    for split, images in (("train", each), ("val", 2)):
-        for number in range(classes):
-            target = folder / split / f"class_{number:02d}"
-            target.mkdir(parents=True)
-            for index in range(images):
+    for number in range(classes):
+        train, val = (folder / split / f"class_{number:02d}" for split in ("train", "val"))
+        train.mkdir(parents=True)
+        val.mkdir(parents=True)
+        for index in range(each):
+            if index < drawn:
                 blocks = generator.integers(0, 255, (47, 63, 3), dtype=np.uint8)
-                Image.fromarray(blocks).resize((500, 375), Image.Resampling.BICUBIC).save(
-                    target / f"{index}.jpg"
-                )
+                image = Image.fromarray(blocks).resize((500, 375), Image.Resampling.BICUBIC)
+                image.save(train / f"{index}.jpg")
+            else:
+                os.link(train / f"{index % drawn}.jpg", train / f"{index}.jpg")
+        os.link(train / "0.jpg", val / "0.jpg")
 
 
 def images(folder: Path, minutes: float) -> tuple[str, dict[str, Any]]:
-    """Some steps of recipes/imagenet.py with the DeiT-S settings."""
-    draw_images(folder / "images", *((20, 100) if ON_GPU else (4, 8)))
-    workers = min(16, os.cpu_count() or 1)
-    size = ["--dataloader_num_workers", str(workers), "--per_device_train_batch_size", "256"]
-    if not ON_GPU:
-        size = ["--dataloader_num_workers", "1", "--per_device_train_batch_size", "4", "--steps", "1"]
+    """Some steps of recipes/imagenet.py with the DeiT-S settings, of an epoch that does not end in them."""
+    from benchmarks.cost.image_throughput import Schedule
+
+    workers, batch, classes, prefetch = (min(16, os.cpu_count() or 1), 256, 20, 2) if ON_GPU else (1, 4, 4, 2)
+    steps = workers
+    needed = batch * Schedule.of(steps, workers, prefetch).batches
+    draw_images(folder / "images", classes, drawn=10 if ON_GPU else 2, each=-(-needed // classes))
     output = folder / "throughput"
     run(
         [
             "benchmarks/cost/image_throughput.py", "recipes/configs/deit_small_imagenet.yaml",
-            "--data_dir", str(folder / "images"), "--output_dir", str(output), "--bf16", "true" if ON_GPU else "false", *size,
+            "--data_dir", str(folder / "images"), "--output_dir", str(output), "--bf16", "true" if ON_GPU else "false",
+            "--dataloader_num_workers", str(workers), "--dataloader_prefetch_factor", str(prefetch),
+            "--per_device_train_batch_size", str(batch), "--steps", str(steps),
         ],
         folder / "images.log", minutes,
     )  # fmt: skip
     numbers = json.loads((output / "throughput.json").read_text())
     speed, waiting = numbers["images_per_second"], numbers["waiting_share"]
-    return f"{speed:.0f} images/s, {waiting:.0%} of a step waits for data ({workers} cores)", numbers
+    alone = numbers["loader_images_per_second"]
+    return (
+        f"{speed:.0f} images/s, {waiting:.0%} of a step waits for data; {workers} worker(s) load {alone:.0f} images/s",
+        numbers,
+    )
 
 
 PARTS: dict[str, Callable[[Path, float], tuple[str, dict[str, Any]]]] = {
@@ -211,7 +239,7 @@ def check(name: str, folder: Path, minutes: float) -> Part:
     except Failed as error:
         part = Part(name, "failed", str(error))
     except ImportError as error:
-        part = Part(name, "skipped", f"{error.name} is not installed")
+        part = Part(name, "skipped", f"{error.name or error} is not installed")
     part.seconds = round(time.perf_counter() - started, 1)
     return part
 

