@@ -15,11 +15,11 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from rgd_hf.description import method_name
 from rgd_hf.json_lines import append_line, read_lines
+from rgd_hf.scores import is_greater_better
 from rgd_hf.statistics import Estimate, mean_interval, smallest_detectable
 from rgd_hf.trainer import ReweightingMixin
 
 RUNS_NAME = "runs.jsonl"
-LOWER_IS_BETTER = ("loss", "mse", "rmse", "mae", "error", "perplexity", "ece")
 # They say where results go, not what is trained.
 _NOT_SETTINGS = (
     "output_dir", "logging_", "log_", "disable_tqdm", "report_to", "run_name", "project", "trackio_", "hub_", "push_to_hub",
@@ -202,11 +202,6 @@ def comparison_of(
     if greater_is_better is None:
         greater_is_better = is_greater_better(metric)
     return Comparison(scores, metric, greater_is_better, tuple(runs))
-
-
-def is_greater_better(metric: str) -> bool:
-    """Whether larger values of a metric are better, by its name: not of `eval_loss`, `eval_rmse`, `eval_perplexity`."""
-    return metric.rsplit("_", 1)[-1] not in LOWER_IS_BETTER
 
 
 def number(value: float) -> str:

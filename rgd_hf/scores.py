@@ -22,7 +22,15 @@ METRICS = {
 }
 """Name and Hub identifier of metrics whose key is neither by itself."""
 
+LOWER_IS_BETTER = ("loss", "mse", "mae", "error", "perplexity", "ece", "wer")
+"""Endings of the names of metrics of which smaller values are better."""
+
 _NO_METRICS = ("runtime", "samples_per_second", "steps_per_second", "time")
+
+
+def is_greater_better(metric: str) -> bool:
+    """Whether larger values of a metric are better, by its name: not of `eval_loss`, `eval_rmse`, `eval_perplexity`."""
+    return not metric.endswith(LOWER_IS_BETTER)
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from rgd_hf.statistics import Estimate
 
 NOTHING = "–"
-LOWER = ("loss", "mse", "mae", "ece", "error")
-"""Endings of metrics that are better when they are lower."""
 # Of a point. An interval that is printed as ending at 0 must not count as one that excludes it.
 SHOWN_DECIMALS = 2
 VERDICTS = {"gain": "▲ gain", "loss": "▼ loss", "tie": "= tie", None: "no interval"}

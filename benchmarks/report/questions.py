@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.report.formats import LOWER, counted, detectable, marked, table, verdict
+from benchmarks.report.formats import counted, detectable, marked, table, verdict
 from benchmarks.report.lines import Records
 from benchmarks.report.methods import method_title
 from benchmarks.report.summary import SCORE, difference, difference_values, in_points
+from rgd_hf.scores import is_greater_better
 from rgd_hf.statistics import Estimate, mean_interval, smallest_detectable
 
 
@@ -26,7 +27,7 @@ def _answer(records: Records, question: Mapping[str, Any]) -> list[str]:
     title = f"### {question['ask']}"
     if not found:
         return [title, "", "No data set has runs of both methods yet.", ""]
-    lower = metric.endswith(LOWER)
+    lower = not is_greater_better(metric)
     unit = "points" if in_points(metric) else "its own unit"
     what = f"{method_title(ours)} − {method_title(theirs)} ({'' if metric == SCORE else metric + ', '}{unit})"
     body = [

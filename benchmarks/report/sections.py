@@ -8,7 +8,6 @@ import numpy as np
 
 from benchmarks.report.choice import in_order
 from benchmarks.report.formats import (
-    LOWER,
     VERDICTS,
     counted,
     detectable,
@@ -42,6 +41,7 @@ from benchmarks.report.summary import (
     tuning,
     value_of,
 )
+from rgd_hf.scores import is_greater_better
 
 WEIGHT_KEYS = {
     "mean weight": "weight_mean",
@@ -191,9 +191,9 @@ def _beyond(records: Records, dataset: str, found: list[Row]) -> list[str]:
                 )
                 continue
             estimate = difference(records, dataset, row.method, metric=name)
-            cells.append(marked(estimate, lower_is_better=name.endswith(LOWER)))
+            cells.append(marked(estimate, lower_is_better=not is_greater_better(name)))
         body.append([method_title(row.method), *cells])
-    arrows = (f"{name} ↓" if name.endswith(LOWER) else name for name in metrics)
+    arrows = (name if is_greater_better(name) else f"{name} ↓" for name in metrics)
     return [*table(["beside the score, − ERM", *arrows], body), ""]
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from rgd_hf.scores import is_greater_better
 from rgd_hf.scripts.errors import UserError, listed
 
 BASELINE, NO_WEIGHTS = "erm", "none"
@@ -30,11 +31,6 @@ NAME = re.compile(r"\w[\w.+-]*")
 Options = dict[str, Any]
 Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED, strict=True)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
-def lower_is_better(metric: str) -> bool:
-    """Whether a metric of this name is better when it is lower."""
-    return metric.endswith(("loss", "mse", "mae", "ece", "error"))
 
 
 class _Part(BaseModel):
@@ -179,7 +175,7 @@ class Dataset(_Part):
     @field_validator("score")
     @classmethod
     def _rises(cls, score: str) -> str:
-        if lower_is_better(score):
+        if not is_greater_better(score):
             raise ValueError(f"{score!r} is better when it is lower: choose one that rises")
         return score
 

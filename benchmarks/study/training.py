@@ -28,7 +28,8 @@ from benchmarks.study.machine import (
 )
 from benchmarks.study.measures import from_predictions
 from benchmarks.study.scripts import CHECKOUT
-from benchmarks.study.specification import BASELINE, Study, lower_is_better
+from benchmarks.study.specification import BASELINE, Study
+from rgd_hf.scores import is_greater_better
 from rgd_hf.scripts.errors import UserError, listed
 from rgd_hf.scripts.predictions import PREDICTIONS
 from rgd_hf.scripts.results import package_versions
@@ -128,13 +129,12 @@ def _train(study: Study, cell: Cell) -> Line:
         if name not in metrics:
             raise UserError(f"score: the recipe gave no {name!r}, but {listed(metrics)}.")
     name = tuning_score if cell.stage == TUNING else data.score
-    score = -metrics[name] if lower_is_better(name) else metrics[name]
+    score = metrics[name] if is_greater_better(name) else -metrics[name]
     if not np.isfinite(score):
         raise FloatingPointError(f"the score {name} is {score}")
     if chooses:
-        found["validation_score"] = (
-            -metrics[tuning_score] if lower_is_better(tuning_score) else metrics[tuning_score]
-        )
+        value = metrics[tuning_score]
+        found["validation_score"] = value if is_greater_better(tuning_score) else -value
     return {"score": score, "score_name": name, **found, "peak_memory_mb": peak_memory_mb()}
 
 

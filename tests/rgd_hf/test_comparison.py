@@ -7,7 +7,8 @@ import pytest
 from transformers import Trainer
 
 from rgd_hf import Comparison, ReweightedTrainer, ReweightedTrainingArguments, compare
-from rgd_hf.comparison import is_greater_better, number, signed
+from rgd_hf.comparison import number, signed
+from rgd_hf.scores import is_greater_better
 from rgd_hf.statistics import mean_interval
 from tests.helpers.tiny import classification_data, tiny_bert
 
@@ -165,11 +166,18 @@ def test_the_table_shows_the_interval_of_the_statistics():
 
 
 @pytest.mark.parametrize(
-    "name, greater",
-    [("eval_loss", False), ("eval_accuracy", True), ("eval_rmse", False), ("eval_f1_macro", True)],
+    "name", ["loss", "log_loss", "rmse", "mae", "ece", "calibration_error", "perplexity", "wer"]
 )
-def test_which_metrics_are_better_when_larger(name, greater):
-    assert is_greater_better(name) == greater
+@pytest.mark.parametrize("prefix", ["", "eval_", "test_"])
+def test_which_metrics_are_better_when_smaller(prefix, name):
+    assert not is_greater_better(prefix + name)
+
+
+@pytest.mark.parametrize(
+    "name", ["accuracy", "eval_f1_macro", "r2", "matthews_correlation", "loss_reduction", "bleu"]
+)
+def test_which_metrics_are_better_when_larger(name):
+    assert is_greater_better(name)
 
 
 def test_numbers_are_printed_with_digits_that_say_something():

@@ -12,9 +12,8 @@ from sklearn.metrics import (
     root_mean_squared_error,
 )
 
+from rgd_hf.scores import is_greater_better
 from rgd_hf.scripts.calibration import expected_calibration_error
-
-LOWER_IS_BETTER = ("log_loss", "ece", "rmse", "mae")
 
 
 def macro_auroc(y: np.ndarray, probabilities: np.ndarray) -> float:
@@ -68,4 +67,4 @@ def main_score(is_regression: bool) -> str:
 
 def better_is_larger(name: str, value: float) -> float:
     """`value` with the sign that makes larger better."""
-    return -value if name in LOWER_IS_BETTER else value
+    return value if is_greater_better(name) else -value
