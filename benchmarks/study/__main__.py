@@ -27,7 +27,8 @@ from benchmarks.report.formats import counted
 from benchmarks.run_file import duration, parse_shard
 from benchmarks.study.cells import FINAL, TUNING, Cell, candidates, is_tuned, options_of, script_of
 from benchmarks.study.runner import Runner
-from benchmarks.study.specification import BASELINE, Study, read_study
+from benchmarks.study.specification import BASELINE, Study
+from benchmarks.study.study_file import read_study
 from benchmarks.study.workers import Processes, RayTasks, ThisProcess, Workers
 from rgd_hf.scripts.cli import parse_args, run_recipe
 from rgd_hf.scripts.errors import UserError

@@ -18,7 +18,7 @@ from benchmarks.study.cells import (
     plan,
     resolve_cell,
 )
-from benchmarks.study.specification import read_study
+from benchmarks.study.study_file import read_study
 
 LOW, HIGH = Candidate("lr0.5", 0.5), Candidate("lr2", 2.0)
 

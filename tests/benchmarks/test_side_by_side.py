@@ -16,7 +16,7 @@ from studies import STUDY, by_cell, changed, lines, write
 from benchmarks.study import __main__ as study
 from benchmarks.study.cells import Candidate, plan
 from benchmarks.study.runner import Runner
-from benchmarks.study.specification import read_study
+from benchmarks.study.study_file import read_study
 from benchmarks.study.training import train_cell
 from benchmarks.study.workers import Processes, WorkerDied
 from rgd_hf.scripts.errors import UserError

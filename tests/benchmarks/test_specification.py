@@ -8,7 +8,7 @@ from studies import STUDY, changed, write
 
 from benchmarks.study.__main__ import check_options
 from benchmarks.study.cells import plan
-from benchmarks.study.specification import read_study
+from benchmarks.study.study_file import read_study
 from rgd_hf.scripts.errors import UserError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "benchmarks" / "configs"
