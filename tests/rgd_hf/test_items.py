@@ -4,10 +4,20 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn import functional
 
+from rgd_hf import ReweightedTrainer
 from rgd_hf.items import Items, losses_at_level, reference_at_level, token_reference, zero_uncounted
 from rgd_hf.training_args import ReweightingArguments
 from rgd_hf.weightings.choice import weighting_of
+from tests.helpers.tiny import (
+    classification_data,
+    gradients_of,
+    parameters_of,
+    relative_error,
+    stack,
+    tiny_bert,
+)
 
 
 @st.composite
@@ -85,3 +95,55 @@ def test_items_that_do_not_count_leave_the_weights_of_the_others_alone(settings)
     counted = reference > 0
     alone = rule.weights(Items(losses[counted], reference[counted]))
     torch.testing.assert_close(weights[counted], alone)
+
+
+WAYS = {
+    "a mask": {"per_sample_loss_fn": lambda outputs, labels: (cross_entropy(outputs, labels), labels != 2)},
+    "a class of weight 0": {"class_weights": [1.0, 1.0, 0.0]},
+    "samples of weight 0": {},
+}
+
+
+def cross_entropy(outputs, labels):
+    return functional.cross_entropy(outputs.logits, labels, reduction="none")
+
+
+@pytest.mark.parametrize("reweighting", ["kl", "tilted", "none"])
+@pytest.mark.parametrize("way", WAYS)
+def test_an_infinite_loss_that_does_not_count_leaves_no_trace_in_the_step(way, reweighting, make_args):
+    model, batch = tiny_bert(), stack(classification_data(12))
+    with torch.no_grad():
+        model.classifier.bias[2] = -math.inf
+    counted = batch["labels"] != 2
+    assert 0 < counted.sum() < len(counted) and cross_entropy(model(**batch), batch["labels"]).isinf().any()
+    found = []
+    for some in (batch, {name: column[counted] for name, column in batch.items()}):
+        if way == "samples of weight 0":
+            some = {**some, "sample_weight": (some["labels"] != 2).float()}
+        trainer = ReweightedTrainer(model, make_args(), reweighting=reweighting, **WAYS[way])
+        model.zero_grad()
+        loss = trainer.compute_loss(model, some)
+        loss.backward()
+        found.append(torch.cat([loss.detach()[None], gradients_of(model)]))
+    assert relative_error(*found) < 1e-5
+
+
+class Adds(ReweightedTrainer):
+    """A penalty on the parameters, which belongs to the items of a batch."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss = super().compute_loss(model, inputs)
+        return loss + sum(parameter.square().sum() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("cls", [ReweightedTrainer, Adds])
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_a_step_without_items_changes_nothing(cls, normalize, accumulated, make_args):
+    data = [{**row, "labels": torch.tensor(-100)} for row in classification_data(8)]
+    args = make_args(
+        optim="sgd", gradient_accumulation_steps=accumulated, max_steps=2, logging_nan_inf_filter=False
+    )
+    trainer = cls(tiny_bert(), args, train_dataset=data, normalize_weights=normalize)
+    assert trainer.train().training_loss == 0
+    assert torch.equal(parameters_of(trainer.model), parameters_of(tiny_bert()))
