@@ -171,7 +171,16 @@ def lm(folder: Path, minutes: float) -> tuple[str, dict[str, Any]]:
         folder / "lm.log",
         minutes,
     )
-    return f"written to {output}", json.loads(output.read_text())
+    numbers = json.loads(output.read_text())
+    return "; ".join(_time_beside_full_logits(head) for head in numbers["heads"]), numbers
+
+
+def _time_beside_full_logits(head: dict[str, Any]) -> str:
+    tokens, _, vocabulary, _ = head["shape"]
+    times = (
+        f"{way['way']} x {way['time_ratio']['median']:.2f}" for way in head["ways"] if "time_ratio" in way
+    )
+    return f"{tokens} tokens, vocabulary {vocabulary}: {', '.join(times)}"
 
 
 def draw_images(folder: Path, classes: int, drawn: int, each: int) -> None:
