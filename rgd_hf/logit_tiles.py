@@ -35,7 +35,7 @@ class Folded(NamedTuple):
     """What is kept of the logits of all tiles so far, float32 `[tokens]` each.
 
     Attributes:
-        logsumexp: of the logits; minus infinity before the first tile.
+        logsumexp: logsumexp of the logits; minus infinity before the first tile.
         target_logits: the logit of each target, 0 until its tile comes.
         logits_sum: sum of the logits; None where labels are not smoothed.
     """
@@ -52,8 +52,8 @@ def fold(logits: Tensor, start: int, targets: Tensor, transform: Transform, fold
         logits: `[tokens, columns]`, contiguous, any floating-point dtype; overwritten.
         start: its first column in the vocabulary.
         targets: token ids `[tokens]`.
-        transform: of the logits.
-        folded: of the tiles before.
+        transform: transform of the logits.
+        folded: sums of the tiles before.
     """
     if runs_triton(logits.device):
         from rgd_hf.logit_tiles_triton import fold as fold_by_triton
@@ -86,8 +86,8 @@ def gradient(
         logits: `[tokens, columns]`, contiguous, any floating-point dtype; overwritten.
         start: its first column in the vocabulary.
         targets: token ids `[tokens]`.
-        transform: of the logits.
-        logsumexp: of all logits of a token, float32 `[tokens]`.
+        transform: transform of the logits.
+        logsumexp: logsumexp of all logits of a token, float32 `[tokens]`.
         factor: gradient of each token's loss, float32 `[tokens]`.
         smoothing: share of the target mass that is spread evenly over the vocabulary.
         vocabulary: its size.

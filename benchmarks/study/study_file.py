@@ -1,4 +1,4 @@
-"""Reads the file of a study; what is wrong with it is told in terms of the file."""
+"""Reads the file of a study; what is wrong with it is reported in terms of the file."""
 
 from collections.abc import Mapping
 from pathlib import Path
