@@ -143,11 +143,15 @@ class Runner:
         return missing
 
     def _ready(self, waiting: Sequence[Cell], running: Collection[Cell]) -> Iterator[tuple[Cell, Cell]]:
-        """Cells that can be begun, and the same with their settings: all of the tuning that chooses these has ended."""
-        tuning = {(cell.dataset, cell.method) for cell in [*waiting, *running] if cell.stage == TUNING}
+        """Cells that can be begun, and the same with their settings.
+
+        The final runs of a data set begin once all of its tuning has ended, also that of other methods: whenever time runs
+        out, the methods have the same seeds.
+        """
+        tuning = {cell.dataset for cell in [*waiting, *running] if cell.stage == TUNING}
         finished = self.finished
         for cell in [*waiting]:
-            if cell.candidate is None and (cell.dataset, self.study.methods[cell.method].tuned_as) in tuning:
+            if cell.candidate is None and cell.dataset in tuning:
                 continue
             with contextlib.suppress(CannotRun):
                 yield cell, resolve_cell(self.study, cell, finished)
