@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from rgd_hf import class_weights as classes
 from rgd_hf.data import SAMPLE_WEIGHT
-from rgd_hf.heads import FusedHead, Head, bare_model, find_head, is_read, verify
+from rgd_hf.heads import OWN_HEADS, FusedHead, Head, bare_model, find_head, is_read, verify
 from rgd_hf.items import token_reference, zero_uncounted
 
 PerSampleLossFn = Callable[[Any, Any], Tensor | tuple[Tensor, Tensor]]
@@ -148,7 +148,10 @@ class HeadLosses:
         if losses is None:
             losses = head.losses(outputs, inputs, config, label_smoothing)
         auxiliary = head.auxiliary(outputs, config, self.model)
-        return BatchLosses(outputs, losses, valid.to(losses.device), reference.to(losses.device), auxiliary)
+        valid, reference = valid.to(losses.device), reference.to(losses.device)
+        if head not in OWN_HEADS:
+            losses = losses.masked_fill(~valid, 0.0)
+        return BatchLosses(outputs, losses, valid, reference, auxiliary)
 
 
 def _say_if_not_smoothed(config: Any) -> None:

@@ -7,12 +7,13 @@ optimizer step before any forward pass.
 
 from rgd_hf.heads.base import Head, Inputs, bare_model, logits_of
 from rgd_hf.heads.fused import FusedHead
-from rgd_hf.heads.table import EXCLUDED, HEADS, find_head
+from rgd_hf.heads.table import EXCLUDED, HEADS, OWN_HEADS, find_head
 from rgd_hf.heads.verification import READ, is_read, verify
 
 __all__ = [
     "EXCLUDED",
     "HEADS",
+    "OWN_HEADS",
     "READ",
     "FusedHead",
     "Head",

@@ -23,13 +23,16 @@ def _losses(outputs: Any, inputs: Inputs, config: Any, label_smoothing: float) -
         start_logits, end_logits = outputs["start_logits"], outputs["end_logits"]
     else:
         start_logits, end_logits = outputs[0], outputs[1]
-    return un_reduced.question_answering_losses(
+    losses = un_reduced.question_answering_losses(
         start_logits,
         end_logits,
         inputs["start_positions"].to(start_logits.device),
         inputs["end_positions"].to(end_logits.device),
         label_smoothing,
     )
+    # Tuned prompts and patches of an image are further positions, so that the losses alone do not ignore what lies past
+    # the tokens.
+    return losses.masked_fill(~_valid(inputs, config).to(losses.device), 0.0)
 
 
 def _check(inputs: Inputs, config: Any) -> None:

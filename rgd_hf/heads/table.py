@@ -197,6 +197,9 @@ def _table() -> dict[str, Head]:
 HEADS: dict[str, Head] = _table()
 """The head of every model class that transformers lists for a task, by the class's name."""
 
+OWN_HEADS = frozenset([*HEADS.values(), PROMPTED_CAUSAL_LM])
+"""The heads of this package, whose losses are known to be 0 where not valid; not those that users put into `HEADS`."""
+
 _HAS_ITS_HEAD_IF: dict[str, Callable[[Any], bool]] = {
     # An adaptive softmax returns no logits of the classes.
     "FlaubertWithLMHeadModel": lambda config: not config.asm,

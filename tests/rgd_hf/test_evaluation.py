@@ -1,11 +1,16 @@
 """The plain loss by whatever way a subclass or script comes to it, and the losses of the samples beside it."""
 
+import dataclasses
+import math
+
 import pytest
 import torch
+from torch.nn import functional as F
 from transformers import Trainer
 
 from rgd_hf import ReweightedTrainer
-from tests.helpers.tiny import classification_data, stack, tiny_bert
+from rgd_hf.heads import HEADS, logits_of
+from tests.helpers.tiny import classification_data, gradients_of, stack, tiny_bert
 
 DATA = classification_data(13)
 
@@ -105,3 +110,24 @@ def test_an_override_that_passes_the_loss_on_leaves_it_exact(in_front, make_args
     trainer = trainer_of(make_args, type("Ours", bases, {}))
     assert trainer.evaluate()["eval_loss"] == pytest.approx(plain(), rel=1e-6)
     assert len(trainer.eval_losses) == 13
+
+
+@pytest.mark.parametrize("ignored", [7.0, math.inf, math.nan])
+def test_what_a_users_head_returns_for_ignored_items_is_nowhere(ignored, make_args, monkeypatch):
+    def losses(outputs, inputs, config, label_smoothing):
+        found = F.cross_entropy(logits_of(outputs), inputs["labels"], reduction="none")
+        return torch.where(inputs["labels"] == -100, ignored, found)
+
+    rows = [{**row, "labels": torch.tensor(-100)} if i % 3 == 0 else row for i, row in enumerate(DATA)]
+
+    def train():
+        trainer = ReweightedTrainer(tiny_bert(), make_args(), eval_dataset=rows, reweighting="kl")
+        trainer.compute_loss(trainer.model.train(), stack(rows)).backward()
+        return trainer.evaluate()["eval_loss"], gradients_of(trainer.model)
+
+    expected_loss, expected = train()
+    name = "BertForSequenceClassification"
+    monkeypatch.setitem(HEADS, name, dataclasses.replace(HEADS[name], losses=losses))
+    loss, gradients = train()
+    assert loss == pytest.approx(expected_loss)
+    torch.testing.assert_close(gradients, expected)

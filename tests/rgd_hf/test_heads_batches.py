@@ -153,6 +153,13 @@ def test_prompt_tuning_of_an_encoder_decoder() -> None:
     _equals_own_loss_of_peft(model, text_batch(labels=labels))
 
 
+def test_an_answer_past_the_tokens_has_no_loss_behind_a_tuned_prompt() -> None:
+    model = _prompted("BertForQuestionAnswering", "QUESTION_ANS")
+    past = torch.arange(BATCH) + TOKENS - 1
+    _, valid = losses_and_valid(model, text_batch(start_positions=past, end_positions=past))
+    assert valid.tolist() == [True, False, False, False]
+
+
 def test_the_base_model_of_a_tuned_prompt_loses_the_virtual_tokens_alone() -> None:
     """Looked up without its PEFT wrapper, the head still aligns labels with the last logits."""
     model = _prompted("LlamaForCausalLM", "CAUSAL_LM")
