@@ -6,7 +6,6 @@ micro-batch is only kept, in one operation or two, and many of them are added up
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,9 +36,18 @@ class WeightStatistics(Observer):
     def __init__(self) -> None:
         # Micro-batches that are not in the state yet: their steps; reference weight, weight, loss, and how far the loss is
         # above the limit, `[4, items]`.
-        self._steps: list[int] = []
-        self._batches: list[Tensor] = []
-        self._items = 0
+        self._forget()
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """Tensors by name, with all that was observed so far; does not wait for the device."""
+        self._add_up()
+        return self._state
+
+    @state.setter
+    def state(self, state: dict[str, Tensor]) -> None:
+        self._state = state
+        self._forget()
 
     def initial_state(self) -> dict[str, Tensor]:
         """Sums, the largest weight, and the first steps with a bad loss and with a bad weight."""
@@ -65,7 +73,7 @@ class WeightStatistics(Observer):
         """Add what was kept to the state; does not wait for the device."""
         if not self._batches:
             return
-        state, batches = self.state, self._batches
+        state, batches = self._state, self._batches
         reference, weights, losses, above = batches[0] if len(batches) == 1 else torch.cat(batches, dim=1)
         weighted, loss = reference * weights, reference * losses
         state["sums"] += torch.stack(
@@ -92,17 +100,9 @@ class WeightStatistics(Observer):
         self._forget()
 
     def _forget(self) -> None:
-        self._steps, self._batches, self._items = [], [], 0
-
-    def reset(self, device: torch.device, kept: tuple[str, ...] = ()) -> None:
-        """Reset the state on `device`, except the tensors in `kept`."""
-        self._forget()
-        super().reset(device, kept)
-
-    def merged(self, accelerator: Any) -> dict[str, Tensor]:
-        """The state of all processes; every process has to call it."""
-        self._add_up()
-        return super().merged(accelerator)
+        self._steps: list[int] = []
+        self._batches: list[Tensor] = []
+        self._items = 0
 
     def first_bad_steps(self, gather: Callable[[Tensor], Tensor]) -> tuple[float, float]:
         """The first optimizer steps, on any process, with an invalid loss and with an invalid weight.
@@ -113,7 +113,6 @@ class WeightStatistics(Observer):
         Args:
             gather: concatenates a tensor over the processes along its first dimension.
         """
-        self._add_up()
         loss, weight = gather(self.state["first_bad_steps"][None]).amin(dim=0).tolist()
         return loss, weight
 

@@ -102,6 +102,14 @@ def test_many_micro_batches_of_different_sizes_are_all_counted(largest):
     assert statistics.first_bad_steps(OneProcess.gather) == (first_loss, first_weight)
 
 
+def test_the_state_has_what_was_observed_whenever_it_is_read():
+    statistics = statistics_of()
+    for step in range(1, 4):
+        statistics.observe(Items(torch.ones(5), torch.ones(5)), torch.full((5,), 2.0), step)
+        assert statistics.state["sums"].tolist() == [5 * step, 10 * step, 20 * step, 0, 5 * step]
+        assert statistics.state["largest_weight"] == 2
+
+
 def test_a_limit_that_changes_counts_for_its_own_micro_batch():
     statistics = statistics_of()
     for limit in (2.0, 0.5, torch.tensor(1.5), torch.tensor(math.inf)):
