@@ -61,6 +61,8 @@ class WeightStatistics(Observer):
     def observe(self, items: Items, weights: Tensor, step: int) -> None:
         """Count one micro-batch of optimizer step `step` (1-based)."""
         losses = items.losses
+        if not losses.numel():
+            return
         # A copy, as what a user's function returned may change.
         batch = torch.stack([items.reference, weights, losses, losses - self.limit]).flatten(1)
         self._batches.append(batch)

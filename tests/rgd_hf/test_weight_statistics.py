@@ -110,6 +110,13 @@ def test_the_state_has_what_was_observed_whenever_it_is_read():
         assert statistics.state["largest_weight"] == 2
 
 
+def test_a_micro_batch_without_items_changes_nothing():
+    """As of a function that returns the losses of the masked tokens alone, where none is masked."""
+    statistics = statistics_of()
+    statistics.observe(Items(torch.ones(0), torch.ones(0)), torch.ones(0), step=1)
+    assert log(statistics) == {}
+
+
 def test_a_limit_that_changes_counts_for_its_own_micro_batch():
     statistics = statistics_of()
     for limit in (2.0, 0.5, torch.tensor(1.5), torch.tensor(math.inf)):
