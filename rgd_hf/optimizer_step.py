@@ -20,6 +20,15 @@ from rgd_hf.loss_sources import HeadLosses
 from rgd_hf.overrides import in_front, set_on
 from rgd_hf.step_guard import LossCall, Passes, StepGuardMixin
 
+_SEES_THE_NUMBER = (
+    "get_batch_samples",
+    "_get_num_items_in_batch",
+    "training_step",
+    "_run_epoch",
+    "_inner_training_loop",
+)
+"""The methods that make the number of a step's items, or are given it."""
+
 
 class OptimizerStepMixin(StepGuardMixin):
     """Makes the objective of an optimizer step one mean over the items of all its micro-batches and processes."""
@@ -94,8 +103,7 @@ class OptimizerStepMixin(StepGuardMixin):
     @property
     def _number_is_used(self) -> bool:
         """Whether the number of a step's items is used: where there are several micro-batches, or by an override."""
-        given_to = ("get_batch_samples", "_get_num_items_in_batch", "training_step")
-        return self._is_cut or any(map(self._overrides, given_to))
+        return self._is_cut or any(map(self._overrides, _SEES_THE_NUMBER))
 
     def _begin_step(self, batch_samples: list) -> None:
         """Called once per optimizer step with all its micro-batches, before their forward passes."""

@@ -105,3 +105,24 @@ def test_statistics_cost_few_operations_per_micro_batch(items):
         for step in range(number):
             statistics.observe(seen, weights, step)
     assert mode.counts.total() <= 4 * number
+
+
+@pytest.mark.parametrize(
+    "method", ["get_batch_samples", "training_step", "_run_epoch", "_inner_training_loop"]
+)
+def test_who_sees_the_number_of_items_finds_it_counted(method, make_args):
+    """A step of one micro-batch is not counted otherwise."""
+
+    def number(cls):
+        trainer = cls(tiny_bert(), make_args(), train_dataset=classification_data(8))
+        batch = next(iter(trainer.get_train_dataloader()))
+        found = trainer.get_batch_samples(iter([batch]), 1, trainer.args.device)[1]
+        return found, len(batch["labels"])
+
+    class Own(ReweightedTrainer):
+        pass
+
+    assert number(Own)[0] is None
+    setattr(Own, method, lambda self, *args, **kwargs: getattr(super(Own, self), method)(*args, **kwargs))
+    found, samples = number(type("Later", (Own,), {}))
+    assert found == samples
