@@ -6,7 +6,9 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
@@ -114,8 +116,9 @@ class Processes:
         processes = [process for process, _ in [*self._idle, *self._busy.values()]]
         for process in processes:
             process.terminate()
+        leave = time.monotonic() + SECONDS_TO_LEAVE
         for process in processes:
-            process.join(SECONDS_TO_LEAVE)
+            process.join(max(0.0, leave - time.monotonic()))
             process.kill()
         self._idle, self._busy = [], {}
 
@@ -132,12 +135,14 @@ class Processes:
 @contextlib.contextmanager
 def _inherited_by_a_worker(threads: int) -> Iterator[None]:
     """What a process must have from its first import on: its number of threads, and no ear for Ctrl-C, which its parent obeys."""
-    before, handler = os.environ.get(THREADS), signal.signal(signal.SIGINT, signal.SIG_IGN)
+    resource_tracker.ensure_running()  # started together with a worker, it would lift the mask
+    before, mask = os.environ.get(THREADS), signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     os.environ[THREADS] = str(threads)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
+        # A Ctrl-C that came meanwhile arrives now.
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if before is None:
             del os.environ[THREADS]
         else:
@@ -159,7 +164,7 @@ def _end_with_the_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
-    os._exit(1)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _how_it_ended(process: Any) -> str:

@@ -171,8 +171,12 @@ def test_no_process_goes_on_when_the_parent_was_killed(slow, tmp_path):
 
 
 def test_ctrl_c_ends_a_study_with_one_line(slow, tmp_path):
+    def listen():
+        """What a shell starts in the background ignores Ctrl-C, and all that it starts."""
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
     with subprocess.Popen(
-        command(slow[0], tmp_path), stderr=subprocess.PIPE, start_new_session=True
+        command(slow[0], tmp_path), stderr=subprocess.PIPE, start_new_session=True, preexec_fn=listen
     ) as process:
         slow[1]()
         os.killpg(process.pid, signal.SIGINT)  # to all of them, as a terminal sends it
