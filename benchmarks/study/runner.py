@@ -112,7 +112,7 @@ class Runner:
         running: dict[Cell, Cell] = {}  # as it is planned, by what was begun
         died = 0
         with contextlib.closing(workers):
-            while waiting:
+            while waiting or running:
                 for cell, resolved in self._ready(waiting, running.values()):
                     if len(running) == workers.number:
                         break
@@ -123,8 +123,6 @@ class Runner:
                         workers.submit(resolved)
                 if not running:
                     break
-                died = self._keep_next(workers, running, died)
-            while running:
                 died = self._keep_next(workers, running, died)
         if any(True for _ in self._ready(waiting, ())):
             return waiting

@@ -19,19 +19,7 @@ from rgd_hf.scripts.errors import UserError
 ROOT = Path(__file__).resolve().parents[2]
 CELLS = (2 + 2 + 4) * 2 + (2 + 2) * 2 + 4 * 2 + 2 * 3
 
-
-@pytest.fixture(autouse=True)
-def in_the_checkout(monkeypatch):
-    monkeypatch.chdir(ROOT)
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """A finished study: its file and its directory."""
-    folder = tmp_path_factory.mktemp("whole")
-    file = write(STUDY, folder)
-    study.main([file, "--output_dir", str(folder / "out")])
-    return file, folder / "out"
+pytestmark = pytest.mark.usefixtures("in_the_checkout")
 
 
 def test_every_cell_leaves_one_line_with_all_that_the_report_reads(whole):

@@ -29,19 +29,7 @@ FEW = {
     "datasets": {"few": {**STUDY["datasets"]["few"], "metrics": []}},
 }
 
-
-@pytest.fixture(autouse=True)
-def in_the_checkout(monkeypatch):
-    monkeypatch.chdir(ROOT)
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """A study that one process finished: its file and its directory."""
-    folder = tmp_path_factory.mktemp("whole")
-    file = write(STUDY, folder)
-    study.main([file, "--output_dir", str(folder / "out")])
-    return file, folder / "out"
+pytestmark = pytest.mark.usefixtures("in_the_checkout")
 
 
 class AnyOrder:
