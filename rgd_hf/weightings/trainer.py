@@ -83,11 +83,13 @@ class WeightingMixin(TrainerBase):
             )
 
     def _weights_of(self, items: Items, inputs: Any) -> Tensor:
-        """What `weigh` gives, checked.
+        """What `weigh` gives, checked; it is not asked where a micro-batch has no item at all.
 
         Raises:
             WeightsError: the result is not a tensor, or does not have the shape of the losses.
         """
+        if not items.losses.numel():
+            return torch.ones_like(items.losses)
         rule = self.weighting
         try:
             weights = checked_weights(

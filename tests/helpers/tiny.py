@@ -4,7 +4,7 @@ import re
 
 import torch
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
 
 def tiny_config(num_labels: int = 3, **kwargs) -> BertConfig:
@@ -27,6 +27,13 @@ def tiny_config(num_labels: int = 3, **kwargs) -> BertConfig:
 def tiny_bert(seed: int = 0, num_labels: int = 3, **kwargs) -> BertForSequenceClassification:
     torch.manual_seed(seed)
     return BertForSequenceClassification(tiny_config(num_labels, **kwargs))
+
+
+def tiny_gpt2() -> GPT2LMHeadModel:
+    """One layer without dropout."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 50, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32}
+    return GPT2LMHeadModel(GPT2Config(**sizes, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0))
 
 
 def classification_data(n: int, num_labels: int = 3, seed: int = 0, length: int = 7) -> list[dict]:

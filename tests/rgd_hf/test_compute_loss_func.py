@@ -4,8 +4,6 @@ from transformers import (
     BertForMaskedLM,
     BertForNextSentencePrediction,
     BertForTokenClassification,
-    GPT2Config,
-    GPT2LMHeadModel,
     Trainer,
 )
 
@@ -17,23 +15,8 @@ from tests.helpers.tiny import (
     stack,
     tiny_bert,
     tiny_config,
+    tiny_gpt2,
 )
-
-
-def tiny_gpt2():
-    torch.manual_seed(0)
-    return GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=50,
-            n_embd=16,
-            n_layer=1,
-            n_head=2,
-            n_positions=16,
-            resid_pdrop=0,
-            embd_pdrop=0,
-            attn_pdrop=0,
-        )
-    )
 
 
 def seeded(cls):

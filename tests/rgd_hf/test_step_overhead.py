@@ -10,8 +10,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     BertForTokenClassification,
-    GPT2Config,
-    GPT2LMHeadModel,
     Trainer,
     TrainerCallback,
 )
@@ -19,7 +17,7 @@ from transformers import (
 from rgd_hf import ReweightedTrainer
 from rgd_hf.items import Items
 from rgd_hf.observers.statistics import KEPT_BATCHES, KEPT_ITEMS, WeightStatistics
-from tests.helpers.tiny import classification_data, tiny_bert, tiny_config
+from tests.helpers.tiny import classification_data, tiny_bert, tiny_config, tiny_gpt2
 
 # Neither launches a kernel nor computes anything.
 VIEWS = {
@@ -50,11 +48,6 @@ def token_data(n):
 
 def language_data(n):
     return [{**row, "labels": row["input_ids"]} for row in classification_data(n)]
-
-
-def tiny_gpt2():
-    torch.manual_seed(0)
-    return GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=16, n_head=2, vocab_size=50, n_positions=32))
 
 
 TASKS = {

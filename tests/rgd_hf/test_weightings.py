@@ -28,7 +28,7 @@ from rgd_hf.weightings import (
     WeightsError,
 )
 from rgd_hf.weightings.choice import by_losses_alone, settings_of, weighting_of
-from tests.helpers.tiny import classification_data, parameters_of, relative_error, stack, tiny_bert
+from tests.helpers.tiny import classification_data, parameters_of, relative_error, stack, tiny_bert, tiny_gpt2
 
 OTHER_SETTINGS = {
     "kl": KL(tau=2.5),
@@ -108,6 +108,28 @@ def test_no_weight_lies_outside_of_the_bounds(name):
     low, high = rule.bounds() or (0.0, math.inf)
     weights = rule.weights(Items(losses, torch.ones(6)))
     assert weights.min() >= low - 1e-6 and weights.max() <= high + 1e-4
+
+
+def no_weights(losses):
+    raise AssertionError("asked for the weights of nothing")
+
+
+def of_masked_tokens(outputs, labels):
+    masked = labels != -100
+    return F.cross_entropy(outputs["logits"][masked], labels[masked], reduction="none")
+
+
+@pytest.mark.parametrize("rule", [*by_losses_alone(), no_weights])
+def test_a_micro_batch_without_any_item_has_a_loss_of_0(rule, make_args):
+    """As of a function that returns the losses of the masked tokens alone, where none is masked."""
+    model = tiny_gpt2().train()
+    trainer = ReweightedTrainer(model, make_args(), per_sample_loss_fn=of_masked_tokens, reweighting=rule)
+    loss = trainer.compute_loss(
+        model, {"input_ids": torch.ones(2, 3).long(), "labels": torch.full((2, 3), -100)}
+    )
+    assert loss == 0
+    loss.backward()
+    assert not any(p.grad.any() for p in model.parameters())
 
 
 # --- three ways to choose one ----------------------------------------------------------------------------------------------
