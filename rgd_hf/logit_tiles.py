@@ -1,7 +1,7 @@
 """A tile of logits `[tokens, columns]`: folded into what a cross-entropy keeps of it, and turned into its gradient.
 
 On a GPU both are Triton kernels that read the tile once (`rgd_hf.logit_tiles_triton`). Elsewhere, and where Triton does not
-run, they are torch's operations, which work in the tile's own memory where its dtype is float32.
+run, they are torch's operations.
 """
 
 import importlib.util
@@ -25,10 +25,10 @@ class Transform(NamedTuple):
     softcap: float | None
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """The transformed logits, in the memory of float32 `logits`."""
+        """The transformed logits, or `logits` themselves where there is nothing to do."""
         if self.scale != 1:
-            logits = logits.mul_(self.scale)
-        return logits if self.softcap is None else logits.div_(self.softcap).tanh_().mul_(self.softcap)
+            logits = logits * self.scale
+        return logits if self.softcap is None else (logits / self.softcap).tanh_().mul_(self.softcap)
 
 
 class Folded(NamedTuple):
@@ -44,12 +44,28 @@ class Folded(NamedTuple):
     target_logits: Tensor
     logits_sum: Tensor | None
 
+    @classmethod
+    def nothing(cls, targets: Tensor, vocabulary: int, smoothed: bool) -> "Folded":
+        """What is kept before the first tile; a target outside the vocabulary is an error, as of `cross_entropy`."""
+        zeros = torch.zeros((), device=targets.device).expand(vocabulary).gather(0, targets)
+        return cls(zeros - torch.inf, zeros, zeros.clone() if smoothed else None)
+
+    def of(self, tokens: slice) -> "Folded":
+        """That of some of the tokens, in the same memory."""
+        logits_sum = None if self.logits_sum is None else self.logits_sum[tokens]
+        return Folded(self.logsumexp[tokens], self.target_logits[tokens], logits_sum)
+
+    def losses(self, smoothing: float, vocabulary: int) -> Tensor:
+        """Cross-entropies after the last tile, float32 `[tokens]`."""
+        losses = self.logsumexp - (1 - smoothing) * self.target_logits
+        return losses if self.logits_sum is None else losses - smoothing / vocabulary * self.logits_sum
+
 
 def fold(logits: Tensor, start: int, targets: Tensor, transform: Transform, folded: Folded) -> None:
     """Add a tile to `folded`, in place.
 
     Args:
-        logits: `[tokens, columns]`, contiguous, any floating-point dtype; overwritten.
+        logits: `[tokens, columns]`, contiguous, any floating-point dtype.
         start: its first column in the vocabulary.
         targets: token ids `[tokens]`.
         transform: transform of the logits.
@@ -66,7 +82,7 @@ def fold(logits: Tensor, start: int, targets: Tensor, transform: Transform, fold
     if folded.logits_sum is not None:
         folded.logits_sum.add_(logits.sum(dim=1))
     largest = logits.amax(dim=1)
-    logsumexp = logits.sub_(largest.unsqueeze(1)).exp_().sum(dim=1).log_().add_(largest)
+    logsumexp = (logits - largest.unsqueeze(1)).exp_().sum(dim=1).log_().add_(largest)
     torch.logaddexp(folded.logsumexp, logsumexp, out=folded.logsumexp)
 
 
@@ -80,10 +96,10 @@ def gradient(
     smoothing: float,
     vocabulary: int,
 ) -> Tensor:
-    """The gradient of the tile's logits before `transform`, each token's multiplied by its factor.
+    """The gradient of the tile's logits before `transform`, each token's multiplied by its factor, in their memory.
 
     Args:
-        logits: `[tokens, columns]`, contiguous, any floating-point dtype; overwritten.
+        logits: `[tokens, columns]`, contiguous, any floating-point dtype; overwritten with their gradient.
         start: its first column in the vocabulary.
         targets: token ids `[tokens]`.
         transform: transform of the logits.
@@ -93,23 +109,24 @@ def gradient(
         vocabulary: its size.
 
     Returns:
-        `[tokens, columns]` in the dtype of the logits.
+        `logits`.
     """
     if runs_triton(logits.device):
         from rgd_hf.logit_tiles_triton import gradient as gradient_by_triton
 
         return gradient_by_triton(logits, start, targets, transform, logsumexp, factor, smoothing, vocabulary)
-    dtype, logits, slope = logits.dtype, transform(logits.float()), None
+    grad, slope = transform(logits.float()), None
     if transform.softcap is not None:
-        slope = (logits / transform.softcap).square_().neg_().add_(1)
-    grad = logits.sub_(logsumexp.unsqueeze(1)).exp_()
+        slope = (grad / transform.softcap).square_().neg_().add_(1)
+    grad.sub_(logsumexp.unsqueeze(1)).exp_()
     column, inside = _columns(targets, start, logits.shape[1])
     grad.scatter_add_(1, column, -(1 - smoothing) * inside.float().unsqueeze(1))
     if smoothing:
         grad -= smoothing / vocabulary
     if slope is not None:
         grad *= slope
-    return grad.mul_((factor * transform.scale).unsqueeze(1)).to(dtype)
+    grad.mul_((factor * transform.scale).unsqueeze(1))
+    return logits if grad is logits else logits.copy_(grad)
 
 
 def _columns(targets: Tensor, start: int, columns: int) -> tuple[Tensor, Tensor]:

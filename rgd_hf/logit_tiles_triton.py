@@ -78,7 +78,7 @@ def _gradient_kernel(
 
 
 def fold(logits: Tensor, start: int, targets: Tensor, transform: Any, folded: Any) -> None:
-    """As `rgd_hf.logit_tiles.fold`; the logits stay as they are."""
+    """As `rgd_hf.logit_tiles.fold`."""
     scale, softcap = transform
     tokens, width = logits.shape
     if not tokens:
@@ -102,7 +102,7 @@ def gradient(
     smoothing: float,
     vocabulary: int,
 ) -> Tensor:
-    """As `rgd_hf.logit_tiles.gradient`, in the memory of the logits."""
+    """As `rgd_hf.logit_tiles.gradient`."""
     scale, softcap = transform
     tokens, width = logits.shape
     if tokens:

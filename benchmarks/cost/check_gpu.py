@@ -176,11 +176,11 @@ def lm(folder: Path, minutes: float) -> tuple[str, dict[str, Any]]:
 
 
 def _time_beside_full_logits(head: dict[str, Any]) -> str:
-    tokens, _, vocabulary, _ = head["shape"]
+    tokens, _, vocabulary, _, trained = head["shape"]
     times = (
         f"{way['way']} x {way['time_ratio']['median']:.2f}" for way in head["ways"] if "time_ratio" in way
     )
-    return f"{tokens} tokens, vocabulary {vocabulary}: {', '.join(times)}"
+    return f"{trained} head, {tokens} tokens, vocabulary {vocabulary}: {', '.join(times)}"
 
 
 def draw_images(folder: Path, classes: int, drawn: int, each: int) -> None:

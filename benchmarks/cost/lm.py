@@ -3,7 +3,8 @@
     make bench-lm
     python benchmarks/cost/lm.py --only "full logits" ours --repeats 20 --output benchmarks/results/cost/lm.json
 
-Every way computes unreduced losses, weights them by `kl`, and runs the backward pass to hidden states and weight: the full
+Every way computes unreduced losses, weights them by `kl`, and runs the backward pass to hidden states and weight (to hidden
+states alone where the head is frozen, as below a LoRA adapter): the full
 logits, ours (`rgd_hf.linear_losses`), torch's `linear_cross_entropy` in chunks of 256 tokens, TRL's fused LM head, Liger and
 cut-cross-entropy. What is not installed, or does not run on this device, is skipped by name with the reason. The whole step is
 `ReweightedTrainer.compute_loss` and backward of a small Llama, with `fused_lm_head` on and off.
@@ -91,21 +92,28 @@ WAYS: dict[str, Callable[[], Losses]] = {
     "Liger (mean, unweighted)": by_liger,
     "cut-cross-entropy": by_cut_cross_entropy,
 }
-# tokens, hidden size, vocabulary, dtype
-QUICK = [(256, 128, 8000, "float32")]
-ON_CPU = [(1024, 512, 50257, "float32"), (512, 512, 128256, "float32")]
-LARGE = [(8192, 4096, 128256, "bfloat16"), (16384, 2048, 50257, "bfloat16")]
+# tokens, hidden size, vocabulary, dtype, whether the head is trained
+Shape = tuple[int, int, int, str, str]
+QUICK = [(256, 128, 8000, "float32", "trained"), (256, 128, 8000, "float32", "frozen")]
+ON_CPU = [
+    (1024, 512, 50257, "float32", "trained"),
+    (512, 512, 128256, "float32", "trained"),
+    (1024, 512, 50257, "float32", "frozen"),
+]
+LARGE = [
+    (8192, 4096, 128256, "bfloat16", "trained"),
+    (16384, 2048, 50257, "bfloat16", "trained"),
+    (8192, 4096, 128256, "bfloat16", "frozen"),
+]
 
 
-def head_steps(
-    shape: tuple[int, int, int, str], only: list[str]
-) -> tuple[dict[str, Callable[[], Any]], dict[str, str]]:
+def head_steps(shape: Shape, only: list[str]) -> tuple[dict[str, Callable[[], Any]], dict[str, str]]:
     """A step of the head for every way that runs here, and why the others do not."""
-    tokens, size, vocabulary, dtype = shape
+    tokens, size, vocabulary, dtype, head = shape
     torch.manual_seed(0)
     kwargs: dict[str, Any] = {"device": DEVICE, "dtype": getattr(torch, dtype)}
     hidden = torch.randn(tokens, size, **kwargs).requires_grad_()
-    weight = (torch.randn(vocabulary, size, **kwargs) / size**0.5).requires_grad_()
+    weight = (torch.randn(vocabulary, size, **kwargs) / size**0.5).requires_grad_(head == "trained")
     targets = torch.randint(0, vocabulary, (tokens,), device=DEVICE)
 
     def step(losses_of: Losses) -> None:
@@ -275,8 +283,8 @@ def main() -> None:
     options.output.parent.mkdir(parents=True, exist_ok=True)
     with Progress(console=console) as progress, tempfile.TemporaryDirectory() as folder:
         for shape in shapes:
-            tokens, size, vocabulary, dtype = shape
-            title = f"head: {tokens} tokens, hidden size {size}, vocabulary {vocabulary}, {dtype}"
+            tokens, size, vocabulary, dtype, head = shape
+            title = f"{head} head: {tokens} tokens, hidden size {size}, vocabulary {vocabulary}, {dtype}"
             task = progress.add_task(title, total=repeats)
             steps, skipped = head_steps(shape, options.only)
             ways = measure(steps, repeats, partial(progress.advance, task))

@@ -1,4 +1,4 @@
-"""What operators do while a test runs: waits for the device, the largest tensor."""
+"""What operators do while a test runs: waits for the device, the largest tensor, the products of a shape."""
 
 from collections import Counter
 
@@ -53,4 +53,18 @@ class Largest(TorchDispatchMode):
         for tensor in result if isinstance(result, (tuple, list)) else [result]:
             if isinstance(tensor, torch.Tensor):
                 self.elements = max(self.elements, tensor.numel())
+        return result
+
+
+class CountProducts(TorchDispatchMode):
+    """Counts the matrix products with a result of `shape`."""
+
+    def __init__(self, *shape):
+        super().__init__()
+        self.shape, self.count = shape, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func._schema.name in ("aten::mm", "aten::addmm"):
+            self.count += tuple(result.shape) == self.shape
         return result

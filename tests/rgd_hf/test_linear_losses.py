@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
 from rgd_hf import linear_losses
 from rgd_hf.linear_losses import chunked_token_losses, linear_token_losses
-from tests.helpers.operators import Largest
+from tests.helpers.operators import CountProducts, Largest
 
 TOKENS, SIZE, VOCABULARY = 23, 8, 700
 
@@ -20,13 +22,13 @@ def several_tiles(monkeypatch):
     monkeypatch.setattr(linear_losses, "_TILE_ELEMENTS", {"cpu": 1, "cuda": 1})
 
 
-def operands(bias=True, dtype=torch.float32, tokens=TOKENS):
+def operands(bias=True, dtype=torch.float32, tokens=TOKENS, size=SIZE, vocabulary=VOCABULARY):
     generator = torch.Generator().manual_seed(0)
     hidden, weight, offset = (
         torch.randn(*shape, generator=generator).to(dtype).requires_grad_()
-        for shape in ((tokens, SIZE), (VOCABULARY, SIZE), (VOCABULARY,))
+        for shape in ((tokens, size), (vocabulary, size), (vocabulary,))
     )
-    targets = torch.randint(0, VOCABULARY, (tokens,), generator=generator)
+    targets = torch.randint(0, vocabulary, (tokens,), generator=generator)
     return hidden, weight, offset if bias else None, targets
 
 
@@ -164,3 +166,135 @@ def test_no_tensor_is_larger_than_a_tile(way, most):
     with Largest() as largest:
         full_losses(hidden, weight, offset, targets).sum().backward()
     assert largest.elements == TOKENS * VOCABULARY
+
+
+# --- a frozen head --------------------------------------------------------------------------------------------------------
+
+
+def frozen_operands(**kwargs):
+    hidden, weight, offset, targets = operands(**kwargs)
+    return hidden, weight.requires_grad_(False), offset.requires_grad_(False), targets
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+@pytest.mark.parametrize(("scale", "softcap"), [(1.0, None), (0.25, None), (1.0, 2.0), (3.0, 1.5)])
+def test_a_frozen_head_gives_losses_and_gradients_of_the_logits(smoothing, scale, softcap):
+    hidden, weight, offset, targets = frozen_operands()
+    weights = torch.linspace(-1, 2, TOKENS).round(decimals=1)
+    found, expected = (
+        function(hidden, weight, offset, targets, smoothing, scale, softcap)
+        for function in (tiled, full_losses)
+    )
+    torch.testing.assert_close(found, expected)
+    gradients = [torch.autograd.grad(losses @ weights, hidden)[0] for losses in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("autocast", [True, False])
+def test_a_frozen_head_in_half_precision(dtype, autocast):
+    hidden, weight, offset, targets = frozen_operands(dtype=torch.float32 if autocast else dtype)
+    results = []
+    for function in (tiled, full_losses):
+        with torch.autocast("cpu", dtype, enabled=autocast):
+            losses = function(hidden, weight, offset, targets)
+        results.append((losses, torch.autograd.grad(losses.mean(), hidden)[0]))
+    (found, gradient), (expected, right) = results
+    assert found.dtype == torch.float32 and gradient.dtype == hidden.dtype
+    torch.testing.assert_close(found, expected, rtol=4 * torch.finfo(dtype).eps, atol=0.02)
+    assert (gradient.float() - right.float()).norm() < 8 * torch.finfo(dtype).eps * right.float().norm()
+
+
+def test_a_frozen_head_takes_two_products_a_chunk_and_none_in_the_backward_pass():
+    hidden, weight, offset, targets = frozen_operands(tokens=20)
+    with CountProducts(5, VOCABULARY) as logits, CountProducts(5, SIZE) as gradients, Largest() as largest:
+        losses = tiled(hidden, weight, offset, targets)
+        assert (logits.count, gradients.count) == (4, 4)
+        assert largest.elements <= VOCABULARY * SIZE < 20 * VOCABULARY
+        losses.sum().backward()
+    assert (logits.count, gradients.count) == (4, 4)
+
+
+def test_a_frozen_head_can_be_asked_twice():
+    hidden, weight, offset, targets = frozen_operands()
+    losses = tiled(hidden, weight, offset, targets)
+    first = torch.autograd.grad(losses.sum(), hidden, retain_graph=True)[0]
+    torch.testing.assert_close(torch.autograd.grad(2 * losses.sum(), hidden)[0], 2 * first)
+
+
+# --- logits kept in the memory of the weight's gradient -------------------------------------------------------------------
+
+
+@given(
+    tokens=st.integers(1, 40),
+    size=st.integers(1, 40),
+    vocabulary=st.integers(1, 700),
+    autocast=st.booleans(),
+    bias=st.booleans(),
+)
+@example(tokens=23, size=8, vocabulary=700, autocast=True, bias=False)  # the first tile's rows are the limit
+@example(tokens=7, size=8, vocabulary=641, autocast=False, bias=False)  # the last one's are
+def test_kept_logits_and_rows_of_the_gradient_never_meet(tokens, size, vocabulary, autocast, bias):
+    """The same as without the memory (a weight that is no block of memory has none to lend)."""
+    hidden, weight, offset, targets = operands(bias, torch.float32, tokens, size, vocabulary)
+    scattered = weight.detach().T.contiguous().T.requires_grad_()
+    weights = torch.linspace(-1, 2, tokens)
+    results = []
+    for lent in (weight, scattered):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            losses = linear_token_losses(hidden, lent, targets, offset)
+        leaves = [hidden, lent, *([offset] if bias else [])]
+        results.append((losses, *torch.autograd.grad(losses @ weights, leaves)))
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "dtype", "kept"),
+    [
+        # 10 whole tiles of 64 columns and 60 columns. The gradient of the weight has room for 700 * 8 numbers, a tile needs
+        # tokens * 64 of them, and its rows 64 * 8.
+        (1, torch.float32, 10),
+        (8, torch.float32, 9),
+        (23, torch.float32, 3),
+        (23, torch.bfloat16, 6),  # of its autocast; twice as many numbers
+        (80, torch.float32, 0),
+    ],
+)
+def test_as_many_tiles_are_kept_as_the_gradient_of_the_weight_has_room_for(tokens, dtype, kept):
+    hidden, weight, offset, targets = operands(tokens=tokens)
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32), CountProducts(tokens, 64) as products:
+        losses = linear_token_losses(hidden, weight, targets, offset)
+        assert products.count == 10
+        losses.sum().backward()
+    assert products.count == 10 + (10 - kept)
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_nothing_is_kept_where_the_weight_gets_no_gradient(trained):
+    """Evaluation, and a frozen head: neither needs that memory."""
+    hidden, weight, offset, targets = operands(tokens=4)
+    if not trained:
+        weight.requires_grad_(False)
+    with torch.set_grad_enabled(not trained), Largest() as largest:
+        linear_token_losses(hidden, weight, targets, offset)
+    assert largest.elements < weight.numel()
+
+
+def test_a_second_backward_pass_finds_the_same_gradients_and_leaves_the_first_ones_alone():
+    leaves, targets = operands(tokens=4)[:3], operands(tokens=4)[3]
+    losses = tiled(*leaves, targets)
+    first = torch.autograd.grad(losses.sum(), leaves, retain_graph=True)
+    copies = [grad.clone() for grad in first]
+    second = torch.autograd.grad(losses.sum(), leaves)
+    torch.testing.assert_close(first, tuple(copies), rtol=0, atol=0)
+    torch.testing.assert_close(first, second)
+
+
+def test_the_memory_of_the_gradient_becomes_the_gradient():
+    """No copy of it, and nothing of the graph holds on to it."""
+    hidden, weight, offset, targets = operands(tokens=4)
+    losses = tiled(hidden, weight, offset, targets)
+    memory = losses.grad_fn.kept.grad_weight.data_ptr()
+    losses.sum().backward()
+    assert weight.grad.data_ptr() == memory
+    assert losses.grad_fn.kept is None
