@@ -1,19 +1,17 @@
 """Un-reduced token losses of a linear head, without its logits.
 
-The logits of a language model, `[tokens, vocabulary]`, are the largest tensor of a training step. Here they exist one
-tile of the vocabulary at a time: the forward pass keeps a running logsumexp and the logit of each target, and the
-backward pass turns each tile into the gradient of its logits. The memory that the gradient of the weight will need holds
-as many tiles as fit until then (all but one or two where there are no more tokens than hidden units); the others are
-computed a second time. A frozen head is cut by tokens instead: what its gradient of the hidden states is per unit of a
-token's loss is known as soon as the token's logits are. Products and dtypes are those of `torch.nn.Linear` followed by a
-float32 `cross_entropy`.
+The logits of a language model, `[tokens, vocabulary]`, are the largest tensor of a training step. Here no more than a
+tile of the vocabulary is allocated for them: the forward pass keeps a running logsumexp and the logit of each target, and
+the backward pass turns each tile into the gradient of its logits. As many tiles as fit wait for it in the memory that the
+gradient of the weight will need (all where there are no more tokens than hidden units); the others are computed a second
+time. A frozen head is cut by tokens instead: its gradient of the hidden states, per unit of a token's loss, is known as soon
+as the token's logits are. Products and dtypes are those of `torch.nn.Linear` followed by a float32 `cross_entropy`.
 
 Why not `torch.nn.functional.linear_cross_entropy` (torch 2.13 and later) with `reduction="none"`: its losses have the
 dtype of the hidden states (bfloat16 losses make bfloat16 weights), it smooths no labels without the full logits, and it
 cuts the tokens, not the vocabulary, so that every piece reads and writes the whole gradient of the weight.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +25,10 @@ from rgd_hf.logit_tiles import Folded, Transform, fold, gradient
 _TILE_ELEMENTS = {"cpu": 2**20, "cuda": 2**25}
 """Logits of a tile. On a CPU what a core's caches hold: 2**20 and 2**21 are fastest; on an H100 2**25 to 2**28 are alike."""
 _MIN_WIDTH = _MIN_CHUNK = 256
+_FROZEN_CHUNK = {"cpu": 256, "cuda": 1024}
+"""Tokens for which a frozen weight is read once: a GPU multiplies faster than it reads, by more."""
+_FLOAT16_UNIT = 2.0**10
+"""The unit of loss in float16, whose smallest number is 6e-8: large vocabularies have smaller probabilities."""
 _HAS_OUT_DTYPE = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 8)
 
 
@@ -43,7 +45,8 @@ def linear_token_losses(
 
     Args:
         hidden: input of the head, `[tokens, hidden size]`, any floating-point dtype.
-        weight: `[vocabulary, hidden size]`. Inside autocast both are cast, as those of `torch.nn.Linear` are.
+        weight: `[vocabulary, hidden size]`. Inside autocast both are cast, as those of `torch.nn.Linear` are. The memory of
+            its gradient is allocated here, and is held until the backward pass.
         targets: token ids `[tokens]`, none of them ignored.
         bias: `[vocabulary]`.
         label_smoothing: share of the target mass spread evenly over the vocabulary.
@@ -116,18 +119,20 @@ class _LinearTokenLosses(torch.autograd.Function):
         bias: Tensor | None,
         label_smoothing: float,
         transform: Transform,
-        keeps_logits: bool,
+        trains_weight: bool,
     ) -> Tensor:
         dtype = _product_dtype(hidden)
         ctx.dtype, ctx.label_smoothing, ctx.transform = dtype, label_smoothing, transform
         x = hidden.to(dtype)
         folded = Folded.nothing(targets, len(weight), bool(label_smoothing))
         tiles = _tiles(x, weight)
-        ctx.kept = _KeptLogits(x, weight, tiles) if keeps_logits else None
+        ctx.grad_weight, ctx.kept = _lent_memory(x, weight, tiles) if trains_weight else (None, [])
         for number, tile in enumerate(tiles):
-            memory = None if ctx.kept is None else ctx.kept.tile(number)
-            logits = _logits(x, weight[tile].to(dtype), bias, tile, memory)
+            memory = ctx.kept[number] if number < len(ctx.kept) else None
+            logits = _logits(x, weight[tile], None if bias is None else bias[tile], memory)
             fold(logits, tile.start, targets, transform, folded)
+        if trains_weight and len(ctx.kept) == len(tiles) - 1:
+            ctx.kept.append(logits)  # the backward pass would need as much memory to compute it again
         ctx.save_for_backward(hidden, weight, targets, bias, folded.logsumexp)
         return folded.losses(label_smoothing, len(weight))
 
@@ -141,17 +146,20 @@ class _LinearTokenLosses(torch.autograd.Function):
             torch.zeros(hidden.shape, dtype=torch.float32, device=x.device) if wants_hidden else None
         )
         # Whoever comes a second time (retain_graph) finds no logits any more, and must not find the gradient handed out.
-        kept, ctx.kept = ctx.kept, None
-        grad_weight = None
-        if wants_weight:
-            grad_weight = torch.empty_like(weight) if kept is None else kept.grad_weight
+        kept, grad_weight = ctx.kept, ctx.grad_weight
+        ctx.kept, ctx.grad_weight = [], None
+        if not wants_weight:
+            grad_weight = None
+        elif grad_weight is None:
+            grad_weight = torch.empty_like(weight)
         grad_bias = torch.empty_like(bias) if wants_bias else None
         with torch.autocast(x.device.type, enabled=False):
             for number, tile in enumerate(_tiles(x, weight)):
                 w = weight[tile].to(ctx.dtype)
-                logits = None if kept is None else kept.tile(number)
-                if logits is None:
-                    logits = _logits(x, w, bias, tile)
+                if number < len(kept):
+                    logits = kept[number]
+                else:
+                    logits = _logits(x, w, None if bias is None else bias[tile])
                 grad = gradient(
                     logits, tile.start, targets, ctx.transform, logsumexp, factor, ctx.label_smoothing, len(weight)
                 )  # fmt: skip
@@ -178,65 +186,66 @@ class _FrozenLinearTokenLosses(torch.autograd.Function):
         transform: Transform,
     ) -> Tensor:
         dtype, vocabulary = _product_dtype(hidden), len(weight)
-        w, everything = weight.to(dtype), slice(vocabulary)
+        w = weight.to(dtype)
         folded = Folded.nothing(targets, vocabulary, bool(label_smoothing))
-        one = torch.ones_like(folded.logsumexp)
+        # The gradient of the logits has the dtype of the products, and no loss scale yet that would keep it from underflow.
+        unit = _FLOAT16_UNIT if dtype == torch.float16 else 1.0
+        factor = torch.full_like(folded.logsumexp, unit / transform.scale)
         grad_hidden = torch.empty(hidden.shape, dtype=torch.float32, device=hidden.device)
-        # Products want many tokens, and all that is done to a logit its processor's cache.
-        size, rows = _chunk_size(hidden, vocabulary), max(1, _tile_elements(hidden) // vocabulary)
+        size = rows = max(_FROZEN_CHUNK[_processor(hidden)], _chunk_size(hidden, vocabulary))
+        if _processor(hidden) == "cpu":
+            rows = max(1, _tile_elements(hidden) // vocabulary)  # what the cache holds between two operations
         memory = torch.empty(min(size, len(hidden)), vocabulary, dtype=dtype, device=hidden.device)
         with torch.autocast(hidden.device.type, enabled=False):
             for chunk in _slices(0, len(hidden), size):
                 x = hidden[chunk].to(dtype)
-                logits = _logits(x, w, bias, everything, memory[: len(x)])
+                logits = _logits(x, w, bias, memory[: len(x)])
                 for tokens in _slices(chunk.start, chunk.stop, rows):
-                    few = logits[tokens.start - chunk.start : tokens.stop - chunk.start]
+                    tile = logits[tokens.start - chunk.start : tokens.stop - chunk.start]
                     part, wanted = folded.of(tokens), targets[tokens]
-                    fold(few, 0, wanted, transform, part)
+                    fold(tile, 0, wanted, transform, part)
                     gradient(
-                        few, 0, wanted, transform, part.logsumexp, one[tokens], label_smoothing, vocabulary
-                    )
+                        tile, 0, wanted, transform, part.logsumexp, factor[tokens], label_smoothing, vocabulary
+                    )  # fmt: skip
                 _write_product(grad_hidden[chunk], logits, w)
         ctx.save_for_backward(grad_hidden)
-        ctx.dtype = hidden.dtype
+        ctx.dtype, ctx.per_unit = hidden.dtype, transform.scale / unit
         return folded.losses(label_smoothing, vocabulary)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_losses: Tensor) -> tuple[Tensor | None, ...]:
         (grad_hidden,) = ctx.saved_tensors
-        grad_hidden = (grad_hidden * grad_losses.float().unsqueeze(1)).to(ctx.dtype)
-        return grad_hidden, None, None, None, None, None
+        factor = (grad_losses.float() * ctx.per_unit).unsqueeze(1)
+        product = torch.mul(grad_hidden, factor, out=torch.empty_like(grad_hidden, dtype=ctx.dtype))
+        return product, None, None, None, None, None
 
 
-class _KeptLogits:
-    """Logits of the first tiles in the memory of the weight's gradient, until its rows take their place.
+def _lent_memory(x: Tensor, weight: Tensor, tiles: list[slice]) -> tuple[Tensor | None, list[Tensor]]:
+    """The weight's gradient, not yet computed, and its memory as that of the logits of the first tiles.
 
-    The tiles are at the end of it in their order, so many that the rows of each tile end before its logits begin: the
-    logits are read before, or while, their rows are written.
+    The tiles are at its end in their order, so many that the rows of a tile, where they are written, meet neither its own
+    logits nor those of later tiles.
 
     Args:
         x: input of the head, `[tokens, hidden size]`, of the logits' dtype.
         weight: weight of the head.
         tiles: slices of the vocabulary; all but the last have the same width.
+
+    Returns:
+        `[vocabulary, hidden size]`, or None where no tile fits, and `[tokens, columns]` of each tile that does.
     """
-
-    def __init__(self, x: Tensor, weight: Tensor, tiles: list[slice]):
-        self.grad_weight = torch.empty_like(weight)
-        self._shape, self._count = (len(x), tiles[0].stop), 0
-        if not (len(x) and weight.is_contiguous() and weight.element_size() >= x.element_size()):
-            return
-        self._memory = self.grad_weight.view(-1).view(x.dtype)
-        self._size, room = math.prod(self._shape), len(self._memory)
-        rows = room // len(weight) * tiles[0].stop
-        self._count = max(0, min(len(tiles) - 1, (room - rows) // self._size, (room - self._size) // rows))
-
-    def tile(self, number: int) -> Tensor | None:
-        """The memory of a tile's logits, `[tokens, columns]`, or None where there is no room for them."""
-        if number >= self._count:
-            return None
-        start = len(self._memory) - (self._count - number) * self._size
-        return self._memory[start : start + self._size].view(self._shape)
+    lendable = len(x) and weight.is_contiguous() and weight.element_size() >= x.element_size()
+    if not lendable or len(tiles) < 2:
+        return None, []
+    room = weight.numel() * weight.element_size() // x.element_size()
+    tile, rows = len(x) * tiles[0].stop, room // len(weight) * tiles[0].stop
+    count = min(len(tiles) - 1, (room - rows) // tile, (room - tile) // rows)
+    if count <= 0:
+        return None, []
+    grad_weight = torch.empty_like(weight)
+    lent = grad_weight.view(-1).view(x.dtype)[room - count * tile :]
+    return grad_weight, list(lent.view(count, len(x), tiles[0].stop).unbind())
 
 
 def _product_dtype(hidden: Tensor) -> torch.dtype:
@@ -249,8 +258,12 @@ def _chunk_size(hidden: Tensor, vocabulary: int) -> int:
     return max(_MIN_CHUNK, _tile_elements(hidden) // vocabulary // 64 * 64)
 
 
+def _processor(hidden: Tensor) -> str:
+    return "cpu" if hidden.device.type == "cpu" else "cuda"
+
+
 def _tile_elements(hidden: Tensor) -> int:
-    return _TILE_ELEMENTS["cpu" if hidden.device.type == "cpu" else "cuda"]
+    return _TILE_ELEMENTS[_processor(hidden)]
 
 
 def _tiles(hidden: Tensor, weight: Tensor) -> list[slice]:
@@ -262,12 +275,11 @@ def _slices(start: int, stop: int, size: int) -> list[slice]:
     return [slice(first, min(first + size, stop)) for first in range(start, stop, size)]
 
 
-def _logits(
-    x: Tensor, weight: Tensor, bias: Tensor | None, tile: slice, memory: Tensor | None = None
-) -> Tensor:
+def _logits(x: Tensor, weight: Tensor, bias: Tensor | None, memory: Tensor | None = None) -> Tensor:
+    weight = weight.to(x.dtype)
     if bias is None:
         return torch.mm(x, weight.T, out=memory)
-    return torch.addmm(bias[tile].to(x.dtype), x, weight.T, out=memory)
+    return torch.addmm(bias.to(x.dtype), x, weight.T, out=memory)
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
