@@ -1,6 +1,7 @@
 """The command line of a recipe: dataclasses as options, one optional YAML or JSON file, errors without tracebacks."""
 
 import difflib
+import gc
 import json
 import os
 import re
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from torch import distributed
 from transformers import HfArgumentParser
 
 from rgd_hf.contrib import SetupError
@@ -113,6 +115,7 @@ def run_recipe(main: Callable[[], Any]) -> None:
     name = script.parent.name if script.stem == "__main__" else script.name
     try:
         main()
+        leave_process_group()
     except (UserError, HubError, SetupError) as error:
         _say(f"{name}: error: {_without_worker(str(error))}")
         sys.exit(EXIT_USER_ERROR)
@@ -128,6 +131,17 @@ def run_recipe(main: Callable[[], Any]) -> None:
             raise
         _say(f"\n{name}: error: {failure} Checkpoints are kept: the same command resumes from the last.")
         sys.exit(EXIT_USER_ERROR)
+
+
+def leave_process_group() -> None:
+    """End the process group of a launched run whose work is done, if there is one.
+
+    A thread of gloo may otherwise still hold the tensors of the last collective while the interpreter ends, which aborts
+    the process (exit code -6). Leaving the group waits for that thread.
+    """
+    if distributed.is_available() and distributed.is_initialized():
+        gc.collect()  # a model that is wrapped for several processes holds the group
+        distributed.destroy_process_group()
 
 
 class _Parser(HfArgumentParser):

@@ -25,6 +25,7 @@ from transformers import (
 )
 from transformers.distributed import DistributedConfig
 
+from rgd_hf.scripts.cli import leave_process_group
 from rgd_hf.trainer import NonFiniteLossError
 from tests.helpers.tiny import learned, parameters_of, tiny_bert
 
@@ -173,6 +174,7 @@ def main() -> None:
     found = SCENARIOS[name](folder)
     torch.save(found, folder / f"{name}-{os.environ['RANK']}.pt")
     print(f"{name} took {time.perf_counter() - started:.1f} s", flush=True)
+    leave_process_group()
 
 
 if __name__ == "__main__":

@@ -2,9 +2,12 @@
 
 import json
 import sys
+import weakref
 from dataclasses import dataclass, field
 
 import pytest
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from rgd_hf import ReweightedTrainingArguments
 from rgd_hf.scripts.cli import parse_args, run_recipe
@@ -107,6 +110,20 @@ def test_user_errors_are_one_line_and_an_exit_code(error, code, line, monkeypatc
         run_recipe(main)
     assert stopped.value.code == code
     assert capsys.readouterr().err == line
+
+
+def test_a_recipe_that_is_done_leaves_its_process_group(tmp_path):
+    """Or a thread of it may abort the process while the interpreter ends."""
+
+    def main():
+        distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+        model = DistributedDataParallel(nn.Linear(2, 2))
+        model.itself = model  # what only the garbage collector finds
+        found.append(weakref.ref(model))
+
+    found = []
+    run_recipe(main)
+    assert not distributed.is_initialized() and found[0]() is None
 
 
 def test_help_shows_the_recipes_own_options_with_defaults(capsys):
