@@ -3,9 +3,10 @@
 The logits of a language model, `[tokens, vocabulary]`, are the largest tensor of a training step. Here no more than a
 tile of the vocabulary is allocated for them: the forward pass keeps a running logsumexp and the logit of each target, and
 the backward pass turns each tile into the gradient of its logits. As many tiles as fit wait for it in the memory that the
-gradient of the weight will need (all where there are no more tokens than hidden units); the others are computed a second
-time. A frozen head is cut by tokens instead: its gradient of the hidden states, per unit of a token's loss, is known as soon
-as the token's logits are. Products and dtypes are those of `torch.nn.Linear` followed by a float32 `cross_entropy`.
+gradient of the weight will need (all, or all but two, where there are no more tokens than hidden units); the others are
+computed a second time. A frozen head is cut by tokens instead: its gradient of the hidden states, per unit of a token's
+loss, is known as soon as the token's logits are. Products and dtypes are those of `torch.nn.Linear` followed by a float32
+`cross_entropy`.
 
 Why not `torch.nn.functional.linear_cross_entropy` (torch 2.13 and later) with `reduction="none"`: its losses have the
 dtype of the hidden states (bfloat16 losses make bfloat16 weights), it smooths no labels without the full logits, and it
