@@ -21,8 +21,9 @@ from rgd_hf.scripts.cli import parse_args, run_recipe
 from rgd_hf.scripts.embedded import minilm_directory
 from rgd_hf.scripts.length_grouping import LengthGroupedTrainer
 from rgd_hf.scripts.metrics import make_compute_metrics
+from rgd_hf.scripts.plans import RunArguments, prepare_runs
 from rgd_hf.scripts.results import print_results, say
-from rgd_hf.scripts.runs import RunArguments, prepare_runs, push_runs, train_runs
+from rgd_hf.scripts.runs import push_runs, train_runs
 from rgd_hf.scripts.text_classification import Labels, tokenize
 from rgd_hf.scripts.vader import LABELS, load_vader
 

@@ -28,8 +28,9 @@ from rgd_hf.scripts.domains.data import DomainArguments, load_data, make_views
 from rgd_hf.scripts.domains.environments import check_held_out
 from rgd_hf.scripts.domains.experiment import Experiment
 from rgd_hf.scripts.errors import UserError, listed
+from rgd_hf.scripts.plans import RunArguments, prepare_runs
 from rgd_hf.scripts.results import print_results, say, settings_of
-from rgd_hf.scripts.runs import RunArguments, prepare_runs, push_runs, run_plan
+from rgd_hf.scripts.runs import push_runs, run_plan
 from rgd_hf.weightings.choice import by_losses_alone
 
 DEFAULTS = {

@@ -37,8 +37,9 @@ from rgd_hf.scripts.holdout import hold_out
 from rgd_hf.scripts.hub import load_hub_dataset, load_pretrained
 from rgd_hf.scripts.length_grouping import LengthGroupedTrainer
 from rgd_hf.scripts.metrics import make_compute_metrics
+from rgd_hf.scripts.plans import RunArguments, prepare_runs
 from rgd_hf.scripts.results import print_results, settings_of
-from rgd_hf.scripts.runs import RunArguments, prepare_runs, push_runs, train_runs
+from rgd_hf.scripts.runs import push_runs, train_runs
 from rgd_hf.scripts.text_classification import Labels, encode_labels, find_labels, find_text_columns, tokenize
 
 LOCAL_HINT = (

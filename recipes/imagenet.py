@@ -32,8 +32,9 @@ from rgd_hf import ReweightedTrainingArguments
 from rgd_hf.scripts.cli import parse_args, run_recipe
 from rgd_hf.scripts.errors import UserError
 from rgd_hf.scripts.hard_examples import TrainingSamples
+from rgd_hf.scripts.plans import RunArguments, RunPlan, last_checkpoint, prepare_runs
 from rgd_hf.scripts.results import print_results, read_results, say, settings_of
-from rgd_hf.scripts.runs import RunArguments, RunPlan, last_checkpoint, prepare_runs, push_runs, train_runs
+from rgd_hf.scripts.runs import push_runs, train_runs
 from rgd_hf.scripts.vision.augmentation import HELP as AUGMENTATION_HELP
 from rgd_hf.scripts.vision.augmentation import (
     Augmentation,

@@ -33,8 +33,9 @@ from rgd_hf.scripts.hard_examples import InspectedTrainer
 from rgd_hf.scripts.holdout import HELP as HOLDOUT_HELP
 from rgd_hf.scripts.holdout import hold_out
 from rgd_hf.scripts.hub import load_pretrained
+from rgd_hf.scripts.plans import RunArguments, prepare_runs
 from rgd_hf.scripts.results import print_results, settings_of
-from rgd_hf.scripts.runs import RunArguments, prepare_runs, push_runs, train_runs
+from rgd_hf.scripts.runs import push_runs, train_runs
 
 FORMATS = (("messages",), ("prompt", "completion"), ("text",))
 DEFAULTS = {

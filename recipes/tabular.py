@@ -29,8 +29,9 @@ from accelerate import PartialState
 from rgd_hf import ReweightedTrainingArguments
 from rgd_hf.scripts.cli import parse_args, run_recipe
 from rgd_hf.scripts.errors import UserError
+from rgd_hf.scripts.plans import Run, RunArguments, prepare_runs
 from rgd_hf.scripts.results import print_results, settings_of
-from rgd_hf.scripts.runs import Run, RunArguments, prepare_runs, run_plan
+from rgd_hf.scripts.runs import run_plan
 from rgd_hf.scripts.tabular.card import write_card
 from rgd_hf.scripts.tabular.columns import ColumnArguments, shown_columns
 from rgd_hf.scripts.tabular.configuration import ATTENTION_HEADS, NETWORKS

@@ -1,7 +1,6 @@
 """The command line of a recipe: dataclasses as options, one optional YAML or JSON file, errors without tracebacks."""
 
 import difflib
-import gc
 import json
 import os
 import re
@@ -12,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from torch import distributed
 from transformers import HfArgumentParser
 
 from rgd_hf.contrib import SetupError
 from rgd_hf.hub_errors import HubError, find_failure
 from rgd_hf.scripts.errors import UserError
+from rgd_hf.scripts.processes import leave_process_group
 
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
 USAGE = "accelerate launch %(prog)s [CONFIG.yaml|CONFIG.json] --option value ..."
@@ -131,17 +130,6 @@ def run_recipe(main: Callable[[], Any]) -> None:
             raise
         _say(f"\n{name}: error: {failure} Checkpoints are kept: the same command resumes from the last.")
         sys.exit(EXIT_USER_ERROR)
-
-
-def leave_process_group() -> None:
-    """End the process group of a launched run whose work is done, if there is one.
-
-    A thread of gloo may otherwise still hold the tensors of the last collective while the interpreter ends, which aborts
-    the process (exit code -6). Leaving the group waits for that thread.
-    """
-    if distributed.is_available() and distributed.is_initialized():
-        gc.collect()  # a model that is wrapped for several processes holds the group
-        distributed.destroy_process_group()
 
 
 class _Parser(HfArgumentParser):

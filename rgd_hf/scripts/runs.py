@@ -1,202 +1,20 @@
-"""Runs: which methods are trained, in which directories; how they resume; how results are kept."""
+"""Runs: every training of a plan is resumed or begun, recorded, and the last one pushed."""
 
-import copy
-import json
-import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from transformers import set_seed
 
 from rgd_hf import ReweightedTrainingArguments
-from rgd_hf.description import method_name
-from rgd_hf.hub_errors import HubError
-from rgd_hf.scripts.errors import UserError
-from rgd_hf.scripts.hard_examples import HARD_EXAMPLES, InspectedTrainer, TrainingSamples, list_hard_examples
-from rgd_hf.scripts.predictions import PREDICTIONS, write_predictions
-from rgd_hf.scripts.pushing import Push, check_repository, push
-from rgd_hf.scripts.results import (
-    RESULTS_NAME,
-    compared,
-    package_versions,
-    read_results,
-    say,
-    settings_of,
-    write_json,
-    write_results,
-)
-
-SETTINGS_NAME = "run_settings.json"
-
-# Settings that may change between an interruption and the next start: they decide what is reported, not what is trained.
-REPORTING_SETTINGS = (
-    "hub_", "push_to_hub", "logging_", "log_", "disable_tqdm", "report_to", "run_name", "project", "trackio_",
-    "output_dir", "overwrite_output_dir", "compare", "seeds", "dataloader_num_workers", "ddp_",
-)  # fmt: skip
-
-
-@dataclass
-class RunArguments:
-    """Runs and where they are kept."""
-
-    compare: bool = field(
-        default=False,
-        metadata={
-            "help": "Train twice from the same seed, without re-weighting (ERM, in OUTPUT_DIR/erm) and with the chosen "
-            "--reweighting (in OUTPUT_DIR/<reweighting>), and print both results."
-        },
-    )
-    seeds: list[int] = field(
-        default_factory=list,
-        metadata={
-            "help": "With --compare: train both from each of these seeds (e.g. 0 1 2 3 4), and print means, the paired "
-            "difference with its 95 %% interval, and a verdict. If you add seeds later, only these are trained."
-        },
-    )
-    overwrite_output_dir: bool = field(
-        default=False,
-        metadata={
-            "help": "Discard the checkpoints and results in the output directory and start again. Without it an "
-            "interrupted run resumes from its last checkpoint, and a finished run is not repeated."
-        },
-    )
-    save_predictions: bool = field(
-        default=False,
-        metadata={
-            "help": "Write predictions.parquet into the run's directory: label, prediction, whether it is correct, "
-            "plain loss, and probability of the predicted class, of each evaluation sample in order (one file per validation set)."
-        },
-    )
-    hard_examples: int = field(
-        default=0,
-        metadata={
-            "help": "Number of hard examples to list after training: the training samples with the largest mean weight, "
-            "hard or mislabelled, in hard_examples.html and hard_examples.json in the run's directory."
-        },
-    )
-    push_data_reports: bool = field(
-        default=False,
-        metadata={
-            "help": "With --push_to_hub, also push the files of --hard_examples and --save_predictions, which contain "
-            "texts, images and labels of your data. They are not pushed by default."
-        },
-    )
-    save_models: bool = field(
-        default=True,
-        metadata={"help": "Save the trained model; with false, only results and model card are saved."},
-    )
-
-    def __post_init__(self):
-        if self.hard_examples < 0:
-            raise UserError(f"--hard_examples must be at least 0, not {self.hard_examples}.")
-        if self.seeds and not self.compare:
-            raise UserError("--seeds goes with --compare: a single training takes --seed.")
-        if len(set(self.seeds)) < len(self.seeds):
-            raise UserError(f"--seeds must differ, which {' '.join(map(str, self.seeds))} do not.")
-
-
-@dataclass(frozen=True)
-class Run:
-    """One training.
-
-    Attributes:
-        name: short, a directory's name: `"erm"`, `"kl"`.
-        method: as tables call it: `"ERM"`, `"RGD (kl, tau=1)"`.
-        args: its training arguments, with its own `output_dir`.
-    """
-
-    name: str
-    method: str
-    args: ReweightedTrainingArguments
-
-
-def plan_runs(args: ReweightedTrainingArguments, compare: bool, seeds: Sequence[int] = ()) -> list[Run]:
-    """The runs that `args` ask for: one in `output_dir`, or with `compare` ERM and the re-weighted one below it.
-
-    Args:
-        args: training arguments.
-        compare: whether to compare with ERM.
-        seeds: seeds of a comparison; by default the one of `args`.
-
-    Raises:
-        UserError: `compare` without a re-weighting to compare ERM with.
-    """
-    if not compare:
-        return [Run("erm" if args.reweighting == "none" else args.reweighting, method_name(args), args)]
-    if args.reweighting == "none":
-        raise UserError(
-            "--compare trains ERM and a re-weighting: choose one with --reweighting kl (or chi2, reverse_kl)."
-        )
-    repository = args.hub_model_id or Path(str(args.output_dir)).name
-    runs = []
-    for seed in seeds or [args.seed]:
-        ending = f"-seed{seed}" if seeds else ""
-        for name, reweighting in (("erm", "none"), (args.reweighting, args.reweighting)):
-            changed = copy.copy(args)
-            changed.output_dir = str(Path(str(args.output_dir)) / f"{name}{ending}")
-            changed.seed, changed.reweighting = seed, reweighting
-            # Only one model goes to the Hub, the last: all would land in the same repository.
-            changed.push_to_hub = False
-            runs.append(Run(f"{name}{ending}", method_name(changed), changed))
-    last = runs[-1].args
-    last.push_to_hub, last.hub_model_id = args.push_to_hub, repository
-    return runs
-
-
-@dataclass(frozen=True)
-class RunPlan:
-    """What will be trained, checked against what the output directory holds.
-
-    Attributes:
-        root: the output directory.
-        runs: the trainings, in order; more than one is a comparison, below `root`.
-        settings: the recipe's own settings, recorded with the results.
-        options: what the runs leave behind.
-        finished: whether all is trained, and to be pushed to the Hub: `push_runs` is what is left to do.
-    """
-
-    root: Path
-    runs: tuple[Run, ...]
-    settings: Mapping[str, Any]
-    options: RunArguments
-    finished: bool = False
-
-
-def prepare_runs(
-    args: ReweightedTrainingArguments, run_args: RunArguments, settings: Mapping[str, Any]
-) -> RunPlan:
-    """Decide what to train and make sure that nothing in the output directory is lost. Call it before loading data.
-
-    Args:
-        args: training arguments; `output_dir` is the directory of all runs.
-        run_args: whether to compare, whether to overwrite, what to save.
-        settings: the recipe's own settings (see `results.settings_of`).
-
-    Raises:
-        UserError: the directory holds a finished run that is not to be pushed, or one with other settings; or a model is
-            to be pushed to the Hub, but not to be saved.
-        HubError: it may not be pushed.
-    """
-    if args.push_to_hub and not run_args.save_models:
-        raise UserError("--push_to_hub needs the saved model: leave out --save_models false.")
-    runs = tuple(plan_runs(args, run_args.compare, run_args.seeds))
-    plan = RunPlan(Path(str(args.output_dir)), runs, settings, run_args)
-    problem = None
-    if PartialState().is_main_process:
-        if run_args.overwrite_output_dir:
-            _discard(plan)
-        problem = _conflict(plan)
-    problem = _same_everywhere(problem)
-    if problem is not None:
-        raise UserError(problem)
-    if args.push_to_hub:
-        _on_main_process(lambda: check_repository(plan.runs[-1].args))
-    return replace(plan, finished=_same_everywhere(_is_left_to_push(plan)))
+from rgd_hf.scripts.hard_examples import InspectedTrainer, TrainingSamples, list_hard_examples
+from rgd_hf.scripts.plans import SETTINGS_NAME, Run, RunArguments, RunPlan, all_settings, last_checkpoint
+from rgd_hf.scripts.predictions import write_predictions
+from rgd_hf.scripts.processes import on_main_process, same_everywhere
+from rgd_hf.scripts.pushing import Push, push
+from rgd_hf.scripts.results import compared, package_versions, read_results, say, write_json, write_results
 
 
 def train_runs(
@@ -247,7 +65,7 @@ def run_plan(plan: RunPlan, train: Callable[[Run, str | None], Mapping[str, Any]
     """
     records = []
     for run in plan.runs:
-        record = _same_everywhere(read_results(str(run.args.output_dir)))
+        record = same_everywhere(read_results(str(run.args.output_dir)))
         if record is None:
             record = _record_run(run, plan, train)
         else:
@@ -273,31 +91,18 @@ def push_runs(plan: RunPlan) -> dict[str, Any]:
     results, run = read_results(plan.root) or {}, plan.runs[-1]
     if run.args.push_to_hub:
         reports = plan.options.push_data_reports
-        _on_main_process(lambda: push(Push(Path(str(run.args.output_dir)), run.args, results, reports)))
+        on_main_process(lambda: push(Push(Path(str(run.args.output_dir)), run.args, results, reports)))
     return results
-
-
-def _on_main_process(action: Callable[[], Any]) -> None:
-    """Call `action` on the main process; what the user can put right is raised on every one."""
-    problem: Exception | None = None
-    if PartialState().is_main_process:
-        try:
-            action()
-        except (HubError, UserError) as error:
-            problem = error
-    message = _same_everywhere(None if problem is None else (type(problem), str(problem)))
-    if message is not None:
-        raise message[0](message[1]) from problem
 
 
 def _record_run(
     run: Run, plan: RunPlan, train: Callable[[Run, str | None], Mapping[str, Any]]
 ) -> dict[str, Any]:
     directory = str(run.args.output_dir)
-    checkpoint = _same_everywhere(last_checkpoint(directory))
+    checkpoint = same_everywhere(last_checkpoint(directory))
     say("", f"{run.method}: " + (f"going on from {checkpoint}" if checkpoint else f"training in {directory}"))
     if PartialState().is_main_process:
-        write_json(Path(directory) / SETTINGS_NAME, _all_settings(run, plan.settings))
+        write_json(Path(directory) / SETTINGS_NAME, all_settings(run, plan.settings))
     started = time.perf_counter()
     set_seed(run.args.seed)
     found = train(run, checkpoint)
@@ -307,11 +112,11 @@ def _record_run(
         "method": run.method,
         "seconds": round(time.perf_counter() - started, 1),
         **found,
-        "settings": _all_settings(run, plan.settings),
+        "settings": all_settings(run, plan.settings),
         "versions": package_versions(),
         "files": sorted(path.name for path in Path(directory).iterdir() if path.is_file()),
     }
-    record = _same_everywhere(record)
+    record = same_everywhere(record)
     write_results(directory, record)
     PartialState().wait_for_everyone()
     return record
@@ -340,97 +145,3 @@ def _train_run(
         list_hard_examples(trainer, options.hard_examples, samples, directory)
     trainer.create_model_card(**card)
     return metrics
-
-
-def last_checkpoint(directory: str | Path) -> str | None:
-    """The newest whole checkpoint of a run; one that a killed process left half written is passed over."""
-    steps = {}
-    for path in Path(directory).glob("checkpoint-*"):
-        state = path / "trainer_state.json"  # written last
-        number = path.name.removeprefix("checkpoint-")
-        if number.isdigit() and state.is_file() and _is_json(state):
-            steps[int(number)] = str(path)
-    return steps[max(steps)] if steps else None
-
-
-def _is_json(path: Path) -> bool:
-    try:
-        json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        return False
-    return True
-
-
-def _all_settings(run: Run, settings: Mapping[str, Any]) -> dict[str, Any]:
-    always = (
-        "reweighting",
-        "tau",
-        "seed",
-        "learning_rate",
-        "num_train_epochs",
-        "per_device_train_batch_size",
-    )
-    chosen = {**{name: getattr(run.args, name) for name in always}, **settings_of(run.args)}
-    return {**settings, **chosen, "world_size": run.args.world_size}
-
-
-def _discard(plan: RunPlan) -> None:
-    for directory in {plan.root, *(Path(str(run.args.output_dir)) for run in plan.runs)}:
-        for checkpoint in directory.glob("checkpoint-*"):
-            shutil.rmtree(checkpoint)
-        left = (
-            directory / RESULTS_NAME,
-            directory / SETTINGS_NAME,
-            *directory.glob(f"{PREDICTIONS}*.parquet"),
-            *directory.glob(f"{HARD_EXAMPLES}.*"),
-        )
-        for path in left:
-            path.unlink(missing_ok=True)
-
-
-def _conflict(plan: RunPlan) -> str | None:
-    """Why these runs must not be trained in these directories, or None."""
-    ways_out = "Choose another --output_dir, or give --overwrite_output_dir to discard it and start again."
-    if plan.root.exists() and not plan.root.is_dir():
-        return f"the output directory {plan.root} is a file. Choose another --output_dir."
-    if _is_finished(plan) and not _is_left_to_push(plan):
-        return f"the output directory {plan.root} already holds a finished run ({RESULTS_NAME}). {ways_out}"
-    for run in plan.runs:
-        directory = Path(str(run.args.output_dir))
-        begun = last_checkpoint(directory) or (directory / RESULTS_NAME).is_file()
-        if not begun or not (directory / SETTINGS_NAME).is_file():
-            continue
-        before = _deciding(json.loads((directory / SETTINGS_NAME).read_text(encoding="utf-8")))
-        now = _deciding(json.loads(json.dumps(_all_settings(run, plan.settings), default=str)))
-        changed = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
-        if changed:
-            details = "; ".join(f"{name}: {before.get(name)!r}, now {now.get(name)!r}" for name in changed)
-            return (
-                f"{directory} holds a run with other settings ({details}). Give the same settings to resume it or to "
-                f"push it. {ways_out}"
-            )
-    return None
-
-
-def _is_finished(plan: RunPlan) -> bool:
-    """Whether the output directory holds results that this plan does not add to; seeds are added to a comparison."""
-    results = read_results(plan.root)
-    return results is not None and not (len(plan.runs) > 1 and "runs" in results)
-
-
-def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if not name.startswith(REPORTING_SETTINGS)}
-
-
-def _same_everywhere(value: Any) -> Any:
-    """The main process's `value`, on every process."""
-    return broadcast_object_list([value])[0]
-
-
-def _is_left_to_push(plan: RunPlan) -> bool:
-    """Whether all of the plan is trained, and to be pushed to the Hub."""
-    files = [
-        Path(str(run.args.output_dir)) / name for run in plan.runs for name in (RESULTS_NAME, SETTINGS_NAME)
-    ]
-    asked = plan.runs[-1].args.push_to_hub
-    return asked and all(path.is_file() for path in (plan.root / RESULTS_NAME, *files))

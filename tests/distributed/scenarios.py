@@ -25,7 +25,7 @@ from transformers import (
 )
 from transformers.distributed import DistributedConfig
 
-from rgd_hf.scripts.cli import leave_process_group
+from rgd_hf.scripts.processes import leave_process_group
 from rgd_hf.trainer import NonFiniteLossError
 from tests.helpers.tiny import learned, parameters_of, tiny_bert
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from rgd_hf.scripts.cli import leave_process_group
+from rgd_hf.scripts.processes import leave_process_group
 
 ROOT = Path(__file__).parents[2]
 

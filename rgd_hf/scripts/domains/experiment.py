@@ -21,8 +21,8 @@ from rgd_hf.scripts.domains.metrics import accuracy_and_ece
 from rgd_hf.scripts.domains.training import VALIDATION, DomainTrainer
 from rgd_hf.scripts.domains.views import Subset, View
 from rgd_hf.scripts.hard_examples import list_hard_examples
+from rgd_hf.scripts.plans import Run, RunArguments
 from rgd_hf.scripts.predictions import PREDICTIONS, write_table
-from rgd_hf.scripts.runs import Run, RunArguments
 
 SCORES = ("accuracy", "ece", "loss")
 

@@ -7,8 +7,8 @@ import pytest
 
 from rgd_hf import ReweightedTrainingArguments
 from rgd_hf.scripts.errors import UserError
+from rgd_hf.scripts.plans import last_checkpoint, plan_runs
 from rgd_hf.scripts.results import read_results, settings_of, write_results
-from rgd_hf.scripts.runs import last_checkpoint, plan_runs
 
 
 @pytest.fixture
