@@ -4,16 +4,14 @@
 """
 
 import json
-import re
 
-import datasets
 import numpy as np
 import pytest
 import torch
-from comparison import Run, assert_same_metrics, assert_same_parameters, assert_same_run
+from comparison import Run, assert_same_metrics, assert_same_parameters
+from pairs import KL, NONE, OURS, arguments, assert_train_alike, trainers
 from regression_models import (
     NoLabels,
-    RegressionConfig,
     RegressionDataset,
     RegressionDictModel,
     RegressionModel,
@@ -21,49 +19,13 @@ from regression_models import (
     RegressionStream,
     TwoLabelsModel,
     squared_errors,
-    surrogate_of,
 )
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from rgd_hf import ReweightedTrainer
-from rgd_hf.trainer import NonFiniteLossError
-
-TAU = 5.0
-
-
-def by_item(outputs, labels):
-    y = outputs["output"] if isinstance(outputs, dict) else outputs[0]
-    return squared_errors(y, labels)
-
-
-NONE = {"reweighting": "none"}
-NONE_BY_ITEM = {"reweighting": "none", "per_sample_loss_fn": by_item}
-KL = {"reweighting": "kl", "tau": TAU, "per_sample_loss_fn": by_item}
-OURS = pytest.mark.parametrize("ours", [NONE, NONE_BY_ITEM, KL], ids=["none", "none by item", "kl"])
-
-
-def arguments(output_dir, **keywords):
-    defaults = {"learning_rate": 0.1, "use_cpu": True, "report_to": "none", "disable_tqdm": True}
-    return TrainingArguments(str(output_dir), **defaults | keywords)
-
-
-def trainers(tmp_path, ours, model=RegressionPreTrainedModel, keywords=dict, **args):
-    """The stock Trainer (on the surrogate, for `kl`) and ours, on the same data."""
-    reference = surrogate_of(model, TAU) if ours is KL else model
-    data = {"train_dataset": RegressionDataset(), "eval_dataset": RegressionDataset(20, seed=1)}
-    return (
-        Trainer(reference(), arguments(tmp_path / "stock", **args), **data | keywords()),
-        ReweightedTrainer(model(), arguments(tmp_path / "ours", **args), **data | keywords(), **ours),
-    )
-
-
-def assert_train_alike(stock, ours, same_loss, rtol=1e-5, **keywords):
-    expected, found = (Run(t, t.train(**keywords), t.evaluate()) for t in (stock, ours))
-    assert_same_run(expected, found, rtol, same_loss)
-
 
 # --- resume -----------------------------------------------------------------------------------------------------------
 
@@ -333,207 +295,3 @@ def test_number_of_steps(ours, tmp_path):
             num_train_epochs=epochs,
         )
         assert stock.train().global_step == trainer.train().global_step
-
-
-# --- ragged batches: where the stock Trainer is not exact -------------------------------------------------------------
-
-
-@pytest.mark.parametrize("size", [4, 5, 10])
-@pytest.mark.parametrize("length", [60, 53, 47, 41])
-@pytest.mark.parametrize("ours", [NONE_BY_ITEM, KL], ids=["none by item", "kl"])
-def test_ragged_accumulation_trains_as_the_full_batch_does(ours, length, size, tmp_path):
-    """Updates of 20 samples, the last one of what is left, cut into micro-batches of which the last is ragged.
-
-    The stock Trainer takes the mean of the micro-batches' means and would be wrong on ragged ones, so the reference
-    has the whole batch of an update in one.
-    """
-    reference = surrogate_of(RegressionModel, TAU) if ours is KL else RegressionModel
-    data = {"train_dataset": RegressionDataset(length), "eval_dataset": RegressionDataset(20, seed=1)}
-    cut = arguments(
-        tmp_path / "ours", per_device_train_batch_size=size, gradient_accumulation_steps=20 // size
-    )
-    whole = arguments(tmp_path / "stock", per_device_train_batch_size=20)
-    stock = Trainer(reference(), whole, **data)
-    trainer = ReweightedTrainer(RegressionModel(), cut, **data, **ours)
-    assert_train_alike(stock, trainer, same_loss=ours is not KL)
-
-
-# --- non-finite losses ------------------------------------------------------------------------------------------------
-
-
-class BadAtStep(RegressionModel):
-    """Its third forward pass in training is infinite."""
-
-    def __init__(self):
-        super().__init__()
-        self.calls = 0
-
-    def forward(self, input_x, labels=None):
-        self.calls += self.training
-        if self.training and self.calls == 3:
-            input_x = input_x * float("inf")
-        return super().forward(input_x, labels)
-
-
-def test_nan_filter_holds_for_the_models_own_loss(tmp_path):
-    for keep in (True, False):
-        logs = []
-        for cls, keywords in ((Trainer, {}), (ReweightedTrainer, NONE)):
-            trainer = cls(
-                BadAtStep(),
-                arguments(tmp_path, max_steps=5, logging_steps=1, logging_nan_inf_filter=keep),
-                train_dataset=RegressionDataset(),
-                **keywords,
-            )
-            trainer.train()
-            logs.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
-        np.testing.assert_allclose(*logs)
-
-
-def test_a_non_finite_loss_stops_re_weighted_training(tmp_path):
-    trainer = ReweightedTrainer(
-        BadAtStep(), arguments(tmp_path, max_steps=5, save_steps=1), train_dataset=RegressionDataset(), **KL
-    )
-    with pytest.raises(NonFiniteLossError, match="step 3"):
-        trainer.train()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-1", "checkpoint-2"]
-
-
-# --- other ways in ----------------------------------------------------------------------------------------------------
-
-
-@OURS
-def test_model_init_is_called_for_every_run(ours, tmp_path):
-    def build(cls):
-        return lambda: cls(RegressionConfig(start=torch.rand(()).item()))
-
-    data = {"train_dataset": RegressionDataset(), "eval_dataset": RegressionDataset(20)}
-    reference = surrogate_of(RegressionPreTrainedModel, TAU) if ours is KL else RegressionPreTrainedModel
-    stock = Trainer(None, arguments(tmp_path / "stock"), model_init=build(reference), **data)
-    trainer = ReweightedTrainer(
-        args=arguments(tmp_path / "ours"), model_init=build(RegressionPreTrainedModel), **data, **ours
-    )
-    for _ in range(2):
-        set_seed(0)
-        assert_train_alike(stock, trainer, same_loss=ours is not KL)
-
-
-@OURS
-def test_optimizers_are_taken_as_given(ours, tmp_path):
-    def with_optimizers(trainer_class, model, folder, keywords):
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.9**step)
-        trainer = trainer_class(
-            model,
-            arguments(tmp_path / folder),
-            train_dataset=RegressionDataset(),
-            eval_dataset=RegressionDataset(20),
-            optimizers=(optimizer, scheduler),
-            **keywords,
-        )
-        return trainer, optimizer
-
-    reference = surrogate_of(RegressionModel, TAU) if ours is KL else RegressionModel
-    stock, _ = with_optimizers(Trainer, reference(), "stock", {})
-    trainer, optimizer = with_optimizers(ReweightedTrainer, RegressionModel(), "ours", ours)
-    assert_train_alike(stock, trainer, same_loss=ours is not KL)
-    assert trainer.optimizer.optimizer is optimizer
-
-
-@OURS
-def test_optimizer_class_is_taken_as_given(ours, tmp_path):
-    stock, trainer = trainers(
-        tmp_path, ours, keywords=lambda: {"optimizer_cls_and_kwargs": (torch.optim.Adagrad, {"lr": 0.2})}
-    )
-    assert_train_alike(stock, trainer, same_loss=ours is not KL)
-
-
-class OutOfMemoryAbove(RegressionModel):
-    limit = 4
-
-    def forward(self, input_x, labels=None):
-        if self.training and len(input_x) > self.limit:
-            raise RuntimeError("CUDA out of memory.")
-        return super().forward(input_x, labels)
-
-
-@OURS
-def test_auto_find_batch_size(ours, tmp_path):
-    stock, trainer = trainers(
-        tmp_path,
-        ours,
-        OutOfMemoryAbove,
-        auto_find_batch_size=True,
-        per_device_train_batch_size=16,
-        max_steps=6,
-    )
-    assert_train_alike(stock, trainer, same_loss=ours is not KL)
-    assert trainer._train_batch_size <= 4
-
-
-@OURS
-def test_trains_twice_and_moves_on(ours, tmp_path):
-    stock, trainer = trainers(tmp_path, ours, max_steps=3)
-    for _ in range(2):
-        assert_train_alike(stock, trainer, same_loss=ours is not KL)
-
-
-@OURS
-def test_streams_of_datasets(ours, tmp_path):
-    data = RegressionDataset()
-    columns = {"input_x": data.x.tolist(), "labels": data.labels["labels"].tolist(), "unused": [0] * 64}
-    stock, trainer = trainers(
-        tmp_path,
-        ours,
-        keywords=lambda: {"train_dataset": datasets.Dataset.from_dict(columns).to_iterable_dataset()},
-        max_steps=6,
-    )
-    assert_train_alike(stock, trainer, same_loss=ours is not KL)
-
-
-def test_without_arguments_it_writes_where_the_stock_trainer_does(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    trainer = ReweightedTrainer(RegressionPreTrainedModel(), per_sample_loss_fn=by_item)
-    assert trainer.args.output_dir == "tmp_trainer"
-    assert trainer.args.reweighting == "kl"
-
-
-def test_without_model_the_error_is_the_stock_trainers(tmp_path):
-    with pytest.raises(Exception) as stock:
-        Trainer(args=arguments(tmp_path))
-    with pytest.raises(type(stock.value), match=re.escape(str(stock.value))):
-        ReweightedTrainer(args=arguments(tmp_path))
-
-
-def test_compute_loss_func_is_used_by_none(tmp_path):
-    def loss_func(outputs, labels, num_items_in_batch=None):
-        errors = squared_errors(outputs[0], labels)
-        return errors.mean() if num_items_in_batch is None else errors.sum() / num_items_in_batch
-
-    stock, trainer = trainers(
-        tmp_path,
-        NONE,
-        keywords=lambda: {"compute_loss_func": loss_func, "train_dataset": RegressionDataset(60)},
-        gradient_accumulation_steps=2,
-    )
-    assert_train_alike(stock, trainer, same_loss=True)
-
-
-def test_a_subclass_of_the_users_own_with_compute_loss_is_left_alone(tmp_path):
-    class Own:
-        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            outputs = model(**inputs)
-            return (outputs[0] * 0.5, outputs) if return_outputs else outputs[0] * 0.5
-
-    class OwnStock(Own, Trainer):
-        pass
-
-    class OwnOurs(Own, ReweightedTrainer):
-        pass
-
-    data = {"train_dataset": RegressionDataset(), "eval_dataset": RegressionDataset(20)}
-    stock = OwnStock(RegressionModel(), arguments(tmp_path / "a", gradient_accumulation_steps=2), **data)
-    ours = OwnOurs(
-        RegressionModel(), arguments(tmp_path / "b", gradient_accumulation_steps=2), **data, **NONE
-    )
-    assert_train_alike(stock, ours, same_loss=True)

@@ -1,6 +1,4 @@
-"""Which models give their losses without logits, that nothing else changes, and which keep their logits."""
-
-import logging
+"""Which models give their losses without logits, and that nothing else changes."""
 
 import pytest
 import torch
@@ -23,68 +21,10 @@ from transformers import (
 
 from rgd_hf import ReweightedTrainer, rgd_surrogate
 from rgd_hf.heads import FusedHead
+from tests.helpers.fused_heads import SIZE, VOCABULARY, assert_same, batch, gradients, is_fused, llama, run
 from tests.helpers.operators import Largest
 from tests.helpers.releases import compiles
 from tests.helpers.tiny import parameters_of
-
-VOCABULARY = 40
-SIZE = dict(
-    vocab_size=VOCABULARY,
-    hidden_size=16,
-    num_hidden_layers=1,
-    num_attention_heads=2,
-    num_key_value_heads=2,
-    head_dim=8,
-    intermediate_size=16,
-    max_position_embeddings=32,
-    initializer_range=0.5,
-    pad_token_id=0,
-    bos_token_id=1,
-    eos_token_id=2,
-)
-
-
-def llama(cls=LlamaForCausalLM, **settings):
-    torch.manual_seed(0)
-    return cls(LlamaConfig(**SIZE | settings))
-
-
-def batch(rows=4, tokens=9):
-    ids = torch.randint(3, VOCABULARY, (rows, tokens), generator=torch.Generator().manual_seed(1))
-    labels = ids.clone()
-    for row in range(rows):
-        labels[row, : 2 * row] = -100
-    return {"input_ids": ids, "labels": labels}
-
-
-def gradients(model, loss):
-    model.zero_grad()
-    loss.backward()
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-
-
-def is_fused(trainer):
-    """Whether the trainer found that its model needs no logits; None before the first batch."""
-    head = trainer._loss_source()._fused_head
-    return None if head._after is None and not head._keeps_logits else head._after is not None
-
-
-def assert_same(model, make_args, inputs, fused=True, **settings):
-    """Loss and gradients of a training batch without logits, and with them."""
-    model.train()
-    results = []
-    for asked in (True, False):
-        trainer = ReweightedTrainer(model, make_args(**settings), tau=20.0, fused_lm_head=asked)
-        torch.manual_seed(3)
-        loss = trainer.compute_loss(model, dict(inputs))
-        assert bool(is_fused(trainer)) == (asked and fused)
-        results.append((loss, gradients(model, loss)))
-    (loss, found), (expected_loss, expected) = results
-    torch.testing.assert_close(loss, expected_loss)
-    assert found.keys() == expected.keys()
-    for name in expected:
-        torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-6, msg=name)
-
 
 # --- what models do behind their heads --------------------------------------------------------------------------------
 
@@ -112,13 +52,6 @@ class Scaled(LlamaForCausalLM):
 @pytest.mark.parametrize("build", [gemma, cohere, llama])
 def test_scaled_and_capped_logits(build, smoothing, make_args):
     assert_same(build(), make_args, batch(), label_smoothing_factor=smoothing)
-
-
-def run(model, inputs=None):
-    inputs = dict(inputs or batch())
-    targets = F.pad(inputs.pop("labels")[:, 1:], (0, 1), value=-100)
-    head = FusedHead(model)
-    return head, head.run(model.train(), inputs, targets)
 
 
 def test_a_factor_and_a_cap_that_no_config_names():
@@ -165,101 +98,6 @@ def test_a_masked_lm_with_a_bias_that_is_trained(make_args):
     )
     model = BertForMaskedLM(config)
     nn.init.normal_(model.cls.predictions.bias)
-    assert_same(model, make_args, batch())
-
-
-# --- what keeps its logits --------------------------------------------------------------------------------------------
-
-
-class Behind(LlamaForCausalLM):
-    """A model that changes its logits by `change`."""
-
-    change = None
-
-    def forward(self, *args, **kwargs):
-        outputs = super().forward(*args, **kwargs)
-        outputs.logits = self.change(outputs.logits)
-        return outputs
-
-
-def behind(change):
-    model = llama(type("Behind", (Behind,), {"change": lambda self, logits: change(logits)}))
-    return model
-
-
-def with_trained_temperature():
-    model = llama(Behind)
-    model.temperature = nn.Parameter(torch.ones(()))
-    model.change = lambda logits: logits * model.temperature
-    return model
-
-
-def head_twice():
-    model = llama(Behind)
-    model.change = lambda logits: (logits + model.lm_head(torch.zeros(1, 1, 16))) / 2
-    return model
-
-
-def hooked():
-    model = llama()
-    model.lm_head.register_forward_hook(lambda module, args, output: output * 2)
-    return model
-
-
-class Mixes(nn.Linear):
-    """A head that is not the same function at every position."""
-
-    def forward(self, x):
-        return super().forward(x.cumsum(dim=-2))
-
-
-def mixing_head():
-    model = llama()
-    model.lm_head = Mixes(16, VOCABULARY, bias=False)
-    return model
-
-
-KEEPS = {
-    "vocabulary mask": lambda: behind(lambda x: x.index_fill(-1, torch.tensor([3]), -1e9)),
-    "in place": lambda: behind(lambda x: x.clone().clamp_(max=1.0)),
-    "cut at the end": lambda: behind(lambda x: x[:, :-1]),
-    "reversed vocabulary": lambda: behind(lambda x: x.flip(-1)),
-    "log-softmax": lambda: behind(lambda x: x.log_softmax(-1)),
-    "needs all positions": lambda: behind(lambda x: x.view(4, 9, VOCABULARY)),
-    "cast": lambda: behind(lambda x: x.bfloat16()),
-    "trained": with_trained_temperature,
-    "head twice": head_twice,
-    "hook": hooked,
-    "head mixes tokens": mixing_head,
-}
-
-
-@pytest.mark.parametrize("case", list(KEEPS))
-def test_anything_else_keeps_its_logits(case, caplog):
-    model = KEEPS[case]()
-    logging.getLogger("transformers").propagate = True
-    with caplog.at_level(logging.INFO, logger="rgd_hf"):
-        _, (outputs, losses) = run(model)
-    assert losses is None and outputs.logits is not None
-    assert "is trained through its full logits" in caplog.text
-    inputs = batch()
-    del inputs["labels"]
-    torch.testing.assert_close(outputs.logits, model(**inputs).logits)
-
-
-def test_a_model_without_an_output_embedding_keeps_its_logits(make_args):
-    model = llama()
-    model.get_output_embeddings = lambda: None
-    assert_same(model, make_args, batch(), fused=False)
-
-
-def test_a_head_of_another_class_is_asked_chunk_by_chunk(make_args):
-    class Doubled(nn.Linear):
-        def forward(self, x):
-            return 2 * super().forward(x)
-
-    model = llama()
-    model.lm_head = Doubled(16, VOCABULARY)
     assert_same(model, make_args, batch())
 
 

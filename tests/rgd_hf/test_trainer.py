@@ -5,19 +5,11 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import (
-    AutoModelForMaskedLM,
-    BertForNextSentencePrediction,
-    HfArgumentParser,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-)
+from transformers import AutoModelForMaskedLM, Trainer, TrainerCallback
 
-from rgd_hf import ReweightedTrainer, ReweightedTrainingArguments, rgd_surrogate, rgd_weights
+from rgd_hf import ReweightedTrainer, rgd_surrogate, rgd_weights
 from rgd_hf.divergences import divergences
 from rgd_hf.trainer import NonFiniteLossError
-from rgd_hf.weightings import WEIGHTINGS
 from tests.helpers.tiny import (
     classification_data,
     gradients_of,
@@ -242,145 +234,6 @@ def test_warm_up_survives_a_resume(make_args):
     resumed = ReweightedTrainer(tiny_bert(seed=5), args, train_dataset=data, **settings)
     resumed.train(resume_from_checkpoint=True)
     assert torch.equal(parameters_of(resumed.model), parameters_of(whole.model))
-
-
-class TestSettings:
-    def test_plain_arguments_get_the_defaults(self, make_args):
-        args = ReweightedTrainer(tiny_bert(), make_args()).args
-        assert (args.reweighting, args.tau, args.reweighting_level) == ("kl", 1.0, "auto")
-        assert args.normalize_weights is False and args.reweighting_warmup_ratio == 0.0
-
-    def test_a_keyword_overrides_the_arguments_and_leaves_them_alone(self, make_args):
-        args = make_args(ReweightedTrainingArguments, reweighting="chi2", tau=2.0)
-        trainer = ReweightedTrainer(tiny_bert(), args, tau=3.0)
-        assert (trainer.args.reweighting, trainer.args.tau) == ("chi2", 3.0)
-        assert args.tau == 2.0
-        assert ReweightedTrainer(tiny_bert(), args).args.tau == 2.0
-
-    def test_the_arguments_of_one_trainer_serve_another(self, make_args):
-        first = ReweightedTrainer(tiny_bert(), make_args(), tau=3.0)
-        assert ReweightedTrainer(tiny_bert(), first.args, reweighting="chi2").args.tau == 3.0
-
-    def test_foreign_fields_of_the_same_name_are_refused(self, make_args):
-        from dataclasses import dataclass
-
-        @dataclass
-        class OtherArguments(TrainingArguments):
-            tau: float = 0.1
-
-        with pytest.raises(ValueError, match="OtherArguments has fields of its own named tau"):
-            ReweightedTrainer(tiny_bert(), make_args(OtherArguments))
-
-    def test_command_line(self, tmp_path):
-        parser = HfArgumentParser(ReweightedTrainingArguments)
-        (args,) = parser.parse_args_into_dataclasses(
-            [
-                "--output_dir",
-                str(tmp_path),
-                "--reweighting",
-                "reverse_kl",
-                "--tau",
-                "2.5",
-                "--normalize_weights",
-            ]
-        )
-        assert (args.reweighting, args.tau, args.normalize_weights) == ("reverse_kl", 2.5, True)
-        assert "ERM" in parser.format_help()
-        with pytest.raises(SystemExit):
-            parser.parse_args_into_dataclasses(["--output_dir", str(tmp_path), "--reweighting", "kld"])
-
-    @pytest.mark.parametrize(
-        "settings, message",
-        [
-            (
-                {"reweighting": "kld"},
-                ", ".join(map(repr, WEIGHTINGS)),
-            ),
-            ({"tau": -1.0}, "positive, finite"),
-            ({"reweighting_level": "word"}, "'auto', 'sample', 'token'"),
-            ({"reweighting_warmup_ratio": 1.5}, "between 0 and 1"),
-            ({"reweighting_level": "token"}, "one loss per sample"),
-        ],
-    )
-    def test_wrong_settings_are_refused_at_once(self, make_args, settings, message):
-        with pytest.raises(ValueError, match=message):
-            ReweightedTrainer(tiny_bert(), make_args(), **settings)
-        if "token" not in settings.values():
-            with pytest.raises(ValueError, match=message):
-                make_args(ReweightedTrainingArguments, **settings)
-
-
-class TestUnknownHeads:
-    def test_stop_with_the_way_out(self, make_args):
-        model = BertForNextSentencePrediction(tiny_config(2))
-        with pytest.raises(NotImplementedError, match=r"BertForNextSentencePrediction.*per_sample_loss_fn"):
-            ReweightedTrainer(model, make_args())
-
-    def test_train_as_the_stock_trainer_does_with_none(self, make_args):
-        data = classification_data(16, num_labels=2)
-        models = []
-        for cls, kwargs in ((Trainer, {}), (ReweightedTrainer, {"reweighting": "none"})):
-            torch.manual_seed(0)
-            models.append(BertForNextSentencePrediction(tiny_config(2)))
-            cls(models[-1], make_args(), train_dataset=data, **kwargs).train()
-        assert torch.equal(parameters_of(models[0]), parameters_of(models[1]))
-
-    @pytest.mark.parametrize("accumulation", [1, 2, 4])
-    def test_per_sample_loss_fn_trains_them_exactly(self, make_args, accumulation):
-        data = classification_data(30, num_labels=2)
-        torch.manual_seed(0)
-        model = BertForNextSentencePrediction(tiny_config(2))
-        start = parameters_of(model)
-        args = make_args(
-            per_device_train_batch_size=32 // accumulation,
-            gradient_accumulation_steps=accumulation,
-            max_steps=1,
-            train_sampling_strategy="sequential",
-        )
-        trainer = ReweightedTrainer(
-            model,
-            args,
-            train_dataset=data,
-            per_sample_loss_fn=lambda outputs, labels: F.cross_entropy(
-                outputs.logits, labels, reduction="none"
-            ),
-        )
-        trainer.train()
-        torch.manual_seed(0)
-        oracle, batch = BertForNextSentencePrediction(tiny_config(2)), stack(data)
-        logits = oracle(input_ids=batch["input_ids"]).logits
-        rgd_surrogate(F.cross_entropy(logits, batch["labels"], reduction="none")).mean().backward()
-        for parameter in oracle.parameters():
-            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        assert relative_error(parameters_of(model) - start, -0.5 * gradients_of(oracle)) < 1e-6
-
-    def test_a_reduced_loss_is_refused(self, make_args):
-        trainer = ReweightedTrainer(
-            tiny_bert(),
-            make_args(),
-            train_dataset=classification_data(8),
-            per_sample_loss_fn=lambda outputs, labels: F.cross_entropy(outputs.logits, labels),
-        )
-        with pytest.raises(ValueError, match=r"0-dimensional.*reduction='none'"):
-            trainer.train()
-
-    def test_a_forward_of_ones_own_has_no_head(self, make_args):
-        from transformers import BertForSequenceClassification
-
-        class Focal(BertForSequenceClassification):
-            def forward(self, *args, **kwargs):
-                return super().forward(*args, **kwargs)
-
-        class Renamed(BertForSequenceClassification):
-            pass
-
-        with pytest.raises(NotImplementedError, match="Focal"):
-            ReweightedTrainer(Focal(tiny_config()), make_args())
-        ReweightedTrainer(Renamed(tiny_config()), make_args())
-
-    def test_a_reduced_compute_loss_func_is_refused(self, make_args):
-        with pytest.raises(ValueError, match="per_sample_loss_fn"):
-            ReweightedTrainer(tiny_bert(), make_args(), compute_loss_func=lambda *args, **kwargs: 0.0)
 
 
 class Poison(TrainerCallback):

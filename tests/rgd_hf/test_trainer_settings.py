@@ -1,0 +1,74 @@
+"""Settings of the Trainer: defaults, keywords beside arguments, and which are refused."""
+
+import pytest
+from transformers import HfArgumentParser, TrainingArguments
+
+from rgd_hf import ReweightedTrainer, ReweightedTrainingArguments
+from rgd_hf.weightings import WEIGHTINGS
+from tests.helpers.tiny import tiny_bert
+
+
+class TestSettings:
+    def test_plain_arguments_get_the_defaults(self, make_args):
+        args = ReweightedTrainer(tiny_bert(), make_args()).args
+        assert (args.reweighting, args.tau, args.reweighting_level) == ("kl", 1.0, "auto")
+        assert args.normalize_weights is False and args.reweighting_warmup_ratio == 0.0
+
+    def test_a_keyword_overrides_the_arguments_and_leaves_them_alone(self, make_args):
+        args = make_args(ReweightedTrainingArguments, reweighting="chi2", tau=2.0)
+        trainer = ReweightedTrainer(tiny_bert(), args, tau=3.0)
+        assert (trainer.args.reweighting, trainer.args.tau) == ("chi2", 3.0)
+        assert args.tau == 2.0
+        assert ReweightedTrainer(tiny_bert(), args).args.tau == 2.0
+
+    def test_the_arguments_of_one_trainer_serve_another(self, make_args):
+        first = ReweightedTrainer(tiny_bert(), make_args(), tau=3.0)
+        assert ReweightedTrainer(tiny_bert(), first.args, reweighting="chi2").args.tau == 3.0
+
+    def test_foreign_fields_of_the_same_name_are_refused(self, make_args):
+        from dataclasses import dataclass
+
+        @dataclass
+        class OtherArguments(TrainingArguments):
+            tau: float = 0.1
+
+        with pytest.raises(ValueError, match="OtherArguments has fields of its own named tau"):
+            ReweightedTrainer(tiny_bert(), make_args(OtherArguments))
+
+    def test_command_line(self, tmp_path):
+        parser = HfArgumentParser(ReweightedTrainingArguments)
+        (args,) = parser.parse_args_into_dataclasses(
+            [
+                "--output_dir",
+                str(tmp_path),
+                "--reweighting",
+                "reverse_kl",
+                "--tau",
+                "2.5",
+                "--normalize_weights",
+            ]
+        )
+        assert (args.reweighting, args.tau, args.normalize_weights) == ("reverse_kl", 2.5, True)
+        assert "ERM" in parser.format_help()
+        with pytest.raises(SystemExit):
+            parser.parse_args_into_dataclasses(["--output_dir", str(tmp_path), "--reweighting", "kld"])
+
+    @pytest.mark.parametrize(
+        "settings, message",
+        [
+            (
+                {"reweighting": "kld"},
+                ", ".join(map(repr, WEIGHTINGS)),
+            ),
+            ({"tau": -1.0}, "positive, finite"),
+            ({"reweighting_level": "word"}, "'auto', 'sample', 'token'"),
+            ({"reweighting_warmup_ratio": 1.5}, "between 0 and 1"),
+            ({"reweighting_level": "token"}, "one loss per sample"),
+        ],
+    )
+    def test_wrong_settings_are_refused_at_once(self, make_args, settings, message):
+        with pytest.raises(ValueError, match=message):
+            ReweightedTrainer(tiny_bert(), make_args(), **settings)
+        if "token" not in settings.values():
+            with pytest.raises(ValueError, match=message):
+                make_args(ReweightedTrainingArguments, **settings)
