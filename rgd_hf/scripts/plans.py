@@ -207,6 +207,7 @@ def _is_json(path: Path) -> bool:
 
 
 def all_settings(run: Run, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run is recorded with: the recipe's own settings, the training arguments the user chose, and the number of processes."""
     always = (
         "reweighting",
         "tau",

@@ -13,7 +13,7 @@ from rgd_hf.scripts.errors import UserError
 
 
 def same_everywhere(value: Any) -> Any:
-    """The main process's `value`, on every process."""
+    """The main process's `value`, on every process: called by each, it waits for all."""
     return broadcast_object_list([value])[0]
 
 
