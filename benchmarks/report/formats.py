@@ -9,6 +9,7 @@ from rgd_hf.statistics import Estimate
 NOTHING = "–"
 # Of a point. An interval that is printed as ending at 0 must not count as one that excludes it.
 SHOWN_DECIMALS = 2
+RATE = re.compile(r"lr\d")
 VERDICTS = {"gain": "▲ gain", "loss": "▼ loss", "tie": "= tie", None: "no interval"}
 
 
@@ -45,7 +46,14 @@ def marked(value: Estimate, lower_is_better: bool = False) -> str:
 
 def settings_title(candidate: str) -> str:
     """The name of settings as tables show it: `"lr0.5,tau3"` is `"× 0.5, tau3"`."""
-    return ", ".join(f"× {part[2:]}" if re.match(r"lr\d", part) else part for part in candidate.split(","))
+    return ", ".join(f"× {part[2:]}" if RATE.match(part) else part for part in candidate.split(","))
+
+
+def rate_of(candidate: str) -> tuple[str, str]:
+    """The learning rate in the name of settings, and the others: of `"lr0.5,tau3"` `"lr0.5"` and `"tau3"`."""
+    parts = candidate.split(",")
+    rates = [part for part in parts if RATE.match(part)]
+    return ",".join(rates), ",".join(part for part in parts if part not in rates)
 
 
 def points(value: float) -> str:

@@ -1,6 +1,5 @@
 """The section of one data set in a report: its table, what the weights did, and its plots."""
 
-import re
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -16,6 +15,7 @@ from benchmarks.report.formats import (
     number,
     probability,
     ranges,
+    rate_of,
     settings_title,
     signed,
     table,
@@ -235,18 +235,21 @@ def _parts(present: Mapping[str, Breakdown]) -> list[str]:
 
 
 def _tuning(records: Records, dataset: str) -> list[str]:
+    """Scores by learning rate, one row for each of the other settings that a method tried."""
     found = tuning(records, dataset)
     if not found:
         return []
-    tried = in_order({candidate for entry in found.values() for candidate in entry.scores})
-    body = [
-        [method_title(name)]
-        + [number(None if c not in entry.scores else 100 * entry.scores[c]) for c in tried]
-        + [settings_title(entry.chosen) + _remark(entry)]
-        for name, entry in found.items()
-    ]
-    header = ["tuning score (× 100) by settings", *(settings_title(c) for c in tried), "final runs"]
-    return [*table(header, body), ""]
+    rates = in_order({rate_of(candidate)[0] for entry in found.values() for candidate in entry.scores})
+    body = []
+    for name, entry in found.items():
+        chosen = rate_of(entry.chosen)[1]
+        for other in in_order({rate_of(candidate)[1] for candidate in entry.scores}):
+            by_rate = {rate_of(c)[0]: score for c, score in entry.scores.items() if rate_of(c)[1] == other}
+            title = method_title(name) + (f"; {other}" if other else "")
+            final = settings_title(entry.chosen) + _remark(entry) if other == chosen else ""
+            body.append([title, *(number(100 * by_rate[r] if r in by_rate else None) for r in rates), final])
+    titles = [settings_title(rate) or "no rate" for rate in rates]
+    return [*table(["tuning score (× 100) by learning rate", *titles, "final runs"], body), ""]
 
 
 def _score_over_training(records: Records, dataset: str) -> list[str]:
@@ -271,10 +274,9 @@ def _score_over_training(records: Records, dataset: str) -> list[str]:
 
 
 def _remark(found: Tuning) -> str:
-    """What to know of a chosen learning rate: another was better, or one beyond those tried might be."""
+    """What to know of the settings of the final runs: others were better, or a rate beyond those tried might be."""
     if not found.is_best:
         return " (not the best)"
-    tried = in_order(found.scores)
-    ends = {tried[0]: " (the smallest tried)", tried[-1]: " (the largest tried)"}
-    by_rate_alone = all(re.fullmatch(r"lr[^,]+", candidate) for candidate in tried)
-    return ends.get(found.chosen, "") if len(tried) > 1 and by_rate_alone else ""
+    rates = in_order({rate_of(candidate)[0] for candidate in found.scores})
+    ends = {rates[0]: " (the smallest tried)", rates[-1]: " (the largest tried)"}
+    return ends.get(rate_of(found.chosen)[0], "") if len(rates) > 1 else ""

@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks.report import __main__ as report
 from benchmarks.report.lines import read_records
+from benchmarks.report.sections import _tuning
 from benchmarks.report.summary import difference, overall
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,3 +42,15 @@ def test_the_evidence_is_not_mixed_and_every_pair_has_its_seeds():
     assert not found.failed and not found.mixed() and not found.missing()
     for name in found.datasets:
         assert difference(found, name, "kl_tau1").n == 10, name
+
+
+def test_tuning_scores_stand_by_learning_rate_and_other_settings():
+    lines = _tuning(read_records(PUBLISHED.parent / "evidence"), "adult")
+    rows = {row.split(" | ")[0].removeprefix("| "): row.split(" | ")[1:] for row in lines[2:-1]}
+    assert all(len(row) == 5 for row in rows.values())  # four rates, and what the final runs have
+    assert [title for title in rows if title.startswith("KL, τ chosen")] == [
+        f"KL, τ chosen; tau{tau}" for tau in (1, 3, 5, 7)
+    ]
+    chosen = {title: row[-1].removesuffix(" |").strip() for title, row in rows.items()}
+    assert [title for title, final in chosen.items() if "chosen" in title and final] == ["KL, τ chosen; tau5"]
+    assert chosen["KL, τ chosen; tau5"] == "× 1, tau5"

@@ -11,7 +11,7 @@ from PIL import Image
 from study_lines import study, write_lines
 
 from benchmarks.report import __main__ as report
-from benchmarks.report.formats import counted, points, ranges, signed, verdict
+from benchmarks.report.formats import counted, points, ranges, rate_of, signed, verdict
 from benchmarks.report.lines import read_records
 from benchmarks.report.markdown import build_report
 from benchmarks.report.methods import in_order, method_title
@@ -357,6 +357,15 @@ def test_a_learning_rate_at_an_end_of_those_tried_is_remarked():
     assert remarks == {"lr0.5": " (the smallest tried)", "lr1": "", "lr2": " (the largest tried)"}
     assert _remark(Tuning(scores, chosen="lr2", is_best=False)) == " (not the best)"
     assert _remark(Tuning({"lr1": 0.3}, chosen="lr1", is_best=True)) == ""
+    grid = {f"lr{rate},tau{tau}": 0.1 for rate in (0.5, 1, 2) for tau in (1, 3)}
+    assert _remark(Tuning(grid, chosen="lr2,tau1", is_best=True)) == " (the largest tried)"
+    assert _remark(Tuning(grid, chosen="lr1,tau3", is_best=True)) == ""
+
+
+def test_a_learning_rate_is_told_from_other_settings():
+    assert rate_of("lr0.5,tau3") == ("lr0.5", "tau3")
+    assert rate_of("lr1e-05") == ("lr1e-05", "")
+    assert rate_of("lrs_1,leaves7") == ("", "lrs_1,leaves7")
 
 
 def test_words_are_counted():
