@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rgd_hf.heads import Head, bare_model, find_head, is_read
+from rgd_hf.heads import Head, bare_model, doubt, find_head
 from rgd_hf.heads.classification import CLASSIFICATION, SINGLE_LABEL_CLASSIFICATION
-from rgd_hf.heads.tokens import ALIGNED_LM, CAUSAL_LM, ENCODER_DECODER_LM, MASKED_LM, TOKEN_CLASSIFICATION
+from rgd_hf.heads.tokens import ALIGNED_LM, CAUSAL_LM, MASKED_LM, TOKEN_CLASSIFICATION
 from rgd_hf.items import Items, token_reference
-from rgd_hf.training_args import ReweightingArguments, take_weighting
+from rgd_hf.training_args import ReweightingArguments, check_read, take_weighting
 from rgd_hf.weightings import Weighting
 from rgd_hf.weightings.base import checked_weights
 from rgd_hf.weightings.choice import weighting_of
@@ -23,7 +23,6 @@ _FROM_LABELS_ALONE = (
     MASKED_LM,
     ALIGNED_LM,
     CAUSAL_LM,
-    ENCODER_DECODER_LM,
 )
 
 
@@ -60,6 +59,8 @@ class RGDLoss:
     ):
         given: dict[str, Any] = {"reweighting": reweighting, "tau": tau, "target_ess": target_ess}
         rule, given = take_weighting({name: value for name, value in given.items() if value is not None})
+        if rule is None:
+            check_read(given, given["reweighting"])
         self.weighting = weighting_of(ReweightingArguments(**given)) if rule is None else rule
         if self.weighting.state_dict() or self.weighting.columns:
             raise ValueError(
@@ -68,15 +69,20 @@ class RGDLoss:
             )
         bare = bare_model(model)
         head = find_head(model)
+        if head is not None and getattr(bare.config, "is_encoder_decoder", False):
+            raise NotImplementedError(
+                f"{type(bare).__name__} makes the inputs of its decoder from the labels, which the stock Trainer withholds "
+                "from a model with a compute_loss_func. Use ReweightedTrainer or ReweightedSeq2SeqTrainer."
+            )
         if head is None or head not in _FROM_LABELS_ALONE:
             raise NotImplementedError(
                 f"RGDLoss cannot compute per-sample losses of {type(bare).__name__} from its outputs and labels alone. Use "
                 "ReweightedTrainer (with per_sample_loss_fn where the head is not known)."
             )
-        if not is_read(bare):
+        if why := doubt(model):
             raise NotImplementedError(
-                f"{type(bare).__name__} is newer than this release of rgd_hf, and RGDLoss cannot compare its losses with "
-                "the model's own, which it never sees. Use ReweightedTrainer, which does so on the first batch."
+                f"{type(bare).__name__} {why}, and RGDLoss cannot compare its losses with the model's own, which it never "
+                "sees. Use ReweightedTrainer, which does so on the first batch."
             )
         self.head: Head = head
         self.model, self.config = bare, bare.config

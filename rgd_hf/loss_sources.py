@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from rgd_hf import class_weights as classes
 from rgd_hf.data import SAMPLE_WEIGHT
-from rgd_hf.heads import OWN_HEADS, FusedHead, Head, bare_model, find_head, is_read, verify
+from rgd_hf.heads import OWN_HEADS, FusedHead, Head, bare_model, doubt, find_head, hooks_on_outputs, verify
 from rgd_hf.items import token_reference, zero_uncounted
 
 PerSampleLossFn = Callable[[Any, Any], Tensor | tuple[Tensor, Tensor]]
@@ -56,16 +56,16 @@ class HeadLosses:
 
     Args:
         head: what `find_head` returned.
-        model: the bare model, without wrappers.
+        model: the model without wrappers except PEFT's.
         class_weights: float32 `[classes]`, or None.
     """
 
     def __init__(self, head: Head, model: nn.Module, class_weights: Tensor | None):
-        self.head, self.model, self.class_weights = head, model, class_weights
+        self.head, self.unwrapped, self.class_weights = head, model, class_weights
+        self.model = bare_model(model)
         self.name, self.token_level = head.name, head.token_level
-        self._checked = self._smoothing_said = False
-        self._fused_head = FusedHead(model, head.positions_after)
-        self._known = is_read(model)
+        self._checked = self._smoothing_said = self._known = False
+        self._fused_head = FusedHead(self.model, head.positions_after)
 
     def missing_labels(self, inputs: Mapping[str, Any]) -> list[str]:
         """The label columns that a batch lacks."""
@@ -124,14 +124,15 @@ class HeadLosses:
                 inside its LM head where that is exact (`FusedHead`).
 
         Raises:
-            NotImplementedError: the model's class is newer than this release, and on the first batch its own loss is
-                not the mean of these.
+            NotImplementedError: nobody has read how the model computes its loss (see `doubt`), and on the first batch
+                it is not the mean of these.
         """
         head, config = self.head, self.model.config
         valid = self.valid(inputs)
         if not self._known:
+            why = doubt(self.unwrapped)
             own = {k: v for k, v in inputs.items() if k != SAMPLE_WEIGHT}
-            self._known = verify(head, self.model, model, own)
+            self._known = why is None or verify(head, self.model, model, own, why)
         reference = self._reference(valid, inputs)
         withheld = {*head.label_names, *head.optional_label_names, SAMPLE_WEIGHT}
         forward = {k: v for k, v in inputs.items() if k not in withheld}
@@ -140,7 +141,9 @@ class HeadLosses:
             self._smoothing_said = True
             _say_if_not_smoothed(config)
         losses = None
-        if logits or head.targets is None or isinstance(model, nn.DataParallel):
+        # Hooks may read logits, or change them.
+        hooked = head.targets is not None and hooks_on_outputs(self.unwrapped)
+        if logits or hooked or head.targets is None or isinstance(model, nn.DataParallel):
             outputs = model(**forward)
         else:
             targets = head.targets(inputs, config)
@@ -330,9 +333,8 @@ def find_loss_source(
         return CustomLosses(per_sample_loss_fn, label_names, bare_model(model))
     if head is None:
         return None
-    bare = bare_model(model)
     weights = None
     if class_weights is not None:
-        num_labels = bare.config.num_labels
+        num_labels = bare_model(model).config.num_labels
         weights = classes.class_weights_of(class_weights, num_labels, train_dataset, *head.label_names)
-    return HeadLosses(head, bare, None if weights is None else weights.to(device))
+    return HeadLosses(head, model, None if weights is None else weights.to(device))

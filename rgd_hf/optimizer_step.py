@@ -73,7 +73,9 @@ class OptimizerStepMixin(StepGuardMixin):
         The Trainer does not step at the end of such an epoch; what was accumulated since the last step belongs to the
         first step of the next one.
         """
-        return self.train_dataset is not None and not has_length(self.train_dataset)
+        loader = self.callback_handler.train_dataloader if self.is_in_train else None
+        data = self.train_dataset if loader is None else loader
+        return data is not None and not has_length(data)
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
         if self._loss_source() is None:
@@ -82,9 +84,10 @@ class OptimizerStepMixin(StepGuardMixin):
 
     def _count(self, batch_samples: list) -> Tensor | None:
         """Begin a step with its micro-batches; its number of items where that is known before the forward passes."""
-        self._counted = None
+        # Evaluation asks too, maybe between the micro-batches of a step.
         if not batch_samples or not torch.is_grad_enabled():
             return None
+        self._counted = None
         self._steps_begun += 1
         self._weighed = False
         self._begin_step(batch_samples)

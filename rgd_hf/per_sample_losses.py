@@ -21,6 +21,18 @@ else:
     TrainerBase = object
 
 
+class _Identity:
+    """Equal to another one of the very same object: data sets may compare element by element, or not at all."""
+
+    def __init__(self, of: Any):
+        self.of = of
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Identity) and self.of is other.of
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 class PerSampleLossesMixin(TrainerBase):
     """Finds the source of the unreduced losses, and lets subclasses compute them: `compute_per_sample_losses`.
 
@@ -81,7 +93,16 @@ class PerSampleLossesMixin(TrainerBase):
     def _loss_source(self) -> HeadLosses | CustomLosses | OverriddenLosses | None:
         """The source of the unreduced losses; None where everything is the stock Trainer's."""
         replaced = in_front(self, PerSampleLossesMixin, "compute_loss")
-        found_for = (self.model, self.args.class_weights, self.reweights, replaced, self._overridden_losses())
+        functions = (
+            self.per_sample_loss_fn,
+            self.compute_loss_func,
+            getattr(self.model, "_loss_function", None),
+        )
+        counted = self.train_dataset if self.args.class_weights == "balanced" else None
+        found_for = (
+            *(self.args.class_weights, self.reweights, replaced, self._overridden_losses()),
+            *map(_Identity, (self.model, *functions, counted)),
+        )
         if self._source_found_for != found_for:
             self._source_found_for = None
             self._source = self._find_loss_source()

@@ -97,6 +97,7 @@ class StepGuardMixin(TrainerBase):
     if TYPE_CHECKING:
 
         def _count(self, batch_samples: list) -> Tensor | None: ...
+        def _begin_step(self, batch_samples: list) -> None: ...
 
     def _overrides(self, method: str) -> list[Override]:
         """Overrides of `method` that this package has not looked at, the first that is called first."""
@@ -121,6 +122,8 @@ class StepGuardMixin(TrainerBase):
         def training_step(model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
             self._in_training_step, self._weighed = True, False
             self._passes = Passes(inputs)
+            if self.unreduces_losses and not self._step_is_open and self._step_finished == self._steps_begun:
+                self._begin_step([inputs])  # in a loop that asks for no number of items
             try:
                 loss = outermost_step(model, inputs, *args, **kwargs)
             finally:
@@ -129,7 +132,7 @@ class StepGuardMixin(TrainerBase):
             return loss
 
         def get_batch_samples(*args: Any, **kwargs: Any) -> tuple[list, Any]:
-            self._counted = None
+            self._counted, begun = None, self._steps_begun
             batches, count = outermost_batches(*args, **kwargs)
             if self.unreduces_losses and self._overrides("get_batch_samples"):
                 if count is not None and count is not (self._counted or (None, None))[1]:
@@ -139,6 +142,8 @@ class StepGuardMixin(TrainerBase):
                     )  # fmt: skip
                 # They may be others than were counted.
                 count = self._count(batches)
+            elif self.unreduces_losses and self._steps_begun == begun:
+                self._count(batches)  # an override of _get_num_items_in_batch has a number of its own
             return batches, count
 
         with ExitStack() as stack:

@@ -28,7 +28,13 @@ from rgd_hf.optimizer_step import OptimizerStepMixin
 from rgd_hf.overrides import check_order, in_front, parameters_to_the_right
 from rgd_hf.per_sample_losses import PerSampleLossesMixin
 from rgd_hf.push import PushMixin
-from rgd_hf.training_args import ReweightingArguments, check_reweighting, take_weighting, with_settings
+from rgd_hf.training_args import (
+    ReweightingArguments,
+    check_read,
+    check_reweighting,
+    take_weighting,
+    with_settings,
+)
 from rgd_hf.weightings.trainer import WeightingMixin
 
 __all__ = ["NonFiniteLossError", "ReweightedSeq2SeqTrainer", "ReweightedTrainer", "ReweightingMixin"]
@@ -87,6 +93,8 @@ class ReweightingMixin(
         self.per_sample_loss_fn = per_sample_loss_fn
         self.stop_on_non_finite_loss: bool | None = None
         super().__init__(*args, **trainer_arguments)
+        if rule is None:
+            check_read(given, given.get("reweighting", getattr(self.args, "reweighting", "kl")))
         self.args = with_settings(self.args, given)
         if rule is not None:
             self._set_weighting(rule)
@@ -240,7 +248,9 @@ class ReweightingMixin(
         trains = self._loss_calls is not None or self._trains_by_itself
         if trains and self._needs_weights:
             raise self._refusal(
-                "training_step",
+                "compute_loss"
+                if self._loss_call is not None and self._overrides("compute_loss")
+                else "training_step",
                 "asks for the loss without a gradient, but the weights of re-weighting are constants of a gradient",
                 "ask for the loss with gradients on, or set reweighting='none'",
             )
@@ -256,12 +266,14 @@ class ReweightingMixin(
             losses = zero_uncounted(losses, reference)
         items = Items(losses.detach(), reference, inputs)
         if not self.is_in_train:
+            self._end_step()
             self._tell_rule([items], of_all_processes=False)
         weights = self._weights_of(items, inputs)
         weighted = reference * weights
         mass = (weighted if self.args.normalize_weights else reference).sum()
-        # Divided before they meet the losses: what follows has a backward pass.
-        loss = (weighted / mass.clamp(min=SMALLEST) * losses).sum()
+        # In this order, and no other: it decides the last bits of every gradient, and with them which numbers the published
+        # runs give again.
+        loss = (weighted * losses).sum() / mass.clamp(min=SMALLEST)
         if batch.auxiliary is not None:
             # It belongs to the micro-batch, so a step has the mean of its micro-batches', by their share of the step.
             loss = loss + batch.auxiliary * (mass > 0)

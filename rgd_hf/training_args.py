@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
@@ -10,6 +10,7 @@ from transformers import Seq2SeqTrainingArguments, TrainingArguments
 from rgd_hf.class_weights import parse as parse_class_weights
 from rgd_hf.weightings import WEIGHTINGS, Weighting
 from rgd_hf.weightings.choice import (
+    WITH_TARGET_ESS,
     as_weighting,
     check_settings,
     option_names,
@@ -186,6 +187,27 @@ def take_weighting(given: dict[str, Any]) -> tuple[Weighting | None, dict[str, A
         )
     defaults = {name: ReweightingArguments.__dataclass_fields__[name].default for name in of_named_rules}
     return rule, given | defaults | settings_of(rule)
+
+
+def check_read(given: Mapping[str, Any], name: str) -> None:
+    """Raise `ValueError` where `given` has a setting of rules that the one called `name` does not read.
+
+    Args:
+        given: fields of `ReweightingArguments` that the user gave for this rule.
+        name: as `reweighting`; an unknown name is left to `weighting_of`.
+    """
+    rule = WEIGHTINGS.get(name)
+    if rule is None or rule.is_plain or name in WITH_TARGET_ESS:
+        return
+    unread = sorted(set(given) & option_names() - {"reweighting", "reweighting_args", *rule.options.values()})
+    if unread:
+        own = [field.name for field in fields(rule) if field.name not in rule.options]  # type: ignore[arg-type]
+        has = (
+            f"its settings go into reweighting_args: {', '.join(f'{each}=...' for each in own)}"
+            if own
+            else "it has none"
+        )
+        raise ValueError(f"{', '.join(unread)} is no setting of {name!r}, which would ignore it; {has}.")
 
 
 def with_settings(args: Any, given: dict[str, Any]) -> Any:

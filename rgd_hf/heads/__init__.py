@@ -8,7 +8,7 @@ optimizer step before any forward pass.
 from rgd_hf.heads.base import Head, Inputs, bare_model, logits_of
 from rgd_hf.heads.fused import FusedHead
 from rgd_hf.heads.table import EXCLUDED, HEADS, OWN_HEADS, find_head
-from rgd_hf.heads.verification import READ, is_read, verify
+from rgd_hf.heads.verification import READ, doubt, hooks_on_outputs, verify
 
 __all__ = [
     "EXCLUDED",
@@ -19,8 +19,9 @@ __all__ = [
     "Head",
     "Inputs",
     "bare_model",
+    "doubt",
     "find_head",
-    "is_read",
+    "hooks_on_outputs",
     "logits_of",
     "verify",
 ]

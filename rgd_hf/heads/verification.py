@@ -1,7 +1,8 @@
-"""Checks, on the first batch, that the unreduced losses of a model class newer than this release give its own loss.
+"""Checks, on the first batch, that the unreduced losses give the model's own loss, where nobody has read how it is computed.
 
-transformers lists new classes for a task with every release. Most compute the task's loss; some shift the labels, add a
-second loss, or average differently, which only their source, or a batch, can tell.
+transformers lists new classes for a task with every release, and users derive their own, replace a forward, add hooks or
+adapters. Most compute the task's loss; some shift the labels, add a second loss, or average differently, which only their
+source, or a batch, can tell.
 """
 
 from contextlib import contextmanager
@@ -11,20 +12,69 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rgd_hf.heads.base import Head, Inputs, transformers_class
+from rgd_hf.heads.base import Head, Inputs, bare_model, transformers_class
 from rgd_hf.losses import IGNORE_INDEX
 
 READ = frozenset(files("rgd_hf.heads").joinpath("read_classes.txt").read_text().split())
 """Classes of transformers whose source was read: their loss is the one of their head in the table."""
 
 
-def is_read(model: nn.Module) -> bool:
-    """Whether `model` (bare, see `bare_model`) is of a class whose source was read for this release."""
-    cls = transformers_class(model)
-    return cls is not None and cls.__name__ in READ
+# Their hooks and wrappers leave a model's loss as it is.
+_LIBRARIES = ("torch.", "accelerate.", "deepspeed.", "rgd_hf.")
 
 
-def verify(head: Head, bare: nn.Module, model: nn.Module, inputs: Inputs) -> bool:
+def doubt(model: nn.Module) -> str | None:
+    """Why the loss of a model whose head is in the table may be another; None where its source was read for this release.
+
+    Args:
+        model: without wrappers except PEFT's.
+
+    Returns:
+        What follows the name of its class in a sentence: `"derives from LlamaForCausalLM"`.
+    """
+    bare = bare_model(model)
+    # FSDP derives a class of its own from the model's.
+    cls = next(cls for cls in type(bare).__mro__ if not cls.__module__.startswith(_LIBRARIES))
+    known = transformers_class(bare)
+    if known is None or known.__name__ not in READ:
+        return "is newer than this release of rgd_hf"
+    if cls is not known:
+        return f"derives from {known.__name__}"
+    forward: Any = getattr(known, "forward", None)
+    if not getattr(forward, "__module__", "").startswith("transformers.") or not _is_of_class(bare):
+        return "has another forward than that of transformers"
+    if hooks_on_outputs(model):
+        return "has forward hooks"
+    loss_type = getattr(bare, "loss_type", None)
+    if loss_type is not None and loss_type not in cls.__name__:
+        return f"has the loss type {loss_type!r}"
+    tuner = getattr(model, "base_model", None) if bare is not model else None
+    owner = next((cls for cls in type(tuner).__mro__ if "forward" in vars(cls)), None)
+    if (
+        owner is not None
+        and owner.__module__.startswith("peft.")
+        and not owner.__module__.endswith(".tuners_utils")
+    ):
+        return f"is inside a {type(tuner).__name__} of PEFT"
+    return None
+
+
+def hooks_on_outputs(model: nn.Module) -> bool:
+    """Whether the user has hooks on the outputs of `model` (without wrappers except PEFT's)."""
+    hooks = {**model._forward_hooks, **bare_model(model)._forward_hooks}
+    return any(
+        not (getattr(hook, "__module__", None) or "").startswith(_LIBRARIES) for hook in hooks.values()
+    )
+
+
+def _is_of_class(model: nn.Module) -> bool:
+    """Whether the forward of `model` is that of its class, but for what accelerate puts around it."""
+    own = vars(model)
+    forward = own.get("_old_forward", own.get("_original_forward", own.get("forward")))
+    return forward is None or getattr(forward, "__func__", None) is type(model).forward
+
+
+def verify(head: Head, bare: nn.Module, model: nn.Module, inputs: Inputs, why: str) -> bool:
     """Compare the mean of the unreduced losses, plus the auxiliary loss, with the model's own loss.
 
     Two forward passes without gradient, in evaluation mode, with labels and without. Random states and the mode of
@@ -36,6 +86,7 @@ def verify(head: Head, bare: nn.Module, model: nn.Module, inputs: Inputs) -> boo
         bare: the model without wrappers.
         model: the model as training calls it. Every process has to call this function, as for any forward pass.
         inputs: a batch with its labels.
+        why: the `doubt`.
 
     Returns:
         Whether this batch was conclusive: False if it has no item with a loss, or a loss is not finite.
@@ -60,20 +111,20 @@ def verify(head: Head, bare: nn.Module, model: nn.Module, inputs: Inputs) -> boo
     if auxiliary is not None:
         found = found + auxiliary
     if not isinstance(own, Tensor) or own.dim():
-        raise NotImplementedError(_message(head, bare, found, "returns no loss when it is given labels"))
+        raise NotImplementedError(_message(head, bare, why, found, "returns no loss when it is given labels"))
     if not (found.isfinite() and own.isfinite()):
         return False
     # Sums of float32 in another order; a loss in half precision is rounded to it.
     tolerance = max(1e-4, 2 * torch.finfo(own.dtype).eps)
     if not torch.isclose(found, own.float(), rtol=tolerance, atol=tolerance):
-        raise NotImplementedError(_message(head, bare, found, f"itself says {own.item():.6g}"))
+        raise NotImplementedError(_message(head, bare, why, found, f"itself says {own.item():.6g}"))
     return True
 
 
-def _message(head: Head, bare: nn.Module, found: Tensor, says: str) -> str:
+def _message(head: Head, bare: nn.Module, why: str, found: Tensor, says: str) -> str:
     return (
-        f"{type(bare).__name__} is newer than this release of rgd_hf. transformers lists it for {head.name}, whose losses "
-        f"average to {found.item():.6g} on the first batch, but the model {says}. Pass per_sample_loss_fn=(outputs, labels) "
+        f"{type(bare).__name__} {why}, so its loss was compared with that of its head, {head.name}, whose losses average to "
+        f"{found.item():.6g} on the first batch, but the model {says}. Pass per_sample_loss_fn=(outputs, labels) "
         "-> unreduced losses, one element per sample or token; or write a compute_per_sample_losses(self, model, inputs) "
         "(docs/subclasses.md shows how); or train on the model's own loss with transformers.Trainer."
     )

@@ -18,6 +18,7 @@ class LogsMixin(ObserversMixin):
     stop_on_non_finite_loss: bool | None
     args: Any
     _warned = False
+    _in_training_step: bool
 
     if TYPE_CHECKING:
         weighting: Weighting
@@ -35,7 +36,8 @@ class LogsMixin(ObserversMixin):
         # Every process comes here with a training log, which the Trainer itself gathers the loss for.
         if "loss" in logs and self.unreduces_losses:
             self._stop_if_not_finite()
-            self._end_step()
+            if not self._in_training_step:  # an override may log in the middle of a step
+                self._end_step()
             logs.update(self.weighting.logs())
             for observer in self.observers:
                 if observer is self.statistics and not self.reweights:

@@ -159,6 +159,6 @@ class WeightingMixin(TrainerBase):
         if not path.is_file():
             raise ValueError(
                 f"{checkpoint} has no {STATE_NAME}, the state of {self.weighting.method_name()}: it was written with "
-                "another rule. Resume with that rule, or start a new training from the model of the checkpoint."
+                "another rule, or by save_only_model. Resume with that rule, or start a new training from the model of the checkpoint."
             )
         self.weighting.load_state_dict(load_file(str(path)))

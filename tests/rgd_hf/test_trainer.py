@@ -330,3 +330,20 @@ def test_masked_lm_is_known_or_named(make_args):
         ReweightedTrainer(model, make_args())
     except NotImplementedError as error:
         assert "BertForMaskedLM" in str(error)
+
+
+def test_the_gradient_is_that_of_the_sum_divided_at_last(make_args):
+    """Bit by bit: published runs are given again exactly because these operations come in this order."""
+
+    def gradients(objective):
+        model, batch = tiny_bert().train(), stack(classification_data(12))
+        losses = F.cross_entropy(model(batch["input_ids"]).logits, batch["labels"], reduction="none")
+        objective(losses, rgd_weights(losses)).backward()
+        return gradients_of(model)
+
+    model = tiny_bert().train()
+    ReweightedTrainer(model, make_args()).compute_loss(model, stack(classification_data(12))).backward()
+    assert torch.equal(gradients_of(model), gradients(lambda losses, weights: (weights * losses).sum() / 12))
+    assert not torch.equal(
+        gradients_of(model), gradients(lambda losses, weights: (weights / 12 * losses).sum())
+    )

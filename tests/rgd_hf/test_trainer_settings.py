@@ -1,10 +1,13 @@
 """Settings of the Trainer: defaults, keywords beside arguments, and which are refused."""
 
+from dataclasses import fields
+
 import pytest
 from transformers import HfArgumentParser, TrainingArguments
 
 from rgd_hf import ReweightedTrainer, ReweightedTrainingArguments
 from rgd_hf.weightings import WEIGHTINGS
+from rgd_hf.weightings.choice import WITH_TARGET_ESS, unparsed
 from tests.helpers.tiny import tiny_bert
 
 
@@ -72,3 +75,38 @@ class TestSettings:
         if "token" not in settings.values():
             with pytest.raises(ValueError, match=message):
                 make_args(ReweightedTrainingArguments, **settings)
+
+
+@pytest.mark.parametrize("name", sorted(set(WEIGHTINGS) - {"none", *WITH_TARGET_ESS}))
+def test_a_setting_that_the_rule_does_not_read_is_refused(name, make_args):
+    rule = WEIGHTINGS[name]
+    needed = {"num_groups": 2} if name == "group_dro" else {}
+    if "tau" in rule.options.values():
+        assert ReweightedTrainer(tiny_bert(), make_args(), reweighting=name, tau=3.0).args.tau == 3.0
+        return
+    with pytest.raises(ValueError, match=f"tau is no setting of '{name}', which would ignore it"):
+        ReweightedTrainer(tiny_bert(), make_args(), reweighting=name, tau=3.0, reweighting_args=needed)
+    args = make_args(ReweightedTrainingArguments, reweighting=name, reweighting_args=unparsed(needed))
+    with pytest.raises(ValueError, match=f"tau is no setting of '{name}'"):
+        ReweightedTrainer(tiny_bert(), args, tau=3.0)
+
+
+def test_the_remedy_for_a_setting_that_is_not_read_works(make_args):
+    with pytest.raises(ValueError, match=r"go into reweighting_args: tau=\.\.\., decay=\.\.\."):
+        ReweightedTrainer(tiny_bert(), make_args(), reweighting="relative_kl", tau=3.0)
+    trainer = ReweightedTrainer(
+        tiny_bert(), make_args(), reweighting="relative_kl", reweighting_args={"tau": 3.0}
+    )
+    assert trainer.weighting.tau == 3.0
+
+
+@pytest.mark.parametrize("name", sorted(WEIGHTINGS))
+def test_rules_of_other_settings_have_other_names(name):
+    """A comparison tells methods apart by them."""
+    rule = WEIGHTINGS[name]
+    needed = {"num_groups": 2} if name == "group_dro" else {}
+    plain = rule(**needed).method_name()
+    for each in fields(rule):
+        value = getattr(rule(**needed), each.name)
+        if isinstance(value, float):
+            assert rule(**needed | {each.name: value * 0.5 + 0.1}).method_name() != plain, each.name

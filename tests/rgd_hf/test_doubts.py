@@ -1,0 +1,210 @@
+"""A model whose loss may not be that of its head is held against its own loss, once: subclasses, forwards, hooks, adapters."""
+
+import functools
+from copy import deepcopy
+
+import pytest
+import torch
+from peft import AdaLoraConfig, LoraConfig, get_peft_model
+from torch.nn import functional as F
+from transformers import LlamaForCausalLM, T5Config, T5ForConditionalGeneration, Trainer
+
+from rgd_hf import ReweightedTrainer, ReweightedTrainingArguments, RGDLoss, rgd_surrogate
+from rgd_hf.heads import doubt
+from tests.helpers.fused_heads import VOCABULARY, batch, llama
+from tests.helpers.tiny import (
+    classification_data,
+    gradients_of,
+    parameters_of,
+    relative_error,
+    stack,
+    tiny_bert,
+)
+
+
+def texts(rows=8):
+    return [{"input_ids": ids, "labels": ids} for ids in batch(rows=rows)["input_ids"]]
+
+
+class FocalLlama(LlamaForCausalLM):
+    @property
+    def loss_function(self):
+        def focal(logits, labels, vocab_size, **kwargs):
+            losses = F.cross_entropy(
+                logits[:, :-1].reshape(-1, vocab_size), labels[:, 1:].reshape(-1), reduction="none"
+            )
+            return ((1 - (-losses).exp()) ** 2 * losses).mean()
+
+        return focal
+
+
+class BidirectionalLlamaForMaskedLM(LlamaForCausalLM):
+    """transformers takes its loss from the name: labels are not shifted."""
+
+
+class Renamed(LlamaForCausalLM):
+    pass
+
+
+def other_loss_type():
+    model = llama()
+    model.loss_type = "ForMaskedLM"
+    return model
+
+
+def penalized(outputs, model):
+    if outputs.loss is not None:
+        outputs["loss"] = outputs.loss + 0.3 * model.lm_head.weight.square().sum()
+    return outputs
+
+
+def own_forward(wraps):
+    model = llama()
+    forward = model.forward
+
+    def with_penalty(input_ids=None, labels=None, **kwargs):
+        return penalized(forward(input_ids=input_ids, labels=labels, **kwargs), model)
+
+    model.forward = functools.wraps(forward)(with_penalty) if wraps else with_penalty
+    return model
+
+
+def hooked():
+    model = llama()
+    model.register_forward_hook(lambda module, args, outputs: penalized(outputs, module))
+    return model
+
+
+def adapted(config, **settings):
+    torch.manual_seed(0)
+    model = get_peft_model(
+        llama(), config(task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"], **settings)
+    )
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter)
+    return model
+
+
+def adalora():
+    return adapted(AdaLoraConfig, init_r=4, target_r=2, total_step=100, tinit=10, tfinal=10)
+
+
+ANOTHER_LOSS = {
+    "derives from LlamaForCausalLM": lambda: llama(FocalLlama),
+    "derives from LlamaForCausalLM ": lambda: llama(BidirectionalLlamaForMaskedLM),
+    "has the loss type 'ForMaskedLM'": other_loss_type,
+    "has another forward than that of transformers": lambda: own_forward(wraps=False),
+    "has another forward than that of transformers ": lambda: own_forward(wraps=True),
+    "has forward hooks": hooked,
+    "is inside a AdaLoraModel of PEFT": adalora,
+}
+
+
+@pytest.mark.parametrize("reweighting", ["kl", "none"])
+@pytest.mark.parametrize("why", ANOTHER_LOSS)
+def test_another_loss_is_refused_on_the_first_batch(why, reweighting, make_args):
+    model = ANOTHER_LOSS[why]()
+    trainer = ReweightedTrainer(model, make_args(), train_dataset=texts(), reweighting=reweighting)
+    start = deepcopy(model.state_dict())
+    with pytest.raises(NotImplementedError, match=rf"{why.strip()}, so its loss.*per_sample_loss_fn"):
+        trainer.train()
+    assert all(torch.equal(value, start[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("why", ANOTHER_LOSS)
+def test_a_loss_function_of_the_stock_trainer_refuses_it_at_once(why):
+    with pytest.raises(NotImplementedError, match=f"{why.strip()}, and RGDLoss"):
+        RGDLoss(ANOTHER_LOSS[why]())
+
+
+def test_what_is_the_models_own_loss_all_the_same_trains(make_args):
+    """A subclass that changes nothing, and a hook that only looks."""
+    looked, trained = [], []
+    for build in (llama, lambda: llama(Renamed), llama):
+        model = build()
+        if trained and type(model) is LlamaForCausalLM:
+            model.register_forward_hook(lambda module, args, outputs: looked.append(outputs.logits.shape[-1]))
+        ReweightedTrainer(model, make_args(), train_dataset=texts()).train()
+        trained.append(parameters_of(model))
+    torch.testing.assert_close(trained[1], trained[0])
+    torch.testing.assert_close(trained[2], trained[0])
+    assert set(looked) == {VOCABULARY}  # hooks see logits, which the fused head would not make
+
+
+def test_known_classes_and_lora_are_not_doubted():
+    assert doubt(tiny_bert()) is None and doubt(llama()) is None
+    assert doubt(adapted(LoraConfig)) is None
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_hook_that_changes_logits_changes_the_losses(fused, make_args):
+    def build():
+        model = llama()
+
+        def colder(module, args, outputs):
+            outputs["logits"] = outputs.logits * 0.25
+            return outputs
+
+        model.register_forward_hook(colder)
+        # Its own loss is of the logits before the hook.
+        return model
+
+    model, inputs = build(), batch()
+    logits = model(input_ids=inputs["input_ids"]).logits[:, :-1]
+    losses = F.cross_entropy(logits.transpose(1, 2), inputs["labels"][:, 1:], reduction="none")
+    valid = inputs["labels"][:, 1:] != -100
+    rgd_surrogate(losses[valid]).mean().backward()
+    expected = gradients_of(model)
+    args = make_args(ReweightedTrainingArguments, fused_lm_head=fused)
+    found = build()
+
+    def by_token(outputs, labels):
+        losses = F.cross_entropy(outputs.logits[:, :-1].transpose(1, 2), labels[:, 1:], reduction="none")
+        return losses, labels[:, 1:] != -100
+
+    trainer = ReweightedTrainer(found, args, train_dataset=texts(4))
+    with pytest.raises(NotImplementedError, match="has forward hooks"):
+        trainer.compute_loss(found.train(), dict(inputs))
+    trainer = ReweightedTrainer(found, args, train_dataset=texts(4), per_sample_loss_fn=by_token)
+    trainer.compute_loss(found.train(), dict(inputs)).backward()
+    assert relative_error(gradients_of(found), expected) < 1e-5
+
+
+def test_encoder_decoders_are_no_model_for_a_loss_function():
+    """The stock Trainer withholds the labels, from which they make the inputs of their decoder."""
+    model = T5ForConditionalGeneration(
+        T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    )
+    with pytest.raises(NotImplementedError, match=r"inputs of its decoder.*ReweightedSeq2SeqTrainer"):
+        RGDLoss(model)
+
+
+def test_the_way_out_of_a_subclass_works(make_args):
+    """As the message says: a method that gives the unreduced losses, here of a focal loss."""
+
+    class Focal(ReweightedTrainer):
+        def compute_per_sample_losses(self, model, inputs):
+            outputs = model(input_ids=inputs["input_ids"])
+            labels = inputs["labels"][:, 1:]
+            losses = F.cross_entropy(outputs.logits[:, :-1].transpose(1, 2), labels, reduction="none")
+            return (1 - (-losses).exp()) ** 2 * losses, outputs, labels != -100
+
+    ours, stock = llama(FocalLlama), llama(FocalLlama)
+    Focal(ours, make_args(), train_dataset=texts(), reweighting="none").train()
+    Trainer(stock, make_args(), train_dataset=texts()).train()
+    torch.testing.assert_close(parameters_of(ours), parameters_of(stock), rtol=1e-4, atol=1e-6)
+
+
+def test_classification_too(make_args):
+    model = tiny_bert()
+    model.register_forward_hook(
+        lambda module, args, outputs: (
+            outputs
+            if outputs.loss is None
+            else outputs.__class__(loss=2 * outputs.loss, logits=outputs.logits)
+        )
+    )
+    trainer = ReweightedTrainer(model, make_args(), train_dataset=classification_data(8))
+    with pytest.raises(NotImplementedError, match="has forward hooks"):
+        trainer.compute_loss(model.train(), stack(classification_data(8)))
