@@ -53,6 +53,7 @@ DEFAULTS = {
     "logging_steps": 10,
     "bf16": torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
 }
+DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
 HOLDOUT_SEED = 0
 
 
@@ -80,16 +81,41 @@ class InputArguments:
     )
     dtype: str = field(
         default="float32",
-        metadata={"help": "Dtype of the model's weights, e.g. bfloat16; --bf16 is mixed precision instead."},
+        metadata={
+            "help": f"Dtype of the model's weights: {', '.join(DTYPES)} (that of the checkpoint); --bf16 is mixed precision "
+            "instead."
+        },
     )
     lora_rank: int = field(
         default=0, metadata={"help": "Rank of LoRA adapters to train; 0 trains the whole model."}
     )
 
+    def __post_init__(self):
+        if self.lora_rank < 0:
+            raise UserError(
+                f"--lora_rank must be at least 1, or 0 to train the whole model, not {self.lora_rank}."
+            )
+        if self.dtype not in DTYPES:
+            raise UserError(f"--dtype must be one of {listed(DTYPES)}, not {self.dtype!r}.")
+
 
 @dataclass
 class SFTArguments(ReweightingArguments, SFTConfig):
     """Training: TRL's settings of supervised fine-tuning, with those of re-weighting."""
+
+    def __post_init__(self):
+        if self.loss_type == "dft":
+            raise UserError(
+                "--loss_type dft has weights of tokens of its own, which re-weighting would replace: give nll, or leave it out."
+            )
+        if self.class_weights is not None:
+            raise UserError(
+                "--class_weights are for classification, and tokens have no classes of this kind: leave them out. A column "
+                "'sample_weight' weights the rows of the training file."
+            )
+        if self.max_length is not None and self.max_length < 1:
+            raise UserError(f"--max_length must be at least 1, not {self.max_length}.")
+        super().__post_init__()
 
 
 class ReweightedSFTTrainer(InspectedTrainer, ReweightingMixin, SFTTrainer):  # type: ignore[misc]

@@ -127,6 +127,11 @@ def test_lines_of_a_text_file(command, tmp_path):
         (["--validation_file=x.jsonl"], "either --validation_file or --holdout_fraction"),
         (["--hard_examples=3"], "--hard_examples"),
         (["--train_file=missing.jsonl"], "no file"),
+        (["--loss_type=dft"], "--loss_type dft has weights of tokens of its own.*nll"),
+        (["--class_weights=balanced"], "--class_weights are for classification"),
+        (["--lora_rank=-2"], "--lora_rank must be at least 1, or 0.*not -2"),
+        (["--dtype=float61"], "--dtype must be one of 'float32', 'bfloat16', .*not 'float61'"),
+        (["--max_length=-5"], "--max_length must be at least 1, not -5"),
     ],
 )
 def test_what_cannot_work_is_refused(options, message, command):
