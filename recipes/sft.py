@@ -19,25 +19,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset, DatasetDict
+from datasets import DatasetDict
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 from rgd_hf import ReweightingArguments, ReweightingMixin
+from rgd_hf.data import SAMPLE_WEIGHT
 from rgd_hf.hub_checks import check_base_model
 from rgd_hf.scripts.cli import parse_args, run_recipe
-from rgd_hf.scripts.data_files import first_rows, read_splits
+from rgd_hf.scripts.data_files import first_rows, say_warning
 from rgd_hf.scripts.errors import UserError, listed
 from rgd_hf.scripts.hard_examples import InspectedTrainer
 from rgd_hf.scripts.holdout import HELP as HOLDOUT_HELP
 from rgd_hf.scripts.holdout import hold_out
 from rgd_hf.scripts.hub import load_pretrained
+from rgd_hf.scripts.language_data import (
+    check_assistant_turns,
+    check_language_data,
+    read_language_data,
+)
 from rgd_hf.scripts.plans import RunArguments, prepare_runs
 from rgd_hf.scripts.results import print_results, settings_of
 from rgd_hf.scripts.runs import push_runs, train_runs
+from rgd_hf.weightings.choice import weighting_of
 
-FORMATS = (("messages",), ("prompt", "completion"), ("text",))
 DEFAULTS = {
     "output_dir": "runs/sft",
     "tau": 5.0,
@@ -65,7 +71,8 @@ class InputArguments:
         default=None,
         metadata={
             "help": "Training data: a jsonl, json, parquet, csv or tsv file with the column 'messages', the columns 'prompt' "
-            "and 'completion', or the column 'text'; or a .txt file with one text per line."
+            "and 'completion', or the column 'text'; or a .txt file with one text per line. A column 'sample_weight' weights the "
+            "rows (not with --packing)."
         },
     )
     validation_file: str | None = field(
@@ -127,28 +134,62 @@ class ReweightedSFTTrainer(InspectedTrainer, ReweightingMixin, SFTTrainer):  # t
         return metrics | {"eval_perplexity": math.exp(min(metrics["eval_loss"], 700.0))}
 
 
-def load_data(args: InputArguments) -> DatasetDict:
-    """The splits `train` and `validation`, with the columns of one of `FORMATS`."""
+def load_data(args: InputArguments, training_args: SFTArguments) -> DatasetDict:
+    """The splits `train` and `validation`, every cell of theirs checked, with the columns that are used alone."""
     if args.train_file is None:
         raise UserError("no data: give --train_file, with --validation_file or --holdout_fraction.")
     if (args.validation_file is None) == (args.holdout_fraction is None):
         raise UserError("give either --validation_file or --holdout_fraction 0.05, to evaluate on.")
-    train = first_rows(_read(args.train_file), args.max_train_samples, "max_train_samples")
-    if args.validation_file is not None:
-        return DatasetDict({"train": train, "validation": _read(args.validation_file)})
-    kept, held_out = hold_out(len(train), args.holdout_fraction or 0.0, HOLDOUT_SEED)
-    return DatasetDict({"train": train.select(kept), "validation": train.select(held_out)})
+    files = {"train": args.train_file, "validation": args.validation_file or ""}
+    if args.validation_file is None:
+        del files["validation"]
+    others = () if training_args.packing else (SAMPLE_WEIGHT, *weighting_of(training_args).columns)
+    rows, columns = read_language_data(files, training_args.dataset_text_field, others)
+    rows["train"] = first_rows(rows["train"], args.max_train_samples, "max_train_samples")
+    chats = {files[split]: check_language_data(rows[split], columns, files[split]) for split in files}
+    if len(set(chats.values())) > 1:
+        raise UserError(
+            f"training and validation data need the same format, but of {listed(chats)} one holds lists of messages, the "
+            "other texts: write one of them anew, or leave out --validation_file and give --holdout_fraction 0.05."
+        )
+    if training_args.assistant_only_loss:
+        for split, name in files.items():
+            if not chats[name]:
+                raise UserError(
+                    f"--assistant_only_loss is for chats, lists of messages, but {name} holds texts: leave it out. Of "
+                    "'prompt' and 'completion' the completion alone is learnt without it."
+                )
+            check_assistant_turns(rows[split], columns, name)
+    if "validation" in rows:
+        return DatasetDict(rows)
+    kept, held_out = hold_out(len(rows["train"]), args.holdout_fraction or 0.0, HOLDOUT_SEED)
+    return DatasetDict({"train": rows["train"].select(kept), "validation": rows["train"].select(held_out)})
 
 
-def _read(filename: str) -> Dataset:
-    if Path(filename).suffix == ".txt" and Path(filename).is_file():
-        lines = Path(filename).read_text(encoding="utf-8").splitlines()
-        return Dataset.from_dict({"text": [line for line in lines if line.strip()]})
-    data = read_splits({"train": filename})["train"]
-    if not any(set(columns) <= set(data.column_names) for columns in FORMATS):
-        wanted = ", or ".join(" and ".join(map(repr, columns)) for columns in FORMATS)
-        raise UserError(f"{filename} has the columns {listed(data.column_names)}, but needs {wanted}.")
-    return data
+def say_what_is_left_out(trainer: ReweightedSFTTrainer, data: DatasetDict) -> None:
+    """Report the rows that TRL drops, because truncation leaves nothing of them to learn.
+
+    Raises:
+        UserError: no row of a split is left.
+    """
+    args: Any = trainer.args
+    eval_packing = args.packing if args.eval_packing is None else args.eval_packing
+    splits = (
+        ("training", trainer.train_dataset, data["train"], args.packing),
+        ("validation", trainer.eval_dataset, data["validation"], eval_packing),
+    )
+    for name, prepared, given, packed in splits:
+        left, rows = len(prepared), len(given)  # type: ignore[arg-type]
+        if packed or left == rows:
+            continue
+        message = (
+            f"{rows - left:,} of {rows:,} {name} rows are left out: cut to {args.max_length} tokens (--max_length) they have "
+            "none that the loss counts; a prompt of this length leaves its completion no room. Raise --max_length, or "
+            "shorten these rows."
+        )
+        if not left:
+            raise UserError(message)
+        say_warning(message)
 
 
 ARGUMENTS = (InputArguments, RunArguments, SFTArguments)
@@ -169,15 +210,19 @@ def main(argv: list[str] | None = None) -> dict:
     if inputs.lora_rank and training_args.push_to_hub:
         check_base_model(name, "Give it as --model_name_or_path, or leave out --lora_rank.")
     with training_args.main_process_first(desc="data preparation"):
-        data = load_data(inputs)
+        data = load_data(inputs, training_args)
     tokenizer = load_pretrained(AutoTokenizer.from_pretrained, name)
     has_template = tokenizer.chat_template or training_args.chat_template_path
-    if "messages" in data["train"].column_names and not has_template:
+    is_chat = isinstance(data["train"][0][data["train"].column_names[0]], list)
+    if is_chat and not has_template:
         raise UserError(f"the tokenizer of {name} has no chat template: give one with --chat_template_path.")
 
+    trained = 0
+
     def build_trainer(args: Any) -> ReweightedSFTTrainer:
+        nonlocal trained
         lora = LoraConfig(r=inputs.lora_rank or 1, target_modules="all-linear", task_type="CAUSAL_LM")
-        return ReweightedSFTTrainer(
+        trainer = ReweightedSFTTrainer(
             model=load_pretrained(AutoModelForCausalLM.from_pretrained, name, dtype=inputs.dtype),
             args=args,
             train_dataset=data["train"],
@@ -186,10 +231,17 @@ def main(argv: list[str] | None = None) -> dict:
             peft_config=lora if inputs.lora_rank else None,
             record_examples=False,
         )
+        if not trained:  # the same for all runs
+            say_what_is_left_out(trainer, data)
+        trained = len(trainer.train_dataset)  # type: ignore[arg-type]
+        return trainer
 
     card = {"tasks": "text-generation", "dataset": Path(inputs.train_file).name}
     results = train_runs(plan, build_trainer, card)
-    print_results(f"Supervised fine-tuning: {len(data['train']):,} training samples", results)
+    samples = f"{trained or len(data['train']):,} training samples"
+    if training_args.packing:
+        samples = f"{len(data['train']):,} training samples, packed into {trained:,} sequences"
+    print_results(f"Supervised fine-tuning: {samples}", results)
     push_runs(plan)
     return results
 

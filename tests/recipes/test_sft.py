@@ -115,6 +115,37 @@ def test_compare_trains_both(command, capsys):
     assert "perplexity" in capsys.readouterr().out
 
 
+def test_rows_that_truncation_leaves_nothing_of_are_counted(command, tmp_path, capsys):
+    path = tmp_path / "long.jsonl"
+    rows = [{"prompt": sentence(n) * (1 + 20 * (n % 2)), "completion": " " + sentence(n)} for n in range(12)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = [f"--train_file={path}", "--max_steps=1", "--max_length=32", "--compare=true"]
+    sft.main(command("completion", *options, "--output_dir", str(tmp_path / "some")))
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count("5 of 9 training rows are left out: cut to 32 tokens (--max_length)") == 1
+    assert "1 of 3 validation rows are left out" in said and "fine-tuning: 4 training samples" in said
+    sft.main(command("completion", *options, "--max_length=400", "--output_dir", str(tmp_path / "all")))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "left out" not in said and "fine-tuning: 9 training samples" in said
+    sft.main(command("completion", *options, "--packing=true", "--output_dir", str(tmp_path / "packed")))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "left out" not in said and "fine-tuning: 9 training samples, packed into" in said
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows[1::2]))
+    with pytest.raises(UserError, match=r"4 of 4 training rows are left out.* Raise --max_length"):
+        sft.main(command("completion", *options, "--output_dir", str(tmp_path / "none")))
+
+
+def test_a_column_of_weights_weights_the_rows(command, tmp_path):
+    path = tmp_path / "weighted.jsonl"
+    losses = []
+    for weights in (1, 1), (1, 3):
+        rows = [{"text": sentence(n), "sample_weight": weights[n % 2]} for n in range(12)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        options = [f"--train_file={path}", "--overwrite_output_dir=true", "--reweighting=none"]
+        losses.append(sft.main(command("text", *options))["eval_loss"])
+    assert losses[0] != losses[1]
+
+
 def test_lines_of_a_text_file(command, tmp_path):
     path = tmp_path / "lines.txt"
     path.write_text("".join(sentence(n) + "\n\n" for n in range(12)), encoding="utf-8")
@@ -127,8 +158,10 @@ def test_lines_of_a_text_file(command, tmp_path):
         (["--validation_file=x.jsonl"], "either --validation_file or --holdout_fraction"),
         (["--hard_examples=3"], "--hard_examples"),
         (["--train_file=missing.jsonl"], "no file"),
+        (["--train_file=missing.txt"], "no file"),
         (["--loss_type=dft"], "--loss_type dft has weights of tokens of its own.*nll"),
         (["--class_weights=balanced"], "--class_weights are for classification"),
+        (["--assistant_only_loss=true"], "--assistant_only_loss is for chats.* holds texts: leave it out"),
         (["--lora_rank=-2"], "--lora_rank must be at least 1, or 0.*not -2"),
         (["--dtype=float61"], "--dtype must be one of 'float32', 'bfloat16', .*not 'float61'"),
         (["--max_length=-5"], "--max_length must be at least 1, not -5"),
@@ -142,7 +175,7 @@ def test_what_cannot_work_is_refused(options, message, command):
 def test_other_columns_are_named(command, tmp_path):
     path = tmp_path / "other.jsonl"
     path.write_text('{"question": "a"}\n{"question": "b"}\n')
-    with pytest.raises(UserError, match=r"'question'.* but needs 'messages'"):
+    with pytest.raises(UserError, match=r"'question'.* but needs 'prompt' and 'completion', or 'messages'"):
         sft.main(command("text", f"--train_file={path}"))
 
 
