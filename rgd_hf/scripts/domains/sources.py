@@ -1,5 +1,6 @@
 """Where environments come from: folders, parquet files, any data set with a column that names the domain."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,14 +9,14 @@ import numpy as np
 from datasets import Dataset, Image, Value, concatenate_datasets
 from PIL import Image as PILImage
 
-from rgd_hf.scripts.data_files import read_file, require_columns
+from rgd_hf.scripts.data_files import read_file, require_columns, say_warning
 from rgd_hf.scripts.domains.environments import DomainData, Environment, check_environments
 from rgd_hf.scripts.errors import UserError, listed
 from rgd_hf.scripts.hub import load_hub_dataset
 from rgd_hf.scripts.text_classification import encode_labels, find_labels, find_text_columns
 from rgd_hf.scripts.vision.decoding import UnreadableImageError, open_image
+from rgd_hf.scripts.vision.image_files import folders_in, images_below, say_beside, say_left_out
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".ppm")
 LOCAL_HINT = "--dataset_dir DIR (one folder or one parquet file a domain) or --data_file FILE"
 
 
@@ -67,15 +68,20 @@ def read_directory(directory: str | Path, label_column: str, text_column: str | 
     root = Path(directory)
     if not root.is_dir():
         raise UserError(f"there is no directory {str(directory)!r} (looked in {Path.cwd()}).")
-    files = sorted(root.glob("*.parquet"))
+    files, folders = sorted(root.glob("*.parquet")), folders_in(root)
     if files:
+        if folders:
+            say_warning(
+                f"{root}: the domains are the {len(files)} parquet file(s); the folders are left out: "
+                f"{listed(path.name for path in folders)}."
+            )
         return _from_rows({path.stem: read_file(path) for path in files}, label_column, text_column)
-    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not folders:
         raise UserError(
             f"{root} holds neither folders (<domain>/<class>/*.jpg) nor files (<domain>.parquet); found: "
             f"{listed(sorted(path.name for path in root.iterdir())[:10])}."
         )
+    say_beside(root, "domains")
     return _from_folders(folders)
 
 
@@ -93,11 +99,10 @@ def _from_folders(folders: Sequence[Path]) -> DomainData:
 
 
 def _images_by_class(folder: Path) -> dict[str, list[Path]]:
-    classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    return {
-        path.name: sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-        for path in classes
-    }
+    found = {path.name: images_below(path) for path in folders_in(folder)}
+    say_left_out(folder, sum((suffixes for _, suffixes in found.values()), Counter()))
+    say_beside(folder, "classes")
+    return {name: sorted(map(Path, images)) for name, (images, _) in found.items()}
 
 
 def read_table(

@@ -1,5 +1,6 @@
 """Labelled images of which any one can be read by its number: from folders, data set rows, or scikit-learn's digits."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,11 +10,10 @@ import numpy as np
 from datasets import ClassLabel, Dataset, Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
-from torchvision.datasets import DatasetFolder
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from rgd_hf.scripts.data_files import require_columns
 from rgd_hf.scripts.errors import UserError, listed
+from rgd_hf.scripts.vision.image_files import counted, folders_in, images_below, say_beside, say_left_out
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def sample_rows(images: ImageSet, count: int | None, seed: int, option: str) -> 
 
 
 def read_folder(directory: str | Path) -> ImageSet:
-    """The images of `<directory>/<class>/*.JPEG` (and jpg, png, webp, bmp, tif, ppm, pgm; also below the class).
+    """The images of `<directory>/<class>/*.JPEG` (of every format that Pillow opens; also below the class).
 
     Raises:
         UserError: no such directory, no class folders, or a class folder without images.
@@ -103,23 +103,23 @@ def read_folder(directory: str | Path) -> ImageSet:
     folder = Path(directory)
     if not folder.is_dir():
         raise UserError(f"there is no directory {str(directory)!r} (looked in {Path.cwd()}).")
-    try:
-        found = DatasetFolder(str(folder), loader=str, extensions=IMG_EXTENSIONS)
-    except FileNotFoundError as error:
-        empty = [path.name for path in sorted(folder.iterdir()) if path.is_dir() and not _has_images(path)]
-        if not empty:
-            raise UserError(f"{folder} has no folders of images, one per class.") from error
+    found = {path.name: images_below(path) for path in folders_in(folder)}
+    if not found:
+        raise UserError(f"{folder} has no folders of images, one per class.")
+    others = sum((suffixes for _, suffixes in found.values()), Counter())
+    empty = [name for name, (images, _) in found.items() if not images]
+    if empty:
+        held = sum((found[name][1] for name in empty), Counter())
+        there = f" (other files there, by suffix: {counted(held)})" if held else ""
         raise UserError(
-            f"{folder} has {len(empty)} class folder(s) without images: {listed(empty[:10])}. Remove them, or add "
-            f"images with one of the suffixes {', '.join(IMG_EXTENSIONS)}."
-        ) from error
-    labels = np.array(found.targets, dtype=np.int64)
-    paths = [path for path, _ in found.samples]
-    return ImageSet(paths, np.arange(len(paths)), labels, tuple(found.classes), str(folder))
-
-
-def _has_images(folder: Path) -> bool:
-    return any(path.suffix.lower() in IMG_EXTENSIONS for path in folder.rglob("*"))
+            f"{folder} has {len(empty)} class folder(s) without images: {listed(empty[:10])}{there}. Remove them, or add "
+            "images of a format that Pillow opens (png, jpeg, webp, tiff, ...)."
+        )
+    say_left_out(folder, others)
+    say_beside(folder, "classes")
+    paths = [path for images, _ in found.values() for path in images]
+    labels = np.repeat(np.arange(len(found)), [len(images) for images, _ in found.values()])
+    return ImageSet(paths, np.arange(len(paths)), labels, tuple(found), str(folder))
 
 
 def from_dataset(
