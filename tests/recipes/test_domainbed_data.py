@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import pytest
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, Features, Value
 from PIL import Image
 
 import domainbed
@@ -107,6 +107,26 @@ def test_bad_options_are_told_before_training(options, message, tmp_path):
 def test_bad_folders(tmp_path, leave_out, message):
     with pytest.raises(UserError, match=message):
         read_directory(write_folders(tmp_path, leave_out), "label")
+
+
+def test_domains_need_two_classes_and_samples_of_each(tmp_path, capsys):
+    root = write_folders(tmp_path / "folders")
+    (root / "photo" / "cow").mkdir()
+    with pytest.raises(UserError, match=r"folders has no image of the class\(es\) 'cow' in any domain"):
+        read_directory(root, "label")
+    (root / "photo" / "cow").rmdir()
+    for domain in DOMAINS:
+        (root / domain / "dog").rename(tmp_path / domain)
+    with pytest.raises(UserError, match=r"the domains have 1 class\(es\), 'cat': two are needed"):
+        read_directory(root, "label")
+    (tmp_path / "files").mkdir()
+    for domain in DOMAINS:
+        labels = ClassLabel(names=["cat", "dog", "cow"])
+        features = Features({"text": Value("string"), "label": labels})
+        rows = Dataset.from_dict({"text": ["a", "b"] * 5, "label": [0, 1] * 5}, features=features)
+        rows.to_parquet(tmp_path / "files" / f"{domain}.parquet")
+    read_directory(tmp_path / "files", "label")
+    assert "no domain has a text of 1 of the 3 classes that the labels name: 'cow'" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("broken", [b"no image", png(1)["bytes"][:45], None], ids=["text", "cut", "empty"])

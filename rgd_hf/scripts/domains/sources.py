@@ -88,6 +88,13 @@ def read_directory(directory: str | Path, label_column: str, text_column: str | 
 def _from_folders(folders: Sequence[Path]) -> DomainData:
     found = {folder.name: _images_by_class(folder) for folder in folders}
     classes = sorted({name for images in found.values() for name in images})
+    filled = {name for images in found.values() for name in images if images[name]}
+    empty = [name for name in classes if filled and name not in filled]
+    if empty:
+        raise UserError(
+            f"{folders[0].parent} has no image of the class(es) {listed(empty[:10])} in any domain: add images to each, or "
+            "remove these folders."
+        )
     environments = []
     for domain, images in found.items():
         paths = [path for name in classes for path in images.get(name, [])]
