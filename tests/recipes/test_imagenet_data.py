@@ -82,6 +82,53 @@ def test_validation_classes_follow_the_training_classes(tmp_path):
         load_image_sets(ImageDataArguments(data_dir=str(tmp_path)))
 
 
+def test_classes_without_an_image_to_evaluate_on_are_named(tmp_path, capsys):
+    write_folder(tmp_path / "train", {"a": 4, "b": 4, "c": 1})
+    write_folder(tmp_path / "val", {"b": 4, "c": 4})
+    load_image_sets(ImageDataArguments(data_dir=str(tmp_path)))
+    said = (
+        "warning: no image to evaluate on is of 1 of the 3 classes: {}. All scores, worst_class_accuracy too"
+    )
+    assert said.format("'a'") in capsys.readouterr().out
+    load_image_sets(ImageDataArguments(data_dir=str(tmp_path), holdout_fraction=0.25))
+    assert said.format("'c'") in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["folders", "parquet", "stream"])
+def test_one_class_is_refused(kind, tmp_path):
+    for split in ("train", "val"):
+        if kind == "folders":
+            write_folder(tmp_path / split, {"a": 3})
+        else:
+            parquet(tmp_path / f"{split}.parquet", [0, 0, 0])
+    args = ImageDataArguments(data_dir=str(tmp_path), class_names=["a"] if kind == "stream" else None)
+    load = load_image_streams if kind == "stream" else load_image_sets
+    with pytest.raises(UserError, match=r"has 1 class\(es\), '(a|0)': two are needed.* folder .*--columns"):
+        load(args)
+
+
+@pytest.mark.parametrize("kind", ["folders", "parquet"])
+@pytest.mark.parametrize("places", [1, 2])
+def test_held_out_images_need_no_validation_images(kind, places, tmp_path):
+    labels = [0, 0, 0, 0, 1, 1, 1, 1]
+    if kind == "folders":
+        write_folder(tmp_path / "train", {"a": 4, "b": 4})
+    else:
+        parquet(tmp_path / "train.parquet", labels)
+    file = tmp_path / ("train" if kind == "folders" else "train.parquet")
+    where = str(tmp_path) if places == 1 else [str(file), "missing"]
+    with pytest.raises(
+        UserError, match=r"no validation or .*--holdout_fraction 0\.1" if places == 1 else "no file"
+    ):
+        load_image_sets(ImageDataArguments(data_dir=where))
+    train, held_out = load_image_sets(ImageDataArguments(data_dir=where, holdout_fraction=0.25))
+    assert train.labels.tolist() == [0, 0, 0, 1, 1, 1] and held_out.labels.tolist() == [0, 1]
+    file.rename(tmp_path / "images")
+    message = r"has no train \(.* give two: --data_dir TRAIN VALIDATION \(with --holdout_fraction the second is not read"
+    with pytest.raises(UserError, match=message if places == 1 else "no file or directory"):
+        load_image_sets(ImageDataArguments(data_dir=where, holdout_fraction=0.25))
+
+
 @pytest.mark.parametrize("labels", [[0, 1, 2, 1], ["x", "y", "z", "y"]])
 def test_parquet_files(labels, tmp_path):
     parquet(tmp_path / "train.parquet", labels)

@@ -1,7 +1,7 @@
 """Where the images of a recipe come from: the Hub, parquet files, class folders, or scikit-learn's digits."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import datasets
 from datasets import concatenate_datasets, load_dataset
 
 from rgd_hf.scripts import holdout
-from rgd_hf.scripts.data_files import read_file
+from rgd_hf.scripts.data_files import read_file, say_warning
 from rgd_hf.scripts.errors import UserError, listed
 from rgd_hf.scripts.hub import load_hub_dataset
 from rgd_hf.scripts.vision.sets import ImageSet, digits, from_dataset, read_folder, sample_rows
@@ -121,7 +121,8 @@ def load_image_sets(
 ) -> tuple[ImageSet, ImageSet]:
     """The training and the validation images, with class numbers in the order of the training classes.
 
-    With `args.holdout_fraction` the second are training images, drawn from what is left of them.
+    With `args.holdout_fraction` the second are training images, drawn from what is left of them, and no validation images
+    are looked for.
 
     Args:
         args: where they are, and how many.
@@ -129,23 +130,42 @@ def load_image_sets(
         thin: takes images away from what is trained on, before some are held out; for studies.
 
     Raises:
-        UserError: there are no such data, they are no labelled images, a validation class is not trained, or they are
-            too few to hold some out.
+        UserError: there are no such data, they are no labelled images, of fewer than two classes, a validation class is
+            not trained, or they are too few to hold some out.
     """
-    train, validation = _read_sets(args)
+    splits = ("train",) if args.holdout_fraction is not None else ("train", "validation")
+    sets = _read_sets(args, splits)
+    train = sets["train"]
     missing = [name for name, count in zip(train.classes, train.counts()) if count == 0]
     if missing:
         raise UserError(
             f"{train.origin} has no image of {len(missing)} of its {len(train.classes)} classes: {listed(missing[:10])}."
         )
-    validation = validation.in_order_of(train.classes)
+    _check_classes(train.classes, train.origin)
     train = sample_rows(train, args.max_train_samples, seed, "max_train_samples")
     if thin is not None:
         train = thin(train)
     if args.holdout_fraction is not None:
         kept, held_out = holdout.hold_out(len(train), args.holdout_fraction, seed, train.labels)
         train, validation = train.select(kept), train.select(held_out)
-    return train, sample_rows(validation, args.max_eval_samples, seed, "max_eval_samples")
+    else:
+        validation = sets["validation"].in_order_of(train.classes)
+    validation = sample_rows(validation, args.max_eval_samples, seed, "max_eval_samples")
+    absent = [name for name, count in zip(train.classes, validation.counts()) if count == 0]
+    if absent:
+        say_warning(
+            f"no image to evaluate on is of {len(absent)} of the {len(train.classes)} classes: {listed(absent[:10])}. All scores, "
+            "worst_class_accuracy too, are those of the other classes."
+        )
+    return train, validation
+
+
+def _check_classes(classes: Sequence[str], origin: str) -> None:
+    if len(classes) < 2:
+        raise UserError(
+            f"{origin} has {len(classes)} class(es), {listed(classes)}: two are needed. Images of each class belong in a folder "
+            "of their own; of parquet files and the Hub, --columns IMAGE LABEL names the column of the classes."
+        )
 
 
 def load_image_streams(args: ImageDataArguments) -> tuple[ImageStream, ImageStream]:
@@ -168,22 +188,25 @@ def load_image_streams(args: ImageDataArguments) -> tuple[ImageStream, ImageStre
     for split, rows in found.items():
         info = (rows.info.splits or {}).get(rows.split if args.dataset_name else split)
         classes = stream_classes(rows, args.columns[1], args.class_names)
+        _check_classes(classes, f"the {split} stream")
         streams.append(ImageStream(rows, classes, info.num_examples if info else None))
     return streams[0], streams[1]
 
 
-def _read_sets(args: ImageDataArguments) -> tuple[ImageSet, ImageSet]:
+def _read_sets(args: ImageDataArguments, wanted: Sequence[str]) -> dict[str, ImageSet]:
     if args.dataset_name == "digits":
-        return digits()
+        return dict(zip(("train", "validation"), digits()))
     if args.dataset_name:
         used = (("train",), VALIDATION_NAMES)
         splits = load_hub_dataset(args.dataset_name, local_hint=LOCAL_HINT, splits=used)
         if "train" not in splits:
             raise UserError(f"{args.dataset_name} has no split `train`, only {listed(splits)}.")
-        found = {"train": splits["train"], "validation": _validation_of(splits, args.dataset_name)}
-        names = {split: f"the {split} split of {args.dataset_name}" for split in found}
+        found = {"train": splits["train"]}
+        if "validation" in wanted:
+            found["validation"] = _validation_of(splits, args.dataset_name)
+        origins = {split: f"the {split} split of {args.dataset_name}" for split in found}
     else:
-        files = _files(args)
+        files = _files(args, wanted)
         places = {split: paths[0] if len(paths) == 1 else paths[0].parent for split, paths in files.items()}
         folders = [paths[0].is_dir() for paths in files.values()]
         if any(folders) and (args.class_names or not all(folders)):
@@ -193,20 +216,19 @@ def _read_sets(args: ImageDataArguments) -> tuple[ImageSet, ImageSet]:
                 else f"{listed(map(str, places.values()))}: give class folders for both splits, or parquet files for both."
             )
         if all(folders):
-            return read_folder(places["train"]), read_folder(places["validation"])
+            return {split: read_folder(place) for split, place in places.items()}
         found = {
             split: concatenate_datasets([read_file(path) for path in paths]) for split, paths in files.items()
         }
-        names = {split: str(place) for split, place in places.items()}
+        origins = {split: str(place) for split, place in places.items()}
     image, label = args.columns
-    train, validation = (
-        replace(
-            from_dataset(found[split], image, label, args.class_names, names[split]),
-            split=str(found[split].split) if args.dataset_name else None,
+    return {
+        split: replace(
+            from_dataset(rows, image, label, args.class_names, origins[split]),
+            split=str(rows.split) if args.dataset_name else None,
         )
-        for split in ("train", "validation")
-    )
-    return train, validation
+        for split, rows in found.items()
+    }
 
 
 def _validation_of(splits, name: str):
@@ -216,21 +238,29 @@ def _validation_of(splits, name: str):
     raise UserError(f"{name} has no split {' or '.join(VALIDATION_NAMES)}, only {listed(splits)}.")
 
 
-def _files(args: ImageDataArguments) -> dict[str, list[Path]]:
+def _files(
+    args: ImageDataArguments, wanted: Sequence[str] = ("train", "validation")
+) -> dict[str, list[Path]]:
     """Of each split the folder of class folders, alone, or the parquet files."""
-    places = [_existing(name) for name in args.data_dir or ()]
-    if len(places) == 2:
-        return {split: _parquet_in(path) or [path] for split, path in zip(("train", "validation"), places)}
-    folder = places[0]
+    given = args.data_dir or []
+    if len(given) == 2:
+        places = [_existing(name) for name in given[: len(wanted)]]
+        return {split: _parquet_in(path) or [path] for split, path in zip(wanted, places)}
+    folder = _existing(given[0])
     found = {}
-    for split, names in {"train": ("train",), "validation": VALIDATION_NAMES}.items():
+    for split in wanted:
+        names = VALIDATION_NAMES if split == "validation" else (split,)
         present = next(filter(None, (_split_files(folder, name) for name in names)), None)
         if present is None:
+            held = {
+                "train": " (with --holdout_fraction the second is not read)" if len(wanted) == 1 else "",
+                "validation": "; without validation images, --holdout_fraction 0.1 evaluates on training images",
+            }
             raise UserError(
                 f"{folder} has no {' or '.join(names)} (a folder of class folders or of parquet files), no "
                 f"{names[0]}.parquet, and no {names[0]}-*.parquet there or in {folder / 'data'}; it holds "
                 f"{listed(sorted(path.name for path in folder.iterdir())[:10])}. For folders of other names, give two: "
-                "--data_dir TRAIN VALIDATION."
+                f"--data_dir TRAIN VALIDATION{held[split]}."
             )
         found[split] = present
     return found
