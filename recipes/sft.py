@@ -71,8 +71,8 @@ class InputArguments:
         default=None,
         metadata={
             "help": "Training data: a jsonl, json, parquet, csv or tsv file with the column 'messages', the columns 'prompt' "
-            "and 'completion', or the column 'text'; or a .txt file with one text per line. A column 'sample_weight' weights the "
-            "rows (not with --packing)."
+            "and 'completion', or the column 'text'; or a .txt file with one text per line. A column 'sample_weight' "
+            "weights the rows (not with --packing)."
         },
     )
     validation_file: str | None = field(
@@ -89,8 +89,8 @@ class InputArguments:
     dtype: str = field(
         default="float32",
         metadata={
-            "help": f"Dtype of the model's weights: {', '.join(DTYPES)} (that of the checkpoint); --bf16 is mixed precision "
-            "instead."
+            "help": f"Dtype of the model's weights: {', '.join(DTYPES)} (that of the checkpoint); --bf16 is mixed "
+            "precision instead."
         },
     )
     lora_rank: int = field(
@@ -113,12 +113,13 @@ class SFTArguments(ReweightingArguments, SFTConfig):
     def __post_init__(self):
         if self.loss_type == "dft":
             raise UserError(
-                "--loss_type dft has weights of tokens of its own, which re-weighting would replace: give nll, or leave it out."
+                "--loss_type dft has weights of tokens of its own, which re-weighting would replace: give nll, or "
+                "leave it out."
             )
         if self.class_weights is not None:
             raise UserError(
-                "--class_weights are for classification, and tokens have no classes of this kind: leave them out. A column "
-                "'sample_weight' weights the rows of the training file."
+                "--class_weights are for classification, and tokens have no classes of this kind: leave them out. A "
+                "column 'sample_weight' weights the rows of the training file."
             )
         if self.max_length is not None and self.max_length < 1:
             raise UserError(f"--max_length must be at least 1, not {self.max_length}.")
@@ -149,8 +150,9 @@ def load_data(args: InputArguments, training_args: SFTArguments) -> DatasetDict:
     chats = {files[split]: check_language_data(rows[split], columns, files[split]) for split in files}
     if len(set(chats.values())) > 1:
         raise UserError(
-            f"training and validation data need the same format, but of {listed(chats)} one holds lists of messages, the "
-            "other texts: write one of them anew, or leave out --validation_file and give --holdout_fraction 0.05."
+            f"training and validation data need the same format, but of {listed(chats)} one holds lists of messages, "
+            "the other texts: write one of them anew, or leave out --validation_file and give --holdout_fraction "
+            "0.05."
         )
     if training_args.assistant_only_loss:
         for split, name in files.items():
@@ -183,9 +185,9 @@ def say_what_is_left_out(trainer: ReweightedSFTTrainer, data: DatasetDict) -> No
         if packed or left == rows:
             continue
         message = (
-            f"{rows - left:,} of {rows:,} {name} rows are left out: cut to {args.max_length} tokens (--max_length) they have "
-            "none that the loss counts; a prompt of this length leaves its completion no room. Raise --max_length, or "
-            "shorten these rows."
+            f"{rows - left:,} of {rows:,} {name} rows are left out: cut to {args.max_length} tokens (--max_length) "
+            "they have none that the loss counts; a prompt of this length leaves its completion no room. Raise "
+            "--max_length, or shorten these rows."
         )
         if not left:
             raise UserError(message)

@@ -1,4 +1,4 @@
-"""Chats, prompts with completions, and texts to train a language model on: which columns they are in, and every cell checked."""
+"""Chats, prompts with completions, and texts to train a language model on: their columns, and every cell checked."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -78,8 +78,8 @@ def _columns_of_all(rows: Mapping[str, Dataset], text_column: str) -> tuple[str,
     if not common:
         each = "; ".join(f"{name} has {listed(found[0])}" for name, found in possible.items())
         raise UserError(
-            f"training and validation data need the same columns, {wanted}: {each}. Write one of them anew, or leave out "
-            "--validation_file and give --holdout_fraction 0.05."
+            f"training and validation data need the same columns, {wanted}: {each}. Write one of them anew, or leave "
+            "out --validation_file and give --holdout_fraction 0.05."
         )
     return common[0]
 
@@ -92,10 +92,8 @@ def check_language_data(rows: Dataset, columns: Sequence[str], where: str) -> bo
     """
     chats = {column: _is_chat_column(rows, column, where) for column in columns}
     if len(set(chats.values())) > 1:
-        raise UserError(
-            f"{where}: {' and '.join(f'{column!r} holds ' + ('messages' if chat else 'texts') for column, chat in chats.items())}: "
-            "both need texts, or both lists of messages."
-        )
+        held = [f"{column!r} holds {'messages' if chat else 'texts'}" for column, chat in chats.items()]
+        raise UserError(f"{where}: {' and '.join(held)}: both need texts, or both lists of messages.")
     return next(iter(chats.values()))
 
 
@@ -105,30 +103,31 @@ def _is_chat_column(rows: Dataset, column: str, where: str) -> bool:
     missing = [row for row, value in enumerate(values) if value is None]
     if missing:
         raise UserError(
-            f"{name} has no value in {len(missing):,} of {len(values):,} rows, first in row {missing[0]} (counted from 0): "
-            "fill these cells, or take the rows out."
+            f"{name} has no value in {len(missing):,} of {len(values):,} rows, first in row {missing[0]} (counted "
+            "from 0): fill these cells, or take the rows out."
         )
     feature = rows.features[column]
     if feature in (Value("string"), Value("large_string")) and column != "messages":
         blank = sum(not value.strip() for value in values)
         if blank and column != "prompt":
             say_warning(
-                f"{blank:,} of {len(values):,} texts in {name} are empty: the end of the text is all that is learnt of them."
+                f"{blank:,} of {len(values):,} texts in {name} are empty: the end of the text is all that is learnt "
+                "of them."
             )
         return False
     if not isinstance(values[0], list) or column not in ("prompt", "completion", "messages"):
         wanted = {"messages": f"lists of messages, {MESSAGE}", "prompt": "texts or lists of messages"}
         wanted["completion"] = wanted["prompt"]
         raise UserError(
-            f"{name} holds {values[0]!r:.60} in row 0 ({feature!s:.60}), not {wanted.get(column, 'texts')}. Write it so to a jsonl "
-            'or parquet file ("12" is a text, 12 is none).'
+            f"{name} holds {values[0]!r:.60} in row 0 ({feature!s:.60}), not {wanted.get(column, 'texts')}. Write it "
+            'so to a jsonl or parquet file ("12" is a text, 12 is none).'
         )
     for row, messages in enumerate(values):
         problem = _problem_of(messages)
         if problem:
             raise UserError(
-                f"{name} has {problem} in row {row} (counted from 0): a list of {MESSAGE} is needed. Correct it, or take "
-                "the row out."
+                f"{name} has {problem} in row {row} (counted from 0): a list of {MESSAGE} is needed. Correct it, or "
+                "take the row out."
             )
     return True
 
@@ -155,6 +154,7 @@ def check_assistant_turns(rows: Dataset, columns: Sequence[str], where: str) -> 
     ]
     if without:
         raise UserError(
-            f"--assistant_only_loss: {len(without):,} of {len(rows):,} chats of {where} have no message of the role 'assistant', "
-            f"first in row {without[0]} (counted from 0): take them out, or leave out --assistant_only_loss."
+            f"--assistant_only_loss: {len(without):,} of {len(rows):,} chats of {where} have no message of the role "
+            f"'assistant', first in row {without[0]} (counted from 0): take them out, or leave out "
+            "--assistant_only_loss."
         )

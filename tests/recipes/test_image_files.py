@@ -63,7 +63,10 @@ def test_what_is_left_out_is_counted_by_suffix(tree, capsys):
     (tree / "art" / "README.md").write_text("x"), (tree / ".ipynb_checkpoints").mkdir()
     (tree / "art" / ".ipynb_checkpoints").mkdir()
     assert len(read_folder(tree / "art")) == len(SUFFIXES) + 5
-    counts = "4 file(s) are left out, whose suffix is none of the image formats that are read: 2 '.heic', 1 without one, 1 '.mov'"
+    counts = (
+        "4 file(s) are left out, whose suffix is none of the image formats that are read: 2 '.heic', 1 without one, "
+        "1 '.mov'"
+    )
     beside = "1 file(s) are left out, which lie beside the folders of the classes and not in one: 'stray.png'"
     text = said(capsys)
     assert counts in text and beside in text and text.count("warning") == 2

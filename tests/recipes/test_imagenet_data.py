@@ -124,7 +124,7 @@ def test_held_out_images_need_no_validation_images(kind, places, tmp_path):
     train, held_out = load_image_sets(ImageDataArguments(data_dir=where, holdout_fraction=0.25))
     assert train.labels.tolist() == [0, 0, 0, 1, 1, 1] and held_out.labels.tolist() == [0, 1]
     file.rename(tmp_path / "images")
-    message = r"has no train \(.* give two: --data_dir TRAIN VALIDATION \(with --holdout_fraction the second is not read"
+    message = r"no train \(.* give two: --data_dir TRAIN VALIDATION \(with --holdout_fraction the second is not read"
     with pytest.raises(UserError, match=message if places == 1 else "no file or directory"):
         load_image_sets(ImageDataArguments(data_dir=where, holdout_fraction=0.25))
 

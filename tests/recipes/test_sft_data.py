@@ -1,4 +1,4 @@
-"""What `sft.py` takes for training data: which columns, which cells, which lines; everything else is refused or reported."""
+"""What `sft.py` takes for training data: columns, cells, lines; everything else is refused or reported."""
 
 import json
 

@@ -55,8 +55,8 @@ def check_environments(data: DomainData) -> DomainData:
     """Return `data` if one can train on some of its environments and test on another.
 
     Raises:
-        UserError: fewer than two environments or classes, one without samples, or an environment that lacks a class which
-            others have.
+        UserError: fewer than two environments or classes, an environment without samples, or one that lacks a class
+            which others have.
     """
     empty = [e.name for e in data.environments if len(e.labels) == 0]
     if empty:
@@ -80,14 +80,15 @@ def check_environments(data: DomainData) -> DomainData:
             )
     if len(everywhere) < 2:
         raise UserError(
-            f"the domains have {len(everywhere)} class(es), {listed(data.classes[number] for number in everywhere)}: two are "
-            "needed."
+            f"the domains have {len(everywhere)} class(es), {listed(data.classes[number] for number in everywhere)}: "
+            "two are needed."
         )
     nowhere = [name for number, name in enumerate(data.classes) if number not in everywhere]
     if nowhere:
         say_warning(
-            f"no domain has {'an image' if data.kind == 'image' else 'a text'} of {len(nowhere)} of the {len(data.classes)} classes "
-            f"that the labels name: {listed(nowhere[:10])}. The model has outputs for them, which it never learns."
+            f"no domain has {'an image' if data.kind == 'image' else 'a text'} of {len(nowhere)} of the "
+            f"{len(data.classes)} classes that the labels name: {listed(nowhere[:10])}. The model has outputs for "
+            "them, which it never learns."
         )
     small = [e.name for e in data.environments if int(len(e.labels) * HOLDOUT_FRACTION) == 0]
     if small:

@@ -92,8 +92,8 @@ def _from_folders(folders: Sequence[Path]) -> DomainData:
     empty = [name for name in classes if filled and name not in filled]
     if empty:
         raise UserError(
-            f"{folders[0].parent} has no image of the class(es) {listed(empty[:10])} in any domain: add images to each, or "
-            "remove these folders."
+            f"{folders[0].parent} has no image of the class(es) {listed(empty[:10])} in any domain: add images to "
+            "each, or remove these folders."
         )
     environments = []
     for domain, images in found.items():

@@ -121,8 +121,8 @@ def load_image_sets(
 ) -> tuple[ImageSet, ImageSet]:
     """The training and the validation images, with class numbers in the order of the training classes.
 
-    With `args.holdout_fraction` the second are training images, drawn from what is left of them, and no validation images
-    are looked for.
+    With `args.holdout_fraction` the second are training images, drawn from what is left of them, and no validation
+    images are looked for.
 
     Args:
         args: where they are, and how many.
@@ -154,7 +154,8 @@ def load_image_sets(
     absent = [name for name, count in zip(train.classes, validation.counts()) if count == 0]
     if absent:
         say_warning(
-            f"no image to evaluate on is of {len(absent)} of the {len(train.classes)} classes: {listed(absent[:10])}. All scores, "
+            f"no image to evaluate on is of {len(absent)} of the {len(train.classes)} classes: "
+            f"{listed(absent[:10])}. All scores, "
             "worst_class_accuracy too, are those of the other classes."
         )
     return train, validation
@@ -163,8 +164,9 @@ def load_image_sets(
 def _check_classes(classes: Sequence[str], origin: str) -> None:
     if len(classes) < 2:
         raise UserError(
-            f"{origin} has {len(classes)} class(es), {listed(classes)}: two are needed. Images of each class belong in a folder "
-            "of their own; of parquet files and the Hub, --columns IMAGE LABEL names the column of the classes."
+            f"{origin} has {len(classes)} class(es), {listed(classes)}: two are needed. Images of each class belong "
+            "in a folder of their own; of parquet files and the Hub, --columns IMAGE LABEL names the column of the "
+            "classes."
         )
 
 
@@ -252,15 +254,14 @@ def _files(
         names = VALIDATION_NAMES if split == "validation" else (split,)
         present = next(filter(None, (_split_files(folder, name) for name in names)), None)
         if present is None:
-            held = {
-                "train": " (with --holdout_fraction the second is not read)" if len(wanted) == 1 else "",
-                "validation": "; without validation images, --holdout_fraction 0.1 evaluates on training images",
-            }
+            hint = " (with --holdout_fraction the second is not read)" if len(wanted) == 1 else ""
+            if split == "validation" and not args.streaming:
+                hint = "; without validation images, --holdout_fraction 0.1 evaluates on training images"
             raise UserError(
                 f"{folder} has no {' or '.join(names)} (a folder of class folders or of parquet files), no "
                 f"{names[0]}.parquet, and no {names[0]}-*.parquet there or in {folder / 'data'}; it holds "
                 f"{listed(sorted(path.name for path in folder.iterdir())[:10])}. For folders of other names, give two: "
-                f"--data_dir TRAIN VALIDATION{held[split]}."
+                f"--data_dir TRAIN VALIDATION{hint}."
             )
         found[split] = present
     return found

@@ -61,8 +61,8 @@ def say_left_out(where: str | Path, suffixes: Mapping[str, int]) -> None:
     """Warn of files among the images whose suffix is not that of one."""
     if suffixes:
         say_warning(
-            f"{where}: {sum(suffixes.values()):,} file(s) are left out, whose suffix is none of the image formats that are read: "
-            f"{counted(suffixes)}. Convert those that are images, to png say."
+            f"{where}: {sum(suffixes.values()):,} file(s) are left out, whose suffix is none of the image formats "
+            f"that are read: {counted(suffixes)}. Convert those that are images, to png say."
         )
 
 

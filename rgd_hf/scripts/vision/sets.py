@@ -112,8 +112,8 @@ def read_folder(directory: str | Path) -> ImageSet:
         held = sum((found[name][1] for name in empty), Counter())
         there = f" (other files there, by suffix: {counted(held)})" if held else ""
         raise UserError(
-            f"{folder} has {len(empty)} class folder(s) without images: {listed(empty[:10])}{there}. Remove them, or add "
-            "images of a format that Pillow opens (png, jpeg, webp, tiff, ...)."
+            f"{folder} has {len(empty)} class folder(s) without images: {listed(empty[:10])}{there}. Remove them, or "
+            "add images of a format that Pillow opens (png, jpeg, webp, tiff, ...)."
         )
     say_left_out(folder, others)
     say_beside(folder, "classes")
