@@ -56,6 +56,7 @@ class EMAMixin(TrainerBase):
     def __init__(self, *args: Any, ema_decay: float | None = None, ema_warmup: bool = False, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.ema: AveragedModel | None = None
+        self._averaged = self._evaluates_both = False
         self.ema_decay, self.ema_warmup = ema_decay, ema_warmup
         self.model: Any
         if ema_decay is None:
@@ -90,12 +91,17 @@ class EMAMixin(TrainerBase):
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside, the model has the averaged weights."""
+        """Inside, the model has the averaged weights; inside of it another changes nothing."""
+        if self._averaged:
+            yield
+            return
+        self._averaged = True
         self._swap()
         try:
             yield
         finally:
             self._swap()
+            self._averaged = False
 
     @torch.no_grad()
     def _swap(self) -> None:
@@ -109,12 +115,17 @@ class EMAMixin(TrainerBase):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """As the Trainer's, of both the averaged and the last weights."""
-        if self.ema is None:
+        """As the Trainer's, of both the averaged and the last weights; inside `averaged()` of the averaged ones alone."""
+        # The Trainer calls this again for each of several evaluation sets.
+        if self.ema is None or self._averaged or self._evaluates_both:
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        last = super().evaluate(eval_dataset, ignore_keys, f"{metric_key_prefix}_last")
-        with self.averaged():
-            return {**last, **super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)}
+        self._evaluates_both = True
+        try:
+            last = super().evaluate(eval_dataset, ignore_keys, f"{metric_key_prefix}_last")
+            with self.averaged():
+                return {**last, **super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)}
+        finally:
+            self._evaluates_both = False
 
     def predict(self, *args: Any, **kwargs: Any) -> PredictionOutput:
         """As the Trainer's, with the averaged weights."""
