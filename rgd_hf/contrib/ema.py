@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_model, save_model
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import TrainerCallback
@@ -106,10 +106,10 @@ class EMAMixin(TrainerBase):
     @torch.no_grad()
     def _swap(self) -> None:
         assert self.ema is not None
-        averaged = self.ema.module.state_dict()
-        for name, tensor in self.model.state_dict().items():
-            kept = tensor.clone()
-            tensor.copy_(averaged[name])
+        last, averaged = self.model.state_dict(), self.ema.module.state_dict()
+        for name in {tensor.data_ptr(): name for name, tensor in last.items()}.values():  # tied weights once
+            kept = last[name].clone()
+            last[name].copy_(averaged[name])
             averaged[name].copy_(kept)
 
     def evaluate(
@@ -141,8 +141,7 @@ class EMAMixin(TrainerBase):
         if output_dir is not None and Path(output_dir).name.startswith(f"{PREFIX_CHECKPOINT_DIR}-"):
             super().save_model(output_dir, _internal_call)
             if self.args.should_save:
-                weights = {name: tensor.contiguous() for name, tensor in self.ema.module.state_dict().items()}
-                save_file(weights, str(Path(output_dir) / EMA_NAME))
+                save_model(self.ema.module, str(Path(output_dir) / EMA_NAME))
             return None
         with self.averaged():
             return super().save_model(output_dir, _internal_call)
@@ -152,7 +151,7 @@ class EMAMixin(TrainerBase):
         if self.ema is None or checkpoint is None:
             return
         path = state_file(checkpoint, EMA_NAME, "ema_decay")
-        self.ema.module.load_state_dict(load_file(str(path), device=str(self.args.device)))
+        load_model(self.ema.module, path, device=str(self.args.device))
         self.ema.n_averaged.fill_(1)  # any but 0, with which the average would start again
 
 

@@ -1,13 +1,17 @@
 """EMA in the ways into evaluating, saving and training: several evaluation sets, tied weights, several trainings."""
 
+import copy
+
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn import functional as F
+from transformers import TrainerCallback
 
 from rgd_hf import ReweightedTrainer, ReweightedTrainingArguments
 from rgd_hf.contrib import EMAMixin
 from tests.helpers.quiet import QUIET
-from tests.helpers.tiny import classification_data, stack, tiny_bert
+from tests.helpers.tiny import classification_data, stack, tiny_bert, tiny_gpt2
 
 
 class EMATrainer(EMAMixin, ReweightedTrainer):
@@ -56,3 +60,54 @@ def test_the_averaged_weights_are_used_once_however_often_they_are_asked_for(tmp
         metrics = trainer.evaluate(ROWS)
         assert metrics["eval_loss"] == pytest.approx(averaged, rel=1e-5) and "eval_last_loss" not in metrics
     assert loss_of(trainer.model, ROWS) == last
+
+
+# --- tied weights and checkpoints -----------------------------------------------------------------------------------
+
+
+class Keep(TrainerCallback):
+    """The weights after every step."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        self.seen.append(copy.deepcopy(model.state_dict()))
+
+
+def average_of(states, decay=0.5):
+    """The recurrence from the first of `states`, which have no whole numbers that change."""
+    mean = states[0]
+    for state in states[1:]:
+        mean = {name: decay * mean[name] + (1 - decay) * value for name, value in state.items()}
+    return mean
+
+
+def assert_same_weights(found, expected):
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, msg=name)
+
+
+TEXTS = [{"input_ids": row["input_ids"], "labels": row["input_ids"]} for row in ROWS]
+TIED = ("transformer.wte.weight", "lm_head.weight")
+
+
+def test_tied_weights_are_swapped_saved_and_resumed(tmp_path):
+    settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    whole, keep = trainer_of(tmp_path, tiny_gpt2(), rows=TEXTS, **settings), Keep()
+    whole.add_callback(keep)
+    whole.train()
+    expected = average_of(keep.seen)
+    with whole.averaged():
+        assert_same_weights(whole.model.state_dict(), expected)
+    assert_same_weights(whole.model.state_dict(), keep.seen[-1])
+    assert (expected[TIED[0]] - keep.seen[-1][TIED[0]]).abs().max() > 1e-2
+    saved = load_file(tmp_path / "checkpoint-2" / "ema.safetensors")
+    assert len(set(TIED) & set(saved)) == 1
+
+    resumed = trainer_of(tmp_path, tiny_gpt2(), rows=TEXTS, **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert_same_weights(resumed.ema.module.state_dict(), expected)
+    first, second = (resumed.ema.module.get_parameter(name) for name in TIED)
+    assert first is second
