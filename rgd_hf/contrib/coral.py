@@ -92,14 +92,14 @@ class CORALMixin(PenaltyMixin):
         """See `PenaltyMixin`."""
         domains = self._domains(inputs)
         with recorded_inputs(classifier_of(self.bare_model())) as recorded:
-            result = forward()
+            result, others = super().with_penalty(forward, inputs)
         features = recorded[-1]
         if features.dim() != 2 or features.shape[0] != domains.shape[0]:
             raise SetupError(
                 f"the classifier of {type(self.bare_model()).__name__} is given features of shape {list(features.shape)}, "
                 "not one row per sample: choose another model, or another method."
             )
-        return result, self.coral_weight * coral_penalty(features, domains, self.num_domains)
+        return result, others + self.coral_weight * coral_penalty(features, domains, self.num_domains)
 
     def _domains(self, inputs: Mapping[str, Any]) -> Tensor:
         if self.domain_column not in inputs:

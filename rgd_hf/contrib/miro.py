@@ -150,9 +150,9 @@ class MIROMixin(PenaltyMixin):
     def with_penalty(self, forward: Forward, inputs: Mapping[str, Any]) -> tuple[tuple[Tensor, Any], Tensor]:
         """See `PenaltyMixin`."""
         with recorded_outputs(stages_of(self.bare_model())) as features:
-            result = forward()
+            result, others = super().with_penalty(forward, inputs)
         penalty = miro_penalty(features, self._pretrained_features(inputs), self.variances)
-        return result, self.miro_weight * penalty
+        return result, others + self.miro_weight * penalty
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As the Trainer's; the variances go into checkpoints alone."""

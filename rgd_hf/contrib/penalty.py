@@ -17,7 +17,9 @@ Forward = Callable[[], tuple[Tensor, Any]]
 
 
 class PenaltyMixin(TrainerBase):
-    """Adds `penalty` to the (re-weighted) mean of a batch's losses, in training alone.
+    """Adds penalties to the (re-weighted) mean of a batch's losses, in training alone: the sum of those of all its classes.
+
+    A class with a penalty of its own extends `with_penalty`.
 
     The penalty belongs to the batch, not to a sample, so no weight of a sample multiplies it. A step of several
     micro-batches or processes has the mean of their penalties by their share of the step, as it has that of a model's
@@ -59,14 +61,18 @@ class PenaltyMixin(TrainerBase):
     def with_penalty(self, forward: Forward, inputs: Mapping[str, Any]) -> tuple[tuple[Tensor, Any], Tensor]:
         """Run `forward()`, look at what the model computes, and return its result with the penalty.
 
+        An override calls `super().with_penalty(forward, inputs)` in place of `forward()` and adds its penalty to the one
+        that this returns, which is 0 if no other class has one.
+
         Args:
             forward: runs the model on `inputs`; its loss, 0-dimensional, and outputs.
             inputs: a batch, with the columns that the model is not shown.
 
         Returns:
-            What `forward()` returned, and the penalty times its weight, 0-dimensional.
+            What `forward()` returned, and the sum of the penalties times their weights, 0-dimensional.
         """
-        raise NotImplementedError
+        result = forward()
+        return result, result[0].new_zeros(())
 
     def bare_model(self) -> nn.Module:
         """The model without the wrappers of distributed training."""

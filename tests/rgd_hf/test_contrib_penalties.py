@@ -186,6 +186,63 @@ def test_miro_saves_a_model_without_variances_and_resumes(tmp_path):
     assert len(whole.variances.b) == 1
 
 
+class CORALThenMIRO(CORALMixin, MIROMixin, ReweightedTrainer):
+    pass
+
+
+class MIROThenCORAL(MIROMixin, CORALMixin, ReweightedTrainer):
+    pass
+
+
+def both_by_hand(model, batch, coral_weight, miro_weight, pretrained, variances):
+    """Loss and gradients of `weighted mean + coral_weight * CORAL + miro_weight * MIRO` on a batch, one step of one piece."""
+
+    def stages(of):
+        return of.bert(batch["input_ids"], output_hidden_states=True).hidden_states[1:]
+
+    pooled = model.bert(batch["input_ids"]).pooler_output
+    losses = torch.nn.functional.cross_entropy(model.classifier(pooled), batch["labels"], reduction="none")
+    loss = (rgd_weights(losses.detach(), "kl", tau=1.0) * losses).mean()
+    if coral_weight:
+        loss = loss + coral_weight * coral_penalty(pooled, batch["domain"], DOMAINS)
+    if miro_weight:
+        with torch.no_grad():
+            frozen = stages(pretrained)
+        loss = loss + miro_weight * miro_penalty(stages(model), frozen, variances)
+    model.zero_grad()
+    loss.backward()
+    # The variances learn ten times as fast.
+    rates = {name: 10 if name.startswith("miro") else 1 for name, _ in model.named_parameters()}
+    return loss.item(), {n: rates[n] * p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("cls", [CORALTrainer, MIROTrainer, CORALThenMIRO, MIROThenCORAL])
+def test_penalties_add_up_in_every_order(cls, tmp_path):
+    """The loss and the step of each alone, and of both, are those of the objective written out."""
+    weights = {
+        name: weight
+        for name, weight, mixin in (("coral_weight", 3.0, CORALMixin), ("miro_weight", 0.5, MIROMixin))
+        if issubclass(cls, mixin)
+    }
+    trainer = trainer_of(cls, tmp_path, keywords=weights, reweighting="kl", logging_steps=1)
+    pretrained = getattr(trainer, "pretrained", None)
+    if pretrained is not None:
+        with torch.no_grad():  # else the distance and its gradient are 0
+            for parameter in pretrained.bert.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    model = copy.deepcopy(trainer.model)
+    variances = getattr(model, "miro_variances", None)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    _, seen = step_of(trainer)
+    loss, gradients = both_by_hand(
+        model, *seen, weights.get("coral_weight", 0.0), weights.get("miro_weight", 0.0), pretrained, variances
+    )
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(loss, rel=1e-4)
+    for name, parameter in trainer.model.named_parameters():
+        step = (before[name] - parameter.detach()) / trainer.args.learning_rate
+        torch.testing.assert_close(step, gradients[name], rtol=1e-3, atol=1e-4, msg=name)
+
+
 def test_mixins_combine(tmp_path):
     class All(CORALMixin, MIROMixin, SWADMixin, ReweightedTrainer):
         pass
