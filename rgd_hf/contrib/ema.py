@@ -29,7 +29,7 @@ Tensors = list[Tensor] | tuple[Tensor, ...]
 class EMAMixin(TrainerBase):
     """Averages the weights over the optimizer steps, for any class that derives from `transformers.Trainer`; list it before the Trainer.
 
-    The average begins with the weights after the first step; then `average = d * average + (1 - d) * weights` after every
+    The average of each training begins with the weights after its first step; then `average = d * average + (1 - d) * weights` after every
     step, buffers included (integers are copied), by `torch.optim.swa_utils.AveragedModel`. `evaluate`
     reports the averaged weights under its usual names and the last ones under `eval_last_...`; `predict` uses and
     `save_model` saves the averaged ones; checkpoints hold both (`ema.safetensors`), so that a resumed run is the same.
@@ -42,6 +42,9 @@ class EMAMixin(TrainerBase):
         ema_decay: decay d of the average, between 0 and 1; None (default) for no average.
         ema_warmup: use `min(d, 1 - (1 + step)**(-2/3))` as the decay at each step, for runs that are short compared with
             `1 / (1 - d)` steps.
+
+    Attributes:
+        ema: the average as a model, `ema.module`; None before the first training.
 
     Raises:
         SetupError: `ema_decay` is not between 0 and 1, the weights are split over processes (FSDP, DeepSpeed), or
@@ -71,9 +74,15 @@ class EMAMixin(TrainerBase):
             raise SetupError(
                 "load_best_model_at_end would discard the averaged weights: leave out one of it and ema_decay."
             )
-        # Without a device: else the count of steps would lie there, and be waited for in every step.
-        self.ema = AveragedModel(self.model, multi_avg_fn=self._average, use_buffers=True)
         self.add_callback(_Update(self))
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        # Only here a search's trial has its model; a batch size that did not fit begins here again.
+        self.ema = None  # so that there are never two
+        if self.ema_decay is not None:
+            # Without a device: else the count of steps would lie there, and be waited for in every step.
+            self.ema = AveragedModel(self.model, multi_avg_fn=self._average, use_buffers=True)
+        return super()._inner_training_loop(*args, **kwargs)
 
     def decay(self, step: int) -> float:
         """The factor of the average after optimizer step `step`, from 1."""
@@ -91,8 +100,8 @@ class EMAMixin(TrainerBase):
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside, the model has the averaged weights; inside of it another changes nothing."""
-        if self._averaged:
+        """Inside, the model has the averaged weights, if a step was taken; inside of it another changes nothing."""
+        if self._averaged or self.ema is None or not self.ema.n_averaged:
             yield
             return
         self._averaged = True
@@ -117,7 +126,7 @@ class EMAMixin(TrainerBase):
     ) -> dict[str, float]:
         """As the Trainer's, of both the averaged and the last weights; inside `averaged()` of the averaged ones alone."""
         # The Trainer calls this again for each of several evaluation sets.
-        if self.ema is None or self._averaged or self._evaluates_both:
+        if self.ema_decay is None or self._averaged or self._evaluates_both:
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         self._evaluates_both = True
         try:
@@ -129,16 +138,16 @@ class EMAMixin(TrainerBase):
 
     def predict(self, *args: Any, **kwargs: Any) -> PredictionOutput:
         """As the Trainer's, with the averaged weights."""
-        if self.ema is None:
-            return super().predict(*args, **kwargs)
         with self.averaged():
             return super().predict(*args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the averaged weights; a checkpoint gets the last ones, with the averaged ones beside them."""
-        if self.ema is None:
-            return super().save_model(output_dir, _internal_call)
-        if output_dir is not None and Path(output_dir).name.startswith(f"{PREFIX_CHECKPOINT_DIR}-"):
+        if (
+            self.ema is not None
+            and output_dir is not None
+            and Path(output_dir).name.startswith(f"{PREFIX_CHECKPOINT_DIR}-")
+        ):
             super().save_model(output_dir, _internal_call)
             if self.args.should_save:
                 save_model(self.ema.module, str(Path(output_dir) / EMA_NAME))

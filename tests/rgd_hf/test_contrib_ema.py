@@ -111,3 +111,44 @@ def test_tied_weights_are_swapped_saved_and_resumed(tmp_path):
     assert_same_weights(resumed.ema.module.state_dict(), expected)
     first, second = (resumed.ema.module.get_parameter(name) for name in TIED)
     assert first is second
+
+
+# --- several trainings ----------------------------------------------------------------------------------------------
+
+
+def wider():
+    """Models of two sizes in turn, as a search over sizes has them."""
+    wider.calls += 1
+    return tiny_bert(num_labels=3 + wider.calls % 2)
+
+
+@pytest.mark.parametrize("model_init", [None, lambda: tiny_bert(), wider])
+def test_every_training_begins_its_own_average(model_init, tmp_path):
+    wider.calls = 0
+    trainer = trainer_of(tmp_path, keywords={"model_init": model_init} if model_init else None)
+    for _ in range(2):
+        keep = Keep()
+        trainer.add_callback(keep)
+        trainer.train()
+        trainer.remove_callback(keep)
+        assert_same_weights(trainer.ema.module.state_dict(), average_of(keep.seen))
+
+
+def test_before_a_training_there_is_no_average(tmp_path):
+    trainer = trainer_of(tmp_path)
+    with torch.no_grad():
+        trainer.model.classifier.bias += 1.0
+    weights = copy.deepcopy(trainer.model.state_dict())
+    metrics = trainer.evaluate(ROWS)
+    assert metrics["eval_loss"] == metrics["eval_last_loss"] == pytest.approx(loss_of(trainer.model, ROWS))
+    with trainer.averaged():
+        assert_same_weights(trainer.model.state_dict(), weights)
+
+
+def test_a_training_that_resumes_goes_on_with_the_average_of_the_checkpoint(tmp_path):
+    settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    whole, keep = trainer_of(tmp_path, **settings), Keep()
+    whole.add_callback(keep)
+    whole.train()
+    whole.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert_same_weights(whole.ema.module.state_dict(), average_of(keep.seen[:4]))
