@@ -10,9 +10,10 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import TrainerCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, PredictionOutput
+from transformers.trainer_utils import PredictionOutput
 
-from rgd_hf.contrib.errors import SetupError, state_file
+from rgd_hf.contrib.checkpoints import is_checkpoint, state_file
+from rgd_hf.contrib.errors import SetupError
 from rgd_hf.overrides import check_order
 
 if TYPE_CHECKING:
@@ -143,17 +144,12 @@ class EMAMixin(TrainerBase):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the averaged weights; a checkpoint gets the last ones, with the averaged ones beside them."""
-        if (
-            self.ema is not None
-            and output_dir is not None
-            and Path(output_dir).name.startswith(f"{PREFIX_CHECKPOINT_DIR}-")
-        ):
-            super().save_model(output_dir, _internal_call)
-            if self.args.should_save:
-                save_model(self.ema.module, str(Path(output_dir) / EMA_NAME))
-            return None
-        with self.averaged():
-            return super().save_model(output_dir, _internal_call)
+        if not is_checkpoint(output_dir, _internal_call):
+            with self.averaged():
+                return super().save_model(output_dir, _internal_call)
+        super().save_model(output_dir, _internal_call)
+        if self.ema is not None and self.args.should_save:
+            save_model(self.ema.module, str(Path(str(output_dir)) / EMA_NAME))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)

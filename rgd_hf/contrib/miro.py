@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from rgd_hf.contrib.errors import SetupError, state_file
+from rgd_hf.contrib.checkpoints import is_checkpoint, state_file
+from rgd_hf.contrib.errors import SetupError
 from rgd_hf.contrib.features import recorded_outputs, stages_of
 from rgd_hf.contrib.penalty import Forward, PenaltyMixin
 from rgd_hf.data import SAMPLE_WEIGHT
@@ -156,7 +156,7 @@ class MIROMixin(PenaltyMixin):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As the Trainer's; the variances go into checkpoints alone."""
-        if output_dir is not None and Path(output_dir).name.startswith(f"{PREFIX_CHECKPOINT_DIR}-"):
+        if is_checkpoint(output_dir, _internal_call):
             return super().save_model(output_dir, _internal_call)
         with self._without_variances():
             return super().save_model(output_dir, _internal_call)

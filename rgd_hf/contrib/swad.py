@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import TrainerCallback
 
-from rgd_hf.contrib.errors import SetupError, state_file
+from rgd_hf.contrib.checkpoints import state_file
+from rgd_hf.contrib.errors import SetupError
 from rgd_hf.overrides import check_order
 
 if TYPE_CHECKING:

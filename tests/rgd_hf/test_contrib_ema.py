@@ -113,6 +113,23 @@ def test_tied_weights_are_swapped_saved_and_resumed(tmp_path):
     assert first is second
 
 
+@pytest.mark.parametrize("name", ["final", "checkpoint-final", "checkpoint-3", "checkpoint-3/export"])
+def test_what_a_user_saves_is_the_average_whatever_the_folder_is_called(name, tmp_path):
+    trainer = trainer_of(tmp_path)
+    trainer.train()
+    trainer.save_model(str(tmp_path / name))
+    assert_same_weights(load_file(tmp_path / name / "model.safetensors"), trainer.ema.module.state_dict())
+    assert not (tmp_path / name / "ema.safetensors").exists()
+
+
+def test_a_checkpoint_has_both_weights(tmp_path):
+    trainer = trainer_of(tmp_path, save_strategy="steps", save_steps=3)
+    trainer.train()
+    folder = tmp_path / "checkpoint-3"
+    assert_same_weights(load_file(folder / "model.safetensors"), trainer.model.state_dict())
+    assert_same_weights(load_file(folder / "ema.safetensors"), trainer.ema.module.state_dict())
+
+
 # --- several trainings ----------------------------------------------------------------------------------------------
 
 

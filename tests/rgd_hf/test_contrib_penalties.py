@@ -178,8 +178,9 @@ def test_miro_saves_a_model_without_variances_and_resumes(tmp_path):
     torch.testing.assert_close(parameters_of(resumed.model), parameters_of(whole.model))
     for found, expected in zip(resumed.variances.b, whole.variances.b, strict=True):
         torch.testing.assert_close(found, expected)
-    whole.save_model(str(tmp_path / "saved"))
-    loaded, report = type(whole.model).from_pretrained(tmp_path / "saved", output_loading_info=True)
+    saved = tmp_path / "checkpoint-final"  # no checkpoint, in spite of its name
+    whole.save_model(str(saved))
+    loaded, report = type(whole.model).from_pretrained(saved, output_loading_info=True)
     assert not report["unexpected_keys"] and not report["missing_keys"]
     bare = {n: p for n, p in whole.model.state_dict().items() if not n.startswith("miro")}
     assert all(torch.equal(loaded.state_dict()[name], value) for name, value in bare.items())
