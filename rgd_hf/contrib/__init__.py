@@ -1,6 +1,6 @@
 """Methods of other papers that go under or beside re-weighting: mixins for Trainer classes of your own.
 
-Each is listed before the Trainer that it changes, and they combine:
+Each is listed before the Trainer that it changes, and they combine, but for SWAD with EMA:
 
     class MyTrainer(CORALMixin, SWADMixin, ReweightedTrainer): ...
 

@@ -14,6 +14,7 @@ from transformers.trainer_utils import PredictionOutput
 
 from rgd_hf.contrib.checkpoints import is_checkpoint, state_file
 from rgd_hf.contrib.errors import SetupError
+from rgd_hf.contrib.swad import SWADMixin
 from rgd_hf.overrides import check_order
 
 if TYPE_CHECKING:
@@ -48,9 +49,9 @@ class EMAMixin(TrainerBase):
         ema: the average as a model, `ema.module`; None before the first training.
 
     Raises:
-        SetupError: `ema_decay` is not between 0 and 1, the weights are split over processes (FSDP, DeepSpeed), or
-            `load_best_model_at_end` would put the weights of one step in the average's place; in training: a checkpoint to
-            resume from has no averaged weights.
+        SetupError: `ema_decay` is not between 0 and 1, the class also has SWAD, the weights are split over processes (FSDP,
+            DeepSpeed), or `load_best_model_at_end` would put the weights of one step in the average's place; in training:
+            a checkpoint to resume from has no averaged weights.
     """
 
     def __init_subclass__(cls, **kwargs: Any):
@@ -58,6 +59,11 @@ class EMAMixin(TrainerBase):
         check_order(cls, EMAMixin)
 
     def __init__(self, *args: Any, ema_decay: float | None = None, ema_warmup: bool = False, **kwargs: Any):
+        if ema_decay is not None and isinstance(self, SWADMixin):
+            raise SetupError(
+                f"{type(self).__name__} has two averages of the weights: SWAD ends the training with its own, and EMA would "
+                "evaluate and save another. Choose one: leave out SWADMixin or ema_decay."
+            )
         super().__init__(*args, **kwargs)
         self.ema: AveragedModel | None = None
         self._averaged = self._evaluates_both = False

@@ -245,6 +245,21 @@ def test_settings_that_are_refused(cls, keywords, settings, message, tmp_path):
         trainer_of(cls, tmp_path, keywords, **settings)
 
 
+@pytest.mark.parametrize("mixins", [(EMAMixin, SWADMixin), (SWADMixin, EMAMixin)])
+def test_a_training_has_one_average(mixins, tmp_path):
+    both = type("Both", (*mixins, ReweightedTrainer), {})
+    with pytest.raises(
+        SetupError, match=r"Both has two averages.*SWAD.*EMA.*leave out SWADMixin or ema_decay"
+    ):
+        trainer_of(both, tmp_path, {"ema_decay": 0.9})
+    trainer, keep = trainer_of(both, tmp_path, {}), Keep()
+    trainer.add_callback(keep)
+    losses = iter([1.0, 2.0, 3.0, 2.0, 2.0])
+    trainer.validation_loss = lambda metrics: next(losses)
+    trainer.train()
+    assert_same_weights(trainer.model.state_dict(), mean_of(keep.seen))
+
+
 @pytest.mark.parametrize("cls,keywords", [(SWADTrainer, {}), (EMATrainer, {"ema_decay": 0.9})])
 def test_a_checkpoint_without_averages_is_refused(cls, keywords, tmp_path):
     trainer_of(Trainer, tmp_path, {}, max_steps=2, save_strategy="steps", save_steps=2).train()
