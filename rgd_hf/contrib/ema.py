@@ -15,7 +15,7 @@ from transformers.trainer_utils import PredictionOutput
 from rgd_hf.contrib.checkpoints import is_checkpoint, state_file
 from rgd_hf.contrib.errors import SetupError
 from rgd_hf.contrib.swad import SWADMixin
-from rgd_hf.overrides import check_order
+from rgd_hf.overrides import check_order, set_on
 
 if TYPE_CHECKING:
     from transformers import Trainer as TrainerBase
@@ -33,7 +33,8 @@ class EMAMixin(TrainerBase):
 
     The average of each training begins with the weights after its first step; then `average = d * average + (1 - d) * weights` after every
     step, buffers included (integers are copied), by `torch.optim.swa_utils.AveragedModel`. `evaluate`
-    reports the averaged weights under its usual names and the last ones under `eval_last_...`; `predict` uses and
+    reports the averaged weights under its usual names and the last ones under `eval_last_...` (to callbacks as
+    `on_evaluate` and `on_predict`); `predict` uses and
     `save_model` saves the averaged ones; checkpoints hold both (`ema.safetensors`), so that a resumed run is the same.
 
     Source: Polyak and Juditsky, "Acceleration of Stochastic Approximation by Averaging", SIAM J. Control Optim. 1992;
@@ -129,17 +130,24 @@ class EMAMixin(TrainerBase):
             averaged[name].copy_(kept)
 
     def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: Any = None,
+        metric_key_prefix: str = "eval",
+        **kwargs: Any,
     ) -> dict[str, float]:
         """As the Trainer's, of both the averaged and the last weights; inside `averaged()` of the averaged ones alone."""
         # The Trainer calls this again for each of several evaluation sets.
         if self.ema_decay is None or self._averaged or self._evaluates_both:
-            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix, **kwargs)
+        handler = self.callback_handler
         self._evaluates_both = True
         try:
-            last = super().evaluate(eval_dataset, ignore_keys, f"{metric_key_prefix}_last")
+            # What callbacks take for an evaluation has the names that they know, and comes once.
+            with set_on(handler, "on_evaluate", lambda *given: handler.on_predict(*given)):
+                last = super().evaluate(eval_dataset, ignore_keys, f"{metric_key_prefix}_last", **kwargs)
             with self.averaged():
-                return {**last, **super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)}
+                return {**last, **super().evaluate(eval_dataset, ignore_keys, metric_key_prefix, **kwargs)}
         finally:
             self._evaluates_both = False
 

@@ -1,14 +1,20 @@
 """EMA in the ways into evaluating, saving and training: several evaluation sets, tied weights, several trainings."""
 
 import copy
+import logging
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
-from transformers import TrainerCallback
+from transformers import EarlyStoppingCallback, T5Config, T5ForConditionalGeneration, TrainerCallback
 
-from rgd_hf import ReweightedTrainer, ReweightedTrainingArguments
+from rgd_hf import (
+    ReweightedSeq2SeqTrainer,
+    ReweightedSeq2SeqTrainingArguments,
+    ReweightedTrainer,
+    ReweightedTrainingArguments,
+)
 from rgd_hf.contrib import EMAMixin
 from tests.helpers.quiet import QUIET
 from tests.helpers.tiny import classification_data, stack, tiny_bert, tiny_gpt2
@@ -19,6 +25,7 @@ class EMATrainer(EMAMixin, ReweightedTrainer):
 
 
 ROWS = classification_data(16)
+TEXTS = [{"input_ids": row["input_ids"], "labels": row["input_ids"]} for row in ROWS]
 
 
 def trainer_of(tmp_path, model=None, cls=EMATrainer, rows=ROWS, keywords=None, **settings):
@@ -62,6 +69,62 @@ def test_the_averaged_weights_are_used_once_however_often_they_are_asked_for(tmp
     assert loss_of(trainer.model, ROWS) == last
 
 
+def test_callbacks_see_one_evaluation_and_early_stopping_goes_by_it(tmp_path, caplog):
+    class Evaluations(TrainerCallback):
+        def __init__(self):
+            self.losses = []
+
+        def on_evaluate(self, args, state, control, metrics, **kwargs):
+            self.losses.append(metrics["eval_loss"])
+
+    seen = Evaluations()
+    settings = {
+        "max_steps": 6,
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "metric_for_best_model": "eval_loss",
+    }
+    trainer = trainer_of(
+        tmp_path,
+        keywords={"eval_dataset": classification_data(8, seed=5), "ema_decay": 0.9},
+        learning_rate=2.0,
+        **settings,
+    )
+    trainer.add_callback(seen)
+    trainer.add_callback(EarlyStoppingCallback(early_stopping_patience=2))
+    logging.getLogger("transformers").addHandler(caplog.handler)
+    try:
+        trainer.train()
+    finally:
+        logging.getLogger("transformers").removeHandler(caplog.handler)
+    assert "early stopping is disabled" not in caplog.text
+    logged = trainer.state.log_history
+    assert seen.losses == [entry["eval_loss"] for entry in logged if "eval_loss" in entry]
+    assert len(seen.losses) == len([entry for entry in logged if "eval_last_loss" in entry])
+    best = next(
+        n for n in range(len(seen.losses)) if min(seen.losses[n + 1 : n + 3]) > min(seen.losses[: n + 1])
+    )
+    assert trainer.state.global_step == best + 3 < 6
+
+
+def test_keywords_of_an_evaluation_go_to_the_trainer(tmp_path):
+    class Texts(EMAMixin, ReweightedSeq2SeqTrainer):
+        pass
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 50, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    model = T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=0, pad_token_id=0))
+    args = ReweightedSeq2SeqTrainingArguments(output_dir=str(tmp_path), predict_with_generate=True, **QUIET)
+    trainer = Texts(model, args, eval_dataset=TEXTS[:8], ema_decay=0.5, compute_metrics=lambda _: {})
+    generate, lengths = model.generate, []
+    model.generate = lambda *given, **kwargs: (
+        lengths.append(kwargs["max_length"]) or generate(*given, **kwargs)
+    )
+    trainer.evaluate(max_length=5)
+    trainer.predict(TEXTS[:8], max_length=4)
+    assert lengths == [5, 5, 4]
+
+
 # --- tied weights and checkpoints -----------------------------------------------------------------------------------
 
 
@@ -89,7 +152,6 @@ def assert_same_weights(found, expected):
         torch.testing.assert_close(found[name], value, msg=name)
 
 
-TEXTS = [{"input_ids": row["input_ids"], "labels": row["input_ids"]} for row in ROWS]
 TIED = ("transformer.wte.weight", "lm_head.weight")
 
 
