@@ -170,7 +170,7 @@ class EMAMixin(TrainerBase):
         if self.ema is None or checkpoint is None:
             return
         path = state_file(checkpoint, EMA_NAME, "ema_decay")
-        load_model(self.ema.module, path, device=str(self.args.device))
+        load_model(self.ema.module, path)
         self.ema.n_averaged.fill_(1)  # any but 0, with which the average would start again
 
 

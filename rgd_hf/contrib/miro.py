@@ -70,6 +70,11 @@ def miro_penalty(features: Sequence[Tensor], pretrained: Sequence[Tensor], varia
     return torch.stack(bounds).sum()
 
 
+def _home_of(model: Any) -> Any:
+    # transformers' wrapper of timm loads no names but those of the model in it.
+    return getattr(model, "timm_model", model)
+
+
 class MIROMixin(PenaltyMixin):
     """MIRO for any class that derives from `ReweightingMixin` and a Trainer; list it before them.
 
@@ -78,6 +83,9 @@ class MIROMixin(PenaltyMixin):
     of layers. The variances are trained with the model, ten times as fast and without weight decay. Checkpoints have them
     (`miro.safetensors`), and a training resumes exactly if the Trainer is given the pretrained model again; the model that
     `save_model` writes at the end is without them.
+
+    The variances and the frozen copy belong to a model: with `model_init` every training has new ones, and without it a
+    second training goes on with those of the first, as it does with the weights.
 
     Args:
         miro_weight: weight of the penalty (default 0.1).
@@ -99,26 +107,33 @@ class MIROMixin(PenaltyMixin):
                 "MIRO adds parameters of its own to the optimizer, so the Trainer has to make it: pass "
                 "optimizer_cls_and_kwargs instead of optimizers=(...)."
             )
-        self.pretrained = copy.deepcopy(self.bare_model()).eval().requires_grad_(False)
+        self._begin_at(self.bare_model())
+
+    def call_model_init(self, trial: Any = None) -> Any:
+        """As the Trainer's; the new model is the pretrained one, and has variances of its own."""
+        model = super().call_model_init(trial)
+        if hasattr(self, "pretrained"):  # the first is called before the Trainer has its data
+            self._begin_at(model)
+        return model
+
+    def _begin_at(self, model: Any) -> None:
+        self.pretrained = copy.deepcopy(model).eval().requires_grad_(False)
+        if not self.is_model_parallel:
+            self.pretrained.to(self.args.device)
         features = self._pretrained_features(self._prepare_inputs(self.example_batch()))
         channels = [feature.shape[channel_axis(feature)] for feature in features]
         # Part of the model, so that it is moved and synchronized with it.
-        self._home.miro_variances = Variances(channels).to(self.args.device)
+        _home_of(model).miro_variances = Variances(channels).to(self.args.device)
         if self.accelerator.num_processes > 1:
-            self.bare_model().register_forward_hook(self._with_variances_in_the_graph)
-
-    @property
-    def _home(self) -> Any:
-        # transformers' wrapper of timm loads no names but those of the model in it.
-        model = self.bare_model()
-        return getattr(model, "timm_model", model)
+            # No method, of which a copy of the model would have a copy of the Trainer.
+            model.register_forward_hook(lambda _, inputs, output: self._with_variances_in_the_graph(output))
 
     @property
     def variances(self) -> Variances:
         """The trained variances of the stages."""
-        return self._home.miro_variances
+        return _home_of(self.bare_model()).miro_variances
 
-    def _with_variances_in_the_graph(self, model: nn.Module, inputs: Any, output: Any) -> Any:
+    def _with_variances_in_the_graph(self, output: Any) -> Any:
         # DDP takes parameters that the outputs do not depend on for unused, and fails when they have a gradient.
         nothing = 0.0 * torch.stack([b.sum() for b in self.variances.b]).sum()
         values: Any = dict(enumerate(output)) if isinstance(output, tuple) else output
@@ -163,7 +178,7 @@ class MIROMixin(PenaltyMixin):
 
     @contextmanager
     def _without_variances(self) -> Iterator[None]:
-        home = self._home
+        home = _home_of(self.bare_model())
         variances = home.miro_variances
         del home.miro_variances
         try:

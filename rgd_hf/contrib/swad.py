@@ -231,9 +231,9 @@ class SWADMixin(TrainerBase):
         with safe_open(str(path), framework="pt") as file:
             about = json.loads(file.metadata()["swad"])
         averages = {name: WeightAverage(count) for name, count in about["counts"].items()}
-        for key, tensor in load_file(str(path), device=str(self.args.device)).items():
+        for key, tensor in load_file(str(path)).items():
             part, name = key.split(".", 1)
-            averages[part].mean[name] = tensor
+            averages[part].mean[name] = tensor.to(self.args.device)
         self.swad_average, self.swad_segment = averages.pop(AVERAGE), averages.pop(SEGMENT)
         for name, value in about["valley"].items():
             setattr(self.swad_valley, name, value)

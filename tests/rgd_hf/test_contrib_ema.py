@@ -15,7 +15,7 @@ from rgd_hf import (
     ReweightedTrainer,
     ReweightedTrainingArguments,
 )
-from rgd_hf.contrib import EMAMixin
+from rgd_hf.contrib import EMAMixin, MIROMixin
 from tests.helpers.quiet import QUIET
 from tests.helpers.tiny import classification_data, stack, tiny_bert, tiny_gpt2
 
@@ -231,3 +231,18 @@ def test_a_training_that_resumes_goes_on_with_the_average_of_the_checkpoint(tmp_
     whole.train()
     whole.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert_same_weights(whole.ema.module.state_dict(), average_of(keep.seen[:4]))
+
+
+@pytest.mark.parametrize("mixins", [(EMAMixin, MIROMixin), (MIROMixin, EMAMixin)])
+def test_miro_has_its_average_in_every_order(mixins, tmp_path):
+    trainer = trainer_of(tmp_path, cls=type("Both", (*mixins, ReweightedTrainer), {}))
+    keep = Keep()
+    trainer.add_callback(keep)
+    trainer.train()
+    expected = average_of(keep.seen)
+    with trainer.averaged():
+        assert_same_weights(trainer.model.state_dict(), expected)
+    trainer.save_model(str(tmp_path / "saved"))
+    bare = {name: value for name, value in expected.items() if not name.startswith("miro")}
+    assert_same_weights(load_file(tmp_path / "saved" / "model.safetensors"), bare)
+    assert_same_weights(trainer.model.state_dict(), keep.seen[-1])

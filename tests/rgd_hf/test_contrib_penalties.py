@@ -187,6 +187,33 @@ def test_miro_saves_a_model_without_variances_and_resumes(tmp_path):
     assert len(whole.variances.b) == 1
 
 
+def test_miro_begins_with_each_model_that_model_init_makes(tmp_path):
+    """Also where they differ, as in a search; what is resumed is what was saved."""
+    made = []
+
+    def model_init():
+        made.append(tiny_bert(seed=len(made)))
+        return copy.deepcopy(made[-1])
+
+    settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "per_device_train_batch_size": 6}
+    settings |= {"train_sampling_strategy": "sequential"}
+    args = ReweightedTrainingArguments(output_dir=str(tmp_path), **(QUIET | settings))
+    trainer = MIROTrainer(None, args, model_init=model_init, train_dataset=classification_data(12))
+    for seed in (1, 2):  # the constructor made the first
+        trainer.train()
+        torch.testing.assert_close(
+            parameters_of(trainer.pretrained), parameters_of(made[seed]), rtol=0, atol=0
+        )
+        by_hand = MIROTrainer(tiny_bert(seed), args, train_dataset=trainer.train_dataset)
+        by_hand.train()
+        torch.testing.assert_close(parameters_of(trainer.model), parameters_of(by_hand.model))
+        assert (trainer.variances.of(0) - 0.1).abs().max() > 1e-3
+    made.pop()
+    expected = parameters_of(trainer.model)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    torch.testing.assert_close(parameters_of(trainer.model), expected)
+
+
 class CORALThenMIRO(CORALMixin, MIROMixin, ReweightedTrainer):
     pass
 
