@@ -65,7 +65,7 @@ class CORALMixin(PenaltyMixin):
             sees it.
 
     Raises:
-        SetupError: `num_domains` is below 1, `coral_weight` negative, or the model has no such layer; in training: the layer
+        SetupError: `num_domains` is below 1, `coral_weight` negative, or the model has no such layer or no `config.num_labels`; in training: the layer
             does not get one row per sample, a batch lacks the column, or the first has a domain not below `num_domains`.
     """
 
@@ -87,6 +87,10 @@ class CORALMixin(PenaltyMixin):
         self._domains_checked = False
         super().__init__(*args, **kwargs)
         classifier_of(self.bare_model())
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        self._domains_checked = False
+        return super()._inner_training_loop(*args, **kwargs)
 
     def with_penalty(self, forward: Forward, inputs: Mapping[str, Any]) -> tuple[tuple[Tensor, Any], Tensor]:
         """See `PenaltyMixin`."""

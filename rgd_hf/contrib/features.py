@@ -14,9 +14,14 @@ def classifier_of(model: nn.Module) -> nn.Module:
     """The last linear layer with one output per class, whose input are the features of a sample.
 
     Raises:
-        SetupError: the model has none.
+        SetupError: the model has none, or does not say how many classes there are (`config.num_labels`).
     """
-    classes = model.config.num_labels  # type: ignore[union-attr]
+    classes = getattr(getattr(model, "config", None), "num_labels", None)
+    if classes is None:
+        raise SetupError(
+            f"{type(model).__name__} has no config.num_labels, the number of classes by which its classifier is found: set "
+            "model.config = transformers.PreTrainedConfig(num_labels=...)."
+        )
     found = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == classes]
     if not found:
         raise SetupError(

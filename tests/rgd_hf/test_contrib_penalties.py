@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from transformers import Trainer
+from transformers import PreTrainedConfig, Trainer
 
 from rgd_hf import ReweightedTrainer, ReweightedTrainingArguments, rgd_weights
 from rgd_hf.contrib import (
@@ -313,6 +313,42 @@ def test_settings_that_are_refused(cls, keywords, message, tmp_path):
 def test_columns_that_do_not_fit_are_told(keywords, message, tmp_path):
     with pytest.raises(SetupError, match=message):
         trainer_of(CORALTrainer, tmp_path, keywords=keywords).train()
+
+
+def test_domains_are_checked_in_every_training(tmp_path):
+    trainer = trainer_of(CORALTrainer, tmp_path)
+    trainer.train()
+    trainer.num_domains = 2
+    with pytest.raises(SetupError, match="has domains from 0 to 2, but num_domains=2 allows 0 to 1"):
+        trainer.train()
+
+
+class Bag(torch.nn.Module):
+    """A model that is none of transformers."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = torch.nn.EmbeddingBag(50, 8)
+        self.classifier = torch.nn.Linear(8, 3)
+
+    def forward(self, input_ids, labels=None):
+        return {"logits": self.classifier(self.embedding(input_ids))}
+
+
+def test_a_model_without_a_config_is_told_what_it_lacks(tmp_path):
+    def losses(outputs, labels):
+        return torch.nn.functional.cross_entropy(outputs["logits"], labels, reduction="none")
+
+    model, keywords = Bag(), {"per_sample_loss_fn": losses}
+    with pytest.raises(
+        SetupError, match=r"Bag has no config\.num_labels.*set model\.config = transformers\.PreTr"
+    ):
+        trainer_of(CORALTrainer, tmp_path, model, keywords)
+    model.config = PreTrainedConfig(num_labels=3)
+    start = parameters_of(model).clone()
+    trainer = trainer_of(CORALTrainer, tmp_path, model, keywords)
+    trainer.train()
+    assert (parameters_of(model) - start).abs().max() > 0
 
 
 def test_a_model_without_features_of_a_sample_is_told(tmp_path):
