@@ -184,9 +184,13 @@ class SWADMixin(TrainerBase):
             self.swad_segment = WeightAverage()
         return metrics
 
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        # A batch size that did not fit begins here again.
+        self._start_swad()
+        return super()._inner_training_loop(*args, **kwargs)
+
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's; the model ends with the average."""
-        self._start_swad()
         output = super().train(*args, **kwargs)
         self._take(self.swad_valley.finish())
         if self.swad_average.count:

@@ -217,6 +217,33 @@ def test_ema_resumes(tmp_path):
     assert_same_weights(resumed.model.state_dict(), whole.model.state_dict())
 
 
+# --- where an average begins ----------------------------------------------------------------------------------------
+
+
+class DoesNotFit(Keep):
+    """The device runs out of memory in the fifth step, once."""
+
+    failed = False
+
+    def on_step_begin(self, *args, **kwargs):
+        if len(self.seen) == 4 and not self.failed:
+            self.seen, self.failed = [], True
+            raise RuntimeError("CUDA out of memory.")
+
+
+@pytest.mark.parametrize("keep", [Keep, DoesNotFit])
+def test_swad_begins_with_every_training_and_with_a_batch_size_that_fits(keep, tmp_path):
+    trainer = trainer_of(SWADTrainer, tmp_path, {}, max_steps=6, eval_steps=1, auto_find_batch_size=True)
+    trainer.validation_loss = lambda metrics: 1.0
+    for _ in range(2):
+        seen = keep()
+        trainer.add_callback(seen)
+        trainer.train()
+        trainer.remove_callback(seen)
+        assert trainer.swad_average.count == len(seen.seen) == 6
+        assert_same_weights(trainer.model.state_dict(), mean_of(seen.seen))
+
+
 # --- what cannot be -------------------------------------------------------------------------------------------------
 
 
