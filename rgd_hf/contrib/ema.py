@@ -31,11 +31,11 @@ Tensors = list[Tensor] | tuple[Tensor, ...]
 class EMAMixin(TrainerBase):
     """Averages the weights over the optimizer steps, for any class that derives from `transformers.Trainer`; list it before the Trainer.
 
-    The average of each training begins with the weights after its first step; then `average = d * average + (1 - d) * weights` after every
-    step, buffers included (integers are copied), by `torch.optim.swa_utils.AveragedModel`. `evaluate`
-    reports the averaged weights under its usual names and the last ones under `eval_last_...` (to callbacks as
-    `on_evaluate` and `on_predict`); `predict` uses and
-    `save_model` saves the averaged ones; checkpoints hold both (`ema.safetensors`), so that a resumed run is the same.
+    The average of each training begins with the weights after its first step; then
+    `average = d * average + (1 - d) * weights` after every step, buffers included (integers are copied), by
+    `torch.optim.swa_utils.AveragedModel`. `evaluate` reports the averaged weights under its usual names and the last ones
+    under `eval_last_...`, to callbacks as `on_evaluate` and `on_predict`; `predict` uses and `save_model` saves the averaged
+    ones; checkpoints hold both (`ema.safetensors`), so that a resumed run is the same.
 
     Source: Polyak and Juditsky, "Acceleration of Stochastic Approximation by Averaging", SIAM J. Control Optim. 1992;
     exponential as in Tarvainen and Valpola, "Mean teachers are better role models", NeurIPS 2017, Equation 2
