@@ -37,7 +37,8 @@ class GroupDRO(Weighting):
         within: the rule that weights the items within a group; by default all have the same weight.
 
     Raises:
-        ValueError: `num_groups` is below 1, `step_size` is negative, or there are not `num_groups` names; in training: a
+        ValueError: `num_groups` is below 1, `step_size` is negative, there are not `num_groups` names, or the rule within the
+            groups keeps a state; in training: a
             batch lacks the column, or the first step has a group that is not below `num_groups`.
     """
 
@@ -68,6 +69,11 @@ class GroupDRO(Weighting):
             )
         if self.names is not None and len(self.names) != self.num_groups:
             raise ValueError(f"names has {len(self.names)} names for num_groups={self.num_groups}.")
+        if self.within.initial_state():
+            raise ValueError(
+                f"{self.within.method_name()} keeps a state of its own over the steps, which GroupDRO would not update: choose "
+                "another rule within the groups, such as KL()."
+            )
         self.columns = (self.column, *self.within.columns)
         self.compares_items = self.within.compares_items
         self._share: Tensor | None = None

@@ -179,3 +179,14 @@ def train_on_this_process(folder):
 
 if __name__ == "__main__":
     train_on_this_process(sys.argv[1])
+
+
+@pytest.mark.parametrize("rule", sorted(WEIGHTINGS))
+def test_a_rule_with_a_state_within_the_groups_is_refused(rule):
+    """Nobody would update it."""
+    within = WEIGHTINGS[rule](**({"num_groups": 2} if rule == "group_dro" else {}))
+    if within.initial_state():
+        with pytest.raises(ValueError, match="keeps a state of its own"):
+            GroupDRO(2, within=within)
+    else:
+        assert GroupDRO(2, within=within).within is within
