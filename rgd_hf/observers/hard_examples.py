@@ -51,7 +51,8 @@ class HardExamples(Observer):
 
     Raises:
         ValueError: in training: the training set has no indices (an `IterableDataset`), the losses are not this
-            library's (see `ReweightingMixin`), or a batch does not hold one loss (or row of losses) per sample.
+            library's (see `ReweightingMixin`), a batch lacks the column, or does not hold one loss (or row of losses) per
+            sample.
     """
 
     name = "hard_examples"
@@ -80,8 +81,14 @@ class HardExamples(Observer):
     def observe(self, items: Items, weights: Tensor, step: int) -> None:
         """Add one micro-batch to the sums of its samples."""
         indices = items.batch.get(SAMPLE_INDEX)
-        if indices is not None:
-            add_by_sample(self.state["sums"], indices, items, weights)
+        if indices is None:
+            raise ValueError(
+                f"HardExamples needs the column {SAMPLE_INDEX!r} (the index of each sample in the training set) in every "
+                f"training batch, but this batch has only {', '.join(sorted(items.batch))}. The Trainer's own "
+                "get_train_dataloader adds it; for another one, give the training examples this column and keep it in the "
+                "data collator, or turn hard examples off (record_examples=False, or no add_observer)."
+            )
+        add_by_sample(self.state["sums"], indices, items, weights)
 
     def missing(self, checkpoint: str) -> None:
         """Refuse: the list would cover only a part of the training."""

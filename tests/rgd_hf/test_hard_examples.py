@@ -7,8 +7,8 @@ from dataclasses import astuple
 import datasets
 import pytest
 import torch
-from torch.utils.data import IterableDataset
-from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback, default_data_collator
 
 from rgd_hf import HardExamplesMixin, ReweightedTrainer, ReweightedTrainingArguments
 from rgd_hf.items import Items
@@ -216,6 +216,32 @@ def test_streams_and_unnamed_columns_are_refused(make_args):
     trainer = RecordingTrainer(tiny_bert(), args, train_dataset=tuples)
     with pytest.raises(ValueError, match="dicts, not tuple"):
         trainer.train()
+
+
+class OwnLoader:
+    """Batches by a dataloader that knows nothing of the index."""
+
+    def get_train_dataloader(self):
+        return DataLoader(self.train_dataset, batch_size=8, collate_fn=default_data_collator)
+
+
+def test_a_dataloader_without_the_index_is_refused_and_the_remedy_works(make_args):
+    data = classification_data(16)
+    own = type("Own", (OwnLoader, HardExamplesMixin, ReweightedTrainer), {})
+    with pytest.raises(
+        ValueError, match=r"'sample_index'.*only input_ids, labels.*give the training examples"
+    ):
+        own(tiny_bert(), make_args(), train_dataset=data).train()
+    sequential = make_args(train_sampling_strategy="sequential")
+    expected = type("Plain", (HardExamplesMixin, ReweightedTrainer), {})(
+        tiny_bert(), sequential, train_dataset=data
+    )
+    expected.train()
+    numbered = [{**row, "sample_index": index} for index, row in enumerate(data)]
+    found = own(tiny_bert(), make_args(), train_dataset=numbered)
+    found.train()
+    assert len(found.hard_examples(99)) == 16
+    assert_same(found.hard_examples(99), [astuple(example) for example in expected.hard_examples(99)])
 
 
 TWO_PROCESSES = """
