@@ -318,8 +318,12 @@ class ReweightingMixin(
         Raises:
             NonFiniteLossError: a loss was NaN or infinite; checkpoints written before are kept.
         """
-        with self._guarded():
-            result = super().train(*args, **kwargs)
+        try:
+            with self._guarded():
+                result = super().train(*args, **kwargs)
+        finally:
+            # The stock Trainer leaves it on when a training ends with an exception.
+            self.is_in_train = False
         self._end_step()
         self._stop_if_not_finite()
         return result

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import TrainerCallback
 
 from rgd_hf import ReweightedTrainer
 from rgd_hf.divergences import rgd_weights
@@ -179,3 +180,18 @@ def test_a_log_that_began_before_the_interruption_has_all_its_items(make_args, t
     for expected, found in zip(whole, resumed, strict=True):
         assert [found[name] for name in names] == pytest.approx([expected[name] for name in names])
         assert found[HISTOGRAM] == expected[HISTOGRAM] and sum(found[HISTOGRAM]) == 24
+
+
+def test_observers_can_be_added_after_an_interrupted_training(make_args):
+    class Interrupt(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            raise KeyboardInterrupt
+
+    data = classification_data(16)
+    trainer = ReweightedTrainer(tiny_bert(), make_args(), train_dataset=data, callbacks=[Interrupt()])
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    trainer.remove_callback(Interrupt)
+    trainer.add_observer(WeightHistogram)
+    trainer.train()
+    assert HISTOGRAM in trainer.state.log_history[0]
