@@ -60,11 +60,14 @@ class HeadLosses:
         class_weights: float32 `[classes]`, or None.
     """
 
+    # Dtypes and dimensions of the labels that were checked: a check waits for the device.
+    _checked: frozenset[tuple[tuple[torch.dtype, int], ...]] = frozenset()
+
     def __init__(self, head: Head, model: nn.Module, class_weights: Tensor | None):
         self.head, self.unwrapped, self.class_weights = head, model, class_weights
         self.model = bare_model(model)
         self.name, self.token_level = head.name, head.token_level
-        self._checked = self._smoothing_said = self._known = False
+        self._smoothing_said = self._known = False
         self._fused_head = FusedHead(self.model, head.positions_after)
 
     def missing_labels(self, inputs: Mapping[str, Any]) -> list[str]:
@@ -75,16 +78,18 @@ class HeadLosses:
         """The items of a batch that have a loss, bool `[batch]` or `[batch, tokens]`.
 
         Raises:
-            ValueError: a label column is missing, or (checked on the first batch) labels do not fit the model.
+            ValueError: a label column is missing, or labels do not fit the model (checked on the first batch, and on
+                the first whose labels have another dtype or number of dimensions).
         """
         if missing := self.missing_labels(inputs):
             raise ValueError(
                 f"{self.name} needs {', '.join(map(repr, missing))} in every batch, but this batch has only "
                 f"{', '.join(sorted(inputs))}. Check the dataset's columns, the data collator and `label_names`."
             )
-        if not self._checked:
+        layout = tuple((inputs[name].dtype, inputs[name].dim()) for name in self.head.label_names)
+        if layout not in self._checked:
             self.head.check(inputs, self.model.config)
-            self._checked = True
+            self._checked |= {layout}
         return self.head.valid(inputs, self.model.config)
 
     def reference(self, inputs: Mapping[str, Any]) -> Tensor:

@@ -10,6 +10,7 @@ from rgd_hf import losses as un_reduced
 from rgd_hf.heads.base import Head, Inputs, check_class_indices, logits_of
 
 _SINGLE_LABEL = "single_label_classification"
+_MULTI_LABEL = "multi_label_classification"
 _REMEDY = "Load the model with num_labels=<number of classes>, or map the labels."
 
 
@@ -17,8 +18,9 @@ def _resolve_problem_type(inputs: Inputs, config: Any) -> None:
     """Set `config.problem_type` from the first batch, as the model's own forward would, and check the labels.
 
     The rule is transformers' (`loss/loss_utils.py`), with one addition: fractional labels whose rows sum to one are
-    class probabilities (mixup, cutmix), not independent binary labels. DeBERTa has a rule of its own, under which
-    `[batch, classes]` labels are always the targets of a cross-entropy.
+    class probabilities (mixup, cutmix), not independent binary labels. One-hot rows may be either, so a batch that has
+    nothing else is refused. DeBERTa has a rule of its own, under which `[batch, classes]` labels are always the targets
+    of a cross-entropy.
     """
     labels, classes = inputs["labels"], config.num_labels
     by_class = labels.ndim == 2 and labels.shape[-1] == classes > 1
@@ -26,12 +28,22 @@ def _resolve_problem_type(inputs: Inputs, config: Any) -> None:
     if getattr(config, "problem_type", None) is None:
         if classes == 1:
             config.problem_type = "regression"
-        elif deberta or not labels.is_floating_point() or (by_class and _are_probabilities(labels)):
+        elif deberta or not labels.is_floating_point():
+            config.problem_type = _SINGLE_LABEL
+        elif by_class and _sum_to_one(labels):
+            _check_fractional(labels)
             config.problem_type = _SINGLE_LABEL
         else:
-            config.problem_type = "multi_label_classification"
+            config.problem_type = _MULTI_LABEL
     if config.problem_type == _SINGLE_LABEL:
-        _check_single_label(inputs, config, soft=by_class and (deberta or labels.is_floating_point()))
+        soft = by_class and (deberta or labels.is_floating_point())
+        if soft and not deberta and not _sum_to_one(labels):
+            raise ValueError(
+                f"The labels are {labels.dtype} {list(labels.shape)}, but {_SINGLE_LABEL} (config.problem_type, or the labels "
+                "of an earlier batch) needs class indices, or class probabilities that sum to one in every row. For "
+                f"independent labels, set model.config.problem_type = '{_MULTI_LABEL}' before training."
+            )
+        _check_single_label(inputs, config, soft)
     elif labels.numel() != labels.shape[0] * classes:
         raise ValueError(
             f"The labels of the first batch have shape {tuple(labels.shape)}, but {config.problem_type} with "
@@ -55,12 +67,21 @@ def _check_single_label(inputs: Inputs, config: Any, soft: bool = False) -> None
     check_class_indices(labels, un_reduced.IGNORE_INDEX, config.num_labels, "classes", _REMEDY)
 
 
-def _are_probabilities(labels: Tensor) -> bool:
-    sums_to_one = torch.isclose(
-        labels.float().sum(dim=-1), torch.ones((), device=labels.device), atol=1e-3
-    ).all()
-    fractional = ((labels > 0) & (labels < 1)).any()
-    return bool(sums_to_one & fractional)
+def _sum_to_one(labels: Tensor) -> bool:
+    """Whether every row consists of probabilities that sum to one, up to the rounding of its dtype."""
+    tolerance = max(1e-3, torch.finfo(labels.dtype).eps)
+    off = (labels.float().sum(dim=-1) - 1).abs()
+    return bool(((labels >= 0).all(dim=-1) & (off <= tolerance)).all())
+
+
+def _check_fractional(labels: Tensor) -> None:
+    if not ((labels > 0) & (labels < 1)).any():
+        raise ValueError(
+            f"The labels of the first batch are {labels.dtype} {list(labels.shape)}, each row one-hot: they may be class "
+            "probabilities (of mixup that mixed nothing here) or independent labels of which each sample has just one. Say "
+            f"which before training: model.config.problem_type = '{_SINGLE_LABEL}' (cross-entropy with soft labels), or "
+            f"model.config.problem_type = '{_MULTI_LABEL}' (binary cross-entropy of every class, as transformers does)."
+        )
 
 
 def _valid(inputs: Inputs, config: Any, problem_type: str | None = None) -> Tensor:
@@ -78,7 +99,7 @@ def _losses(
     problem_type = problem_type or config.problem_type
     if problem_type == "regression":
         return un_reduced.regression_losses(logits, labels)
-    if problem_type == "multi_label_classification":
+    if problem_type == _MULTI_LABEL:
         return un_reduced.multi_label_losses(logits, labels)
     return un_reduced.single_label_losses(logits, labels, label_smoothing)
 

@@ -224,7 +224,9 @@ def test_problem_type_is_settled_by_the_first_batch() -> None:
     for labels, problem_type in (
         (torch.tensor([0, 1, 2, 0]), "single_label_classification"),
         (_soft_labels(), "single_label_classification"),
-        (torch.eye(CLASSES)[[0, 1, 2, 0]], "multi_label_classification"),
+        (torch.tensor([[0.3, 0.6, 0.1]] * BATCH).bfloat16(), "single_label_classification"),
+        (torch.tensor([[1.0, 0, 0], [0, 0, 1], [0, 0, 0], [0, 1, 0]]), "multi_label_classification"),
+        (torch.tensor([[0.5, 0.5, 0.5]] * BATCH), "multi_label_classification"),
     ):
         model = build("BertForSequenceClassification", num_labels=CLASSES)
         head_of(model).check(text_batch(labels=labels), model.config)
