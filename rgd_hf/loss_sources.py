@@ -12,6 +12,7 @@ from rgd_hf import class_weights as classes
 from rgd_hf.data import SAMPLE_WEIGHT
 from rgd_hf.heads import OWN_HEADS, FusedHead, Head, bare_model, doubt, find_head, hooks_on_outputs, verify
 from rgd_hf.items import token_reference, zero_uncounted
+from rgd_hf.unmasked_losses import not_ignored
 
 PerSampleLossFn = Callable[[Any, Any], Tensor | tuple[Tensor, Tensor]]
 
@@ -187,6 +188,7 @@ class CustomLosses:
     def __init__(self, function: PerSampleLossFn, label_names: Sequence[str], model: Any):
         self.function, self.label_names = function, label_names
         self.withheld = set(label_names) - _needed(model)
+        self._first = True
 
     def run(
         self, model: nn.Module, inputs: Mapping[str, Any], label_smoothing: float, logits: bool = True
@@ -195,7 +197,8 @@ class CustomLosses:
 
         Raises:
             ValueError: `function` did not return unreduced losses, or its mask does not fit them; or it failed on
-                a batch without label columns.
+                a batch without label columns, or its first batch has labels of -100 and it is not clear which losses
+                count.
         """
         labels = {name: inputs[name] for name in self.label_names if name in inputs}
         withheld = {*self.withheld, SAMPLE_WEIGHT}
@@ -213,7 +216,9 @@ class CustomLosses:
                 "that hold the labels: TrainingArguments(label_names=[...])."
             ) from error
         losses, valid = returned if isinstance(returned, tuple) else (returned, None)
-        return checked_losses(PerSampleLosses(losses, outputs, valid), self.name)
+        first, self._first = self._first, False
+        only = next(iter(labels.values())) if len(labels) == 1 else None
+        return checked_losses(PerSampleLosses(losses, outputs, valid), self.name, only, first)
 
 
 class OverriddenLosses:
@@ -230,6 +235,7 @@ class OverriddenLosses:
     def __init__(self, method: Callable[..., Any], name: str, default: HeadLosses | CustomLosses | None):
         self.method, self.name, self.default = method, name, default
         self.default_used = False
+        self._first = True
 
     def run(
         self, model: nn.Module, inputs: Mapping[str, Any], label_smoothing: float, logits: bool = True
@@ -257,18 +263,25 @@ class OverriddenLosses:
                         f"{setting} does not reach {self.name}, which does not call super(): apply it there and "
                         "leave the setting out, or call super().compute_per_sample_losses(model, inputs)."
                     )
-        batch = checked_losses(PerSampleLosses(*returned), self.name)
+        first, self._first = self._first, False
+        batch = checked_losses(PerSampleLosses(*returned), self.name, inputs.get("labels"), first)
         if not isinstance(self.default, HeadLosses) or self.default.class_weights is None:
             return batch
         return batch._replace(reference=self.default.reference_of(batch.valid, inputs, self.name))
 
 
-def checked_losses(returned: PerSampleLosses, by: str) -> BatchLosses:
+def checked_losses(
+    returned: PerSampleLosses, by: str, labels: Any = None, first: bool = False
+) -> BatchLosses:
     """Raise `ValueError` unless `returned` has unreduced losses, and a mask that fits them if any.
+
+    Without a mask, losses of 0 whose label is -100 do not count, as in `cross_entropy`.
 
     Args:
         returned: losses that a user's function returned.
         by: name of the function in messages.
+        labels: the labels that it was given, if there is one tensor of them.
+        first: whether this is its first batch, where the host may wait for the device.
     """
     losses, outputs, valid, auxiliary = returned
     if not isinstance(losses, Tensor) or losses.dim() == 0:
@@ -279,6 +292,8 @@ def checked_losses(returned: PerSampleLosses, by: str) -> BatchLosses:
             f"{by} returned {found}. Weighting it would only rescale the step: return the "
             "unreduced losses, one element per sample or token (`reduction='none'` in torch)."
         )
+    if valid is None:
+        valid = not_ignored(losses, labels, by, first)
     all_valid = valid is None
     if valid is None:
         valid = torch.ones_like(losses, dtype=torch.bool)

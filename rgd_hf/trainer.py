@@ -59,7 +59,8 @@ class ReweightingMixin(
             `outputs` is what the model's forward returned without labels; `labels` is the tensor of the batch (a dict
             of tensors where the Trainer has several `label_names`). Return unreduced losses, one element per item:
             `[batch]` or `[batch, tokens]`; or a pair of them and a bool mask of the same shape that marks the items
-            that count.
+            that count. Without a mask, losses of 0 whose integer label is -100 do not count, as `cross_entropy` ignores
+            them.
         **keywords: arguments of the Trainer, and fields of `ReweightingArguments` (`reweighting`, `tau`, `target_ess`,
             `normalize_weights`, ...), each of which overrides that of `args`. `reweighting` may also be an object of
             `rgd_hf.weightings` (`KL(tau=3.0)`), or a function of losses `[items]` to weights `[items]` (see
@@ -258,6 +259,8 @@ class ReweightingMixin(
 
     def _objective(self, batch: BatchLosses, inputs: Any, num_items: Any) -> Tensor:
         losses, level, sample_weight = batch.losses, self._level(), inputs.get(SAMPLE_WEIGHT)
+        if level == "sample":
+            self._check_rows(losses, inputs)
         if self.args.class_weights is not None:
             losses = zero_uncounted(losses, batch.reference)
         losses = losses_at_level(losses, batch.reference, level)
@@ -283,6 +286,20 @@ class ReweightingMixin(
                 self._show_observers(items, weights)
                 self._add_sums(items)
         return self._weighted_loss(loss, mass, num_items)
+
+    def _check_rows(self, losses: Tensor, inputs: Any) -> None:
+        """Raise where losses of samples were asked for, but those returned are of other items."""
+        source = self._loss_source()
+        if source is None or isinstance(source, HeadLosses):
+            return
+        labels = [inputs[name] for name in self.label_names if isinstance(inputs.get(name), Tensor)]
+        samples = {len(column) for column in labels if column.dim()}
+        if len(samples) == 1 and losses.shape[0] not in samples:
+            raise ValueError(
+                f"reweighting_level='sample' needs one loss, or one row of losses, for each of the {samples.pop()} samples "
+                f"of the batch, but {source.name} returned losses of shape {list(losses.shape)}: return them (and their mask) "
+                "as [batch, tokens], or set reweighting_level='token'."
+            )
 
     # --- steps, and the state of a training ----------------------------------------------------------------------------------------
 
