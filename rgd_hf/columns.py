@@ -14,6 +14,8 @@ from rgd_hf.data import (
     NumberedExamples,
     SampleWeightCollator,
     check_numbered,
+    check_sample_weights,
+    has_column,
 )
 
 # A mixin stands to the left of the Trainer class that it is mixed into; type checkers see the Trainer below it.
@@ -46,6 +48,9 @@ class ColumnsMixin(TrainerBase):
     """
 
     hidden_columns: tuple[str, ...] = ()
+    # Whether the training batches come from the Trainer's own dataloader.
+    _makes_batches = False
+    _weights_looked_at = False
 
     if TYPE_CHECKING:
         observers: list[Observer]
@@ -78,9 +83,10 @@ class ColumnsMixin(TrainerBase):
     ):
         read = self._columns_read()
         if is_training:
+            self._makes_batches = True
             self._hint_at_weights(dataset)
         collator = self.data_collator
-        self.data_collator = SampleWeightCollator(collator)
+        self.data_collator = SampleWeightCollator(collator, check=is_training)
         for column in read:
             dtype = torch.int64 if column == SAMPLE_INDEX else None
             self.data_collator = ColumnCollator(self.data_collator, column, dtype)
@@ -98,6 +104,22 @@ class ColumnsMixin(TrainerBase):
             )
         finally:
             self.data_collator = collator
+
+    def _check_sample_weights(self, batch: Any) -> None:
+        """Look at the weights of the first batch of a training.
+
+        Raises:
+            ValueError: the training set has weights, but the batch does not; or one is negative or not finite.
+        """
+        weights = batch.get(SAMPLE_WEIGHT)
+        if weights is not None:
+            check_sample_weights(torch.as_tensor(weights))
+        elif has_column(self.train_dataset, SAMPLE_WEIGHT, read=not self._makes_batches):
+            raise ValueError(
+                f"The training set has a column {SAMPLE_WEIGHT!r}, but a training batch has only "
+                f"{', '.join(sorted(batch))}, so that the weights would be ignored. Keep the column in the dataloader and "
+                "the data collator (float [batch]), or remove or rename it in train_dataset."
+            )
 
     def _hint_at_weights(self, dataset: Any) -> None:
         """Warn about a column whose name suggests sample weights but is not `sample_weight`."""

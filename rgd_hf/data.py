@@ -1,9 +1,11 @@
 """Columns that batches carry besides the model's inputs: the weight and the index of each sample."""
 
+import random
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
 from accelerate.data_loader import BatchSamplerShard, SkipBatchSampler
 from torch import Tensor
@@ -48,10 +50,62 @@ class SampleWeightCollator(ColumnCollator):
 
     Args:
         collator: turns a list of examples into a batch.
+        check: whether the weights are used, and therefore checked: here they are not on the device yet.
     """
 
-    def __init__(self, collator: Callable[[list[Any]], Any]):
+    def __init__(self, collator: Callable[[list[Any]], Any], check: bool = False):
         super().__init__(collator, SAMPLE_WEIGHT, torch.float32)
+        self.check = check
+
+    def __call__(self, examples: list[Any]) -> Any:
+        """The batch of `collator`, with the weights.
+
+        Raises:
+            ValueError: a weight is negative or not finite, and they are checked.
+        """
+        batch = super().__call__(examples)
+        weights = batch.get(SAMPLE_WEIGHT) if isinstance(batch, Mapping) else None
+        if self.check and isinstance(weights, Tensor) and weights.device.type == "cpu":
+            check_sample_weights(weights)
+        return batch
+
+
+def check_sample_weights(weights: Tensor) -> None:
+    """Raise `ValueError` unless all are finite and non-negative; waits for the device."""
+    bad = weights[~((weights >= 0) & torch.isfinite(weights))]
+    if bad.numel():
+        raise ValueError(
+            f"The column {SAMPLE_WEIGHT!r} must hold finite, non-negative numbers, but a training batch has "
+            f"{bad[0].item():g}. A weight of 0 leaves a sample out: correct the column, or remove it."
+        )
+
+
+def has_column(dataset: Any, column: str, read: bool) -> bool:
+    """Whether the examples of `dataset` have a column; False where that is not known.
+
+    Args:
+        dataset: a training set.
+        column: name of the column.
+        read: whether an example may be made to look at it; random states are restored.
+    """
+    names = getattr(dataset, "column_names", None)
+    if isinstance(names, list):
+        return column in names
+    listed = isinstance(dataset, list | tuple)
+    if not (listed or (read and isinstance(dataset, Dataset) and hasattr(dataset, "__len__"))) or not len(
+        dataset
+    ):
+        return False
+    states = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            example = dataset[0]
+    except (LookupError, TypeError):
+        return False  # its keys are other than 0, 1, ...
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+    return isinstance(example, Mapping) and column in example
 
 
 def drop_repeats(batch: Any, gradient_state: Any, process_index: int, num_processes: int) -> None:

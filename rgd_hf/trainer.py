@@ -259,6 +259,9 @@ class ReweightingMixin(
 
     def _objective(self, batch: BatchLosses, inputs: Any, num_items: Any) -> Tensor:
         losses, level, sample_weight = batch.losses, self._level(), inputs.get(SAMPLE_WEIGHT)
+        if self.is_in_train and not self._weights_looked_at:
+            self._check_sample_weights(inputs)
+            self._weights_looked_at = True
         if level == "sample":
             self._check_rows(losses, inputs)
         if self.args.class_weights is not None:
@@ -308,7 +311,7 @@ class ReweightingMixin(
         self._steps_begun = self._step_finished = 0
         self._step_is_open = False
         self._start_rule()
-        self._warned = False
+        self._warned = self._weights_looked_at = False
 
     def _begin_step(self, batch_samples: list) -> None:
         super()._begin_step(batch_samples)
