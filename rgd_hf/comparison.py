@@ -18,6 +18,7 @@ from rgd_hf.json_lines import append_line, read_lines
 from rgd_hf.scores import is_greater_better
 from rgd_hf.statistics import Estimate, mean_interval, smallest_detectable
 from rgd_hf.trainer import ReweightingMixin
+from rgd_hf.weightings.choice import as_weighting
 
 RUNS_NAME = "runs.jsonl"
 # They say where results go, not what is trained.
@@ -25,6 +26,12 @@ _NOT_SETTINGS = (
     "output_dir", "logging_", "log_", "disable_tqdm", "report_to", "run_name", "project", "trackio_", "hub_", "push_to_hub",
     "seed", "data_seed", "dataloader_num_workers", "local_rank", "save_",
 )  # fmt: skip
+
+
+_TOLD_APART = (
+    "give each function a name of its own (def), or other settings by functools.partial(function, name=value), or give objects "
+    "of rgd_hf.weightings with different settings"
+)
 
 
 @dataclass(frozen=True)
@@ -133,6 +140,8 @@ def compare(
             seeds are set before it is called, so that new layers are initialized the same for every method.
         seeds: random seeds; each method is trained once per seed. Two or more give an interval; five are a good start.
         reweightings: names, or weightings as `ReweightedTrainer` takes them; the first is the baseline of the differences.
+            They are told apart by their names, which for a function is the name of its definition, with the settings of a
+            `functools.partial`.
         metric: the metric to compare, as `trainer.evaluate()` names it.
         greater_is_better: whether a larger value of `metric` is better; by default true, unless its name ends with one
             such as `loss`, `mse` or `perplexity`.
@@ -144,23 +153,19 @@ def compare(
 
     Raises:
         ValueError: `make_trainer` does not use the seed or re-weighting it is given, `metric` is not among the metrics,
-            there are fewer than two re-weightings, or `output_dir` holds runs with other settings.
+            there are fewer than two re-weightings or two of the same name, or `output_dir` holds runs with other settings.
     """
-    labels = {_label(reweighting): reweighting for reweighting in reweightings}
-    if len(labels) < max(2, len(reweightings)):
-        raise ValueError(
-            f"reweightings must be two or more different ones, not {list(map(_label, reweightings))}."
-        )
+    labels = _labels(reweightings)
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds must be one or more different numbers, not {list(seeds)}.")
     folder = Path(output_dir)
     finished: dict[tuple[str, int], dict[str, Any]] | None = None
-    checked: set[str] = set()
+    methods: dict[str, str] = {}
     runs: list[dict[str, Any]] = []
     for seed in seeds:
         for label, reweighting in labels.items():
             run = None if finished is None else finished.get((label, seed))
-            if run is None or label not in checked:
+            if run is None or label not in methods:
                 set_seed(seed)
                 trainer = make_trainer(seed, reweighting)
                 _check_trainer(trainer, seed, reweighting)
@@ -170,7 +175,7 @@ def compare(
                     run = finished.get((label, seed))
                 others = [other for other in finished.values() if other["reweighting"] == label]
                 _check_settings(_settings(trainer), others, folder)
-                checked.add(label)
+                _check_method(method_name(trainer.args), label, methods)
             if run is None:
                 _say(f"{label}, seed {seed}: run {len(runs) + 1} of {len(labels) * len(seeds)}")
                 run = {
@@ -287,11 +292,40 @@ def _check_settings(now: Mapping[str, Any], runs: Sequence[Mapping[str, Any]], f
             )
 
 
+def _labels(reweightings: Sequence[Any]) -> dict[str, Any]:
+    """The re-weightings by their names.
+
+    Raises:
+        ValueError: there are fewer than two, or two cannot be told apart by their names.
+    """
+    names = [_label(reweighting) for reweighting in reweightings]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice or len(names) < 2:
+        raise ValueError(
+            f"reweightings must be two or more different ones, not {names}."
+            + (f" {', '.join(map(repr, twice))} is there more than once: {_TOLD_APART}." if twice else "")
+        )
+    return dict(zip(names, reweightings, strict=True))
+
+
 def _label(reweighting: Any) -> str:
     if isinstance(reweighting, str):
         return reweighting
+    if callable(reweighting) and not isinstance(reweighting, type):
+        reweighting = as_weighting(reweighting)
     name = getattr(reweighting, "method_name", None)
     return str(name() if callable(name) else reweighting)
+
+
+def _check_method(method: str, label: str, methods: dict[str, str]) -> None:
+    """Add the name in the table of the re-weighting `label` to `methods`; raise where another has it."""
+    for other in methods:
+        if other != label and methods[other] == method:
+            raise ValueError(
+                f"The re-weightings {other!r} and {label!r} are both {method!r} in the table: {_TOLD_APART}, or leave one of "
+                "them out. Finished runs are kept."
+            )
+    methods[label] = method
 
 
 def _slug(label: str) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import partial
 
 import pytest
 from transformers import Trainer
@@ -10,6 +11,7 @@ from rgd_hf import Comparison, ReweightedTrainer, ReweightedTrainingArguments, c
 from rgd_hf.comparison import number, signed
 from rgd_hf.scores import is_greater_better
 from rgd_hf.statistics import mean_interval
+from rgd_hf.weightings import KL
 from tests.helpers.tiny import classification_data, tiny_bert
 
 METHODS = ["ERM", "RGD (kl, tau=1)"]
@@ -116,6 +118,54 @@ def test_a_trainer_that_ignores_the_reweighting_or_is_the_stock_one_is_refused(m
     builder = Builder(make_args)
     with pytest.raises(ValueError, match="was given reweighting='none', but its Trainer has 'kl'"):
         compare(lambda seed, _: builder(seed, "kl"), seeds=[0], output_dir=tmp_path / "c")
+
+
+def power(exponent):
+    def rule(losses):
+        return losses.clamp(max=1) ** exponent
+
+    return rule
+
+
+def capped(losses, exponent=1):
+    return losses.clamp(max=1) ** exponent
+
+
+def squared(losses):
+    return capped(losses, exponent=2)
+
+
+def test_functions_of_the_same_name_are_refused_before_training(make_args, tmp_path):
+    builder = Builder(make_args)
+    for same in ([power(1), power(8)], [lambda losses: losses, lambda losses: 2 * losses]):
+        with pytest.raises(
+            ValueError, match=r"'(rule|<lambda>)' is there more than once: .*\(def\).*partial"
+        ):
+            compare(builder, seeds=[0], reweightings=["none", *same], output_dir=tmp_path / "c")
+    assert builder.calls == []
+
+
+@pytest.mark.parametrize(
+    "apart",
+    [[capped, squared], [partial(capped, exponent=1), partial(capped, exponent=8)], [KL(2.0), KL(3.0)]],
+)
+def test_weightings_that_can_be_told_apart_are_compared_and_resumed(apart, make_args, tmp_path):
+    given = {"seeds": [0], "reweightings": ["none", *apart], "output_dir": tmp_path / "c"}
+    found = compare(Builder(make_args), **given)
+    assert len(found.scores) == 3 and len({scores[0] for scores in found.scores.values()}) == 3
+    lines = [json.loads(line) for line in (tmp_path / "c" / "runs.jsonl").read_text().splitlines()]
+    assert [line["reweighting"] for line in lines] == ["none", *list(found.scores)[1:]]
+    again = Builder(make_args)
+    assert compare(again, **given).scores == found.scores and again.trained == []
+
+
+def test_one_method_by_two_names_is_refused(make_args, tmp_path):
+    builder = Builder(make_args)
+    with pytest.raises(ValueError, match=r"'kl' and 'RGD \(kl, tau=1\)' are both.*leave one of them out"):
+        compare(builder, seeds=[0], reweightings=["none", "kl", KL(1.0)], output_dir=tmp_path / "c")
+    assert (0, "none") in builder.trained
+    found = compare(builder, seeds=[0], reweightings=["none", KL(1.0)], output_dir=tmp_path / "c")
+    assert list(found.scores) == METHODS and builder.trained.count((0, "none")) == 1
 
 
 def test_plain_training_arguments_will_do(make_args, tmp_path):
