@@ -33,7 +33,8 @@ class RGDLoss:
     Trainer's default), because the weighted losses are summed and divided by the items of the whole optimizer step,
     which the Trainer counts. Without gradients, as in evaluation, the loss is the plain mean. Whatever needs more than
     outputs and labels is not available here: `normalize_weights`, sample-level weights of token losses, sample and
-    class weights, logs of the weights. Use `ReweightedTrainer` for those.
+    class weights, logs of the weights; nor `label_smoothing_factor`, which the stock Trainer does not pass on. Use
+    `ReweightedTrainer` for those.
 
     Args:
         model: the model that is trained, before any wrapping; its class decides which loss is computed.
