@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, TrainingArguments
 
 from rgd_hf.contrib import SetupError
 from rgd_hf.hub_errors import HubError, find_failure
@@ -21,6 +21,13 @@ from rgd_hf.scripts.processes import leave_process_group
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
 USAGE = "accelerate launch %(prog)s [CONFIG.yaml|CONFIG.json] --option value ..."
 EPILOG = "CONFIG holds the same options, `name: value`; options on the command line overrule it."
+# Settings of `TrainingArguments` that the Trainer leaves to scripts, and what recipes do instead.
+WITHOUT_EFFECT = {
+    "do_train": "leave it out: a recipe trains, and does not repeat a finished run.",
+    "do_eval": "leave it out: a recipe evaluates after training, and during it as --eval_strategy says.",
+    "do_predict": "leave it out: --save_predictions of the recipes for classification writes predictions.",
+    "resume_from_checkpoint": "leave it out: the same command resumes from the last checkpoint in its --output_dir.",
+}
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 
@@ -138,6 +145,8 @@ class _Parser(HfArgumentParser):
     def __init__(
         self, dataclass_types: Sequence[type], description: str, usage: str = USAGE, epilog: str = EPILOG
     ):
+        trains = any(issubclass(cls, TrainingArguments) for cls in dataclass_types)
+        self.without_effect = WITHOUT_EFFECT if trains else {}
         for cls in dataclass_types:
             title = (cls.__doc__ or cls.__name__).strip().splitlines()[0].rstrip(".").replace("`", "")
             cls._argument_group_name = title  # type: ignore[attr-defined]
@@ -148,6 +157,12 @@ class _Parser(HfArgumentParser):
             epilog=epilog,
             allow_abbrev=False,
         )
+        fields = TrainingArguments.__dataclass_fields__
+        self.set_defaults(**{name: fields[name].default for name in self.without_effect})
+
+    def _parse_dataclass_field(self, parser: Any, field: Any) -> None:  # type: ignore[override]
+        if field.name not in self.without_effect:
+            HfArgumentParser._parse_dataclass_field(parser, field)
 
     def error(self, message: str):
         raise UserError(f"{message}. See --help.")
@@ -160,6 +175,8 @@ class _Parser(HfArgumentParser):
         plain = name.split("=")[0].lstrip("-").replace("-", "_")
         if plain in self.moved:
             return f"{name!r} is no option of this recipe any more: {self.moved[plain]}"
+        if plain in self.without_effect:
+            return f"{name!r} is no option of recipes: {self.without_effect[plain]}"
         near = difflib.get_close_matches(plain, self.option_names(), n=1)
         hint = f": did you mean {near[0]!r}?" if near else "."
         return f"unknown option {name!r}{hint}"

@@ -88,6 +88,39 @@ def test_settings_of_the_reweighting_say_what_is_allowed(argv, allowed, tmp_path
         parse_args([ReweightedTrainingArguments], ["--output_dir", str(tmp_path), *argv], description="")
 
 
+@pytest.mark.parametrize(
+    "argv, instead",
+    [
+        (["--resume_from_checkpoint", "x"], "'--resume_from_checkpoint' is no option .* same command resumes"),
+        (["--do-train", "false"], "'--do-train' is no option .* a recipe trains"),
+        (["--do_eval"], "'--do_eval' .* evaluates after training"),
+        (["--do_predict=true"], "--save_predictions"),
+    ],
+)
+def test_options_that_recipes_do_not_read_are_refused_and_hidden(argv, instead, tmp_path, capsys):
+    types = [ReweightedTrainingArguments]
+    with pytest.raises(UserError, match=instead):
+        parse_args(types, argv, description="")
+    name = argv[0].split("=")[0].lstrip("-").replace("-", "_")
+    path = tmp_path / "settings.yaml"
+    path.write_text(f"{name}: true\n")
+    with pytest.raises(UserError, match=f"settings.yaml: '{name}' is no option of recipes"):
+        parse_args(types, [str(path)], description="")
+    with pytest.raises(SystemExit):
+        parse_args(types, ["--help"], description="")
+    assert f"--{name}" not in capsys.readouterr().out
+
+
+def test_a_script_of_ones_own_may_have_options_of_these_names():
+    @dataclass
+    class Own:
+        """Own."""
+
+        do_eval: bool = False
+
+    assert parse_args([Own], ["--do_eval"], description="") == (Own(do_eval=True),)
+
+
 def test_a_default_for_an_unknown_option_is_a_mistake_in_the_recipe():
     with pytest.raises(TypeError, match="warmup"):
         parse(defaults={"warmup": 1})
