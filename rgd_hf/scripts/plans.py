@@ -4,13 +4,13 @@ import copy
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 
-from rgd_hf import ReweightedTrainingArguments
+from rgd_hf import ReweightedTrainingArguments, ReweightingArguments
 from rgd_hf.description import method_name
 from rgd_hf.scripts.errors import UserError
 from rgd_hf.scripts.hard_examples import HARD_EXAMPLES
@@ -20,6 +20,9 @@ from rgd_hf.scripts.pushing import check_repository
 from rgd_hf.scripts.results import RESULTS_NAME, read_results, settings_of
 
 SETTINGS_NAME = "run_settings.json"
+
+# The settings of re-weighting that plain training has too; all others belong to the rule that is compared with it.
+SETTINGS_OF_ALL_METHODS = ("reweighting_level", "class_weights", "fused_lm_head")
 
 # Settings that may change between an interruption and the next start: they decide what is reported, not what is trained.
 REPORTING_SETTINGS = (
@@ -175,16 +178,26 @@ def plan_runs(args: ReweightedTrainingArguments, compare: bool, seeds: Sequence[
     runs = []
     for seed in seeds or [args.seed]:
         ending = f"-seed{seed}" if seeds else ""
-        for name, reweighting in (("erm", "none"), (args.reweighting, args.reweighting)):
-            changed = copy.copy(args)
+        for name, method in (("erm", as_erm(args)), (args.reweighting, args)):
+            changed = copy.copy(method)
             changed.output_dir = str(Path(str(args.output_dir)) / f"{name}{ending}")
-            changed.seed, changed.reweighting = seed, reweighting
+            changed.seed = seed
             # Only one model goes to the Hub, the last: all would land in the same repository.
             changed.push_to_hub = False
             runs.append(Run(f"{name}{ending}", method_name(changed), changed))
     last = runs[-1].args
     last.push_to_hub, last.hub_model_id = args.push_to_hub, repository
     return runs
+
+
+def as_erm(args: ReweightedTrainingArguments) -> ReweightedTrainingArguments:
+    """A copy of `args` for plain training, where what belongs to their rule has its default."""
+    plain = copy.copy(args)
+    for field_of_rule in fields(ReweightingArguments):
+        if field_of_rule.name not in SETTINGS_OF_ALL_METHODS:
+            setattr(plain, field_of_rule.name, field_of_rule.default)
+    plain.reweighting = "none"
+    return plain
 
 
 def last_checkpoint(directory: str | Path) -> str | None:
