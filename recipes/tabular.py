@@ -42,6 +42,7 @@ from rgd_hf.scripts.tabular.predictions import write_predictions
 from rgd_hf.scripts.tabular.scores import better_is_larger, main_score, scores
 from rgd_hf.scripts.tabular.table import TableArguments, prepare_table
 from rgd_hf.scripts.tabular.training import train_network
+from rgd_hf.weightings.choice import weighting_of
 
 DEFAULTS = {
     "output_dir": "runs/tabular",
@@ -145,6 +146,11 @@ def main(argv: list[str] | None = None) -> dict:
     if training_args.save_strategy != "no":
         raise UserError(
             "--save_strategy: the best epoch is kept in memory and saved at the end; leave it out."
+        )
+    if training_args.train_batch_size == 1 and weighting_of(training_args).compares_items:
+        raise UserError(
+            f"--reweighting {training_args.reweighting} compares the rows of a batch with one another: "
+            "--per_device_train_batch_size must be at least 2."
         )
     plan = prepare_runs(training_args, run_args, settings_of(data_args, column_args, model_args))
     prepared = prepare_table(data_args, column_args, training_args.label_smoothing_factor)

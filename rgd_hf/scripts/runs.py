@@ -2,19 +2,22 @@
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 from transformers import set_seed
 
-from rgd_hf import ReweightedTrainingArguments
+from rgd_hf import ReweightedTrainingArguments, ReweightingArguments
+from rgd_hf.scripts.errors import settings_explained
 from rgd_hf.scripts.hard_examples import InspectedTrainer, TrainingSamples, list_hard_examples
-from rgd_hf.scripts.plans import SETTINGS_NAME, Run, RunArguments, RunPlan, all_settings, last_checkpoint
+from rgd_hf.scripts.plans import SETTINGS_NAME, Run, RunPlan, all_settings, last_checkpoint
 from rgd_hf.scripts.predictions import write_predictions
 from rgd_hf.scripts.processes import on_main_process, same_everywhere
 from rgd_hf.scripts.pushing import Push, push
 from rgd_hf.scripts.results import compared, package_versions, read_results, say, write_json, write_results
+from rgd_hf.training_args import with_settings
 
 
 def train_runs(
@@ -42,12 +45,15 @@ def train_runs(
         What `all_results.json` in the output directory holds. Of a run: `name`, `method`, `seconds`, the metrics, `facts`,
         `settings`, `versions` and the `files` in its directory. Of a comparison: `runs`, one of these each by its name,
         and `comparison` (see `results.compared`).
+
+    Raises:
+        UserError: the settings of a run do not go with the model or the data; in a comparison before the first is trained.
     """
 
     def train(run: Run, checkpoint: str | None) -> dict[str, Any]:
         name = plan.root.name if len(plan.runs) == 1 else f"{plan.root.name}-{run.name}"
         named = card if run.args.push_to_hub else {"model_name": name, **card}
-        return {**_train_run(run, checkpoint, plan.options, build_trainer, named, samples), **(facts or {})}
+        return {**_train_run(run, checkpoint, plan, build_trainer, named, samples), **(facts or {})}
 
     return run_plan(plan, train)
 
@@ -125,13 +131,15 @@ def _record_run(
 def _train_run(
     run: Run,
     checkpoint: str | None,
-    options: RunArguments,
+    plan: RunPlan,
     build_trainer: Callable[[ReweightedTrainingArguments], InspectedTrainer],
     card: Mapping[str, Any],
     samples: TrainingSamples | None,
 ) -> dict[str, Any]:
-    directory = str(run.args.output_dir)
-    trainer = build_trainer(run.args)
+    directory, options = str(run.args.output_dir), plan.options
+    with settings_explained():
+        trainer = build_trainer(run.args)
+        _check_reweighting(trainer, plan.runs[-1].args)
     trainer.stop_on_non_finite_loss = True
     training = trainer.train(resume_from_checkpoint=checkpoint)
     metrics = {**training.metrics, **trainer.evaluate()}
@@ -145,3 +153,11 @@ def _train_run(
         list_hard_examples(trainer, options.hard_examples, samples, directory)
     trainer.create_model_card(**card)
     return metrics
+
+
+def _check_reweighting(trainer: Any, args: ReweightedTrainingArguments) -> None:
+    """Check the re-weighting of `args` with the model and the data of another run, before that one is trained."""
+    own = trainer.args
+    trainer.args = with_settings(own, {f.name: getattr(args, f.name) for f in fields(ReweightingArguments)})
+    trainer._check_set_up()
+    trainer.args = own

@@ -202,6 +202,45 @@ def test_bad_input_is_explained_before_training(options, complaint, tiny_run):
     assert not output_of(tiny_run).exists()
 
 
+SETTINGS_THAT_DO_NOT_FIT = [
+    (["--class_weights", "1,2,3"], "lists 3 weights, but the model has 2 classes"),
+    (["--reweighting_level", "token"], "needs a loss for every token"),
+    (
+        ["--reweighting", "cvar", "--per_device_train_batch_size", "1"],
+        "only one: raise per_device_train_batch_size",
+    ),
+    (
+        ["--reweighting", "group_dro", "--reweighting_args", "num_groups=2"],
+        "needs a column .* choose one of 'kl'.*script of your own",
+    ),
+]
+
+
+@pytest.mark.parametrize("compare", [[], ["--compare"]])
+@pytest.mark.parametrize("options, complaint", SETTINGS_THAT_DO_NOT_FIT)
+def test_settings_that_do_not_fit_are_explained_before_anything_is_trained(
+    options, complaint, compare, tiny_run, monkeypatch
+):
+    monkeypatch.setattr(glue.LengthGroupedTrainer, "train", lambda *_, **__: pytest.fail("it trains"))
+    with pytest.raises(UserError, match=complaint):
+        glue.main([*tiny_run, *options, *compare])
+
+
+def test_faults_of_other_libraries_keep_their_traceback(tiny_run, monkeypatch):
+    monkeypatch.setattr(glue, "make_compute_metrics", lambda _: json.loads("{"))
+    with pytest.raises(json.JSONDecodeError):
+        glue.main(tiny_run)
+
+
+def test_a_comparison_takes_settings_of_the_rule(tiny_run):
+    short = changed(tiny_run, num_train_epochs=None, max_steps=2)
+    found = glue.main(
+        [*short, "--compare", "--reweighting", "relative_kl", "--reweighting_args", "decay=0.8"]
+    )
+    plain, reweighted = (found["runs"][name]["settings"] for name in ("erm", "relative_kl"))
+    assert "reweighting_args" not in plain and reweighted["reweighting_args"] == "decay=0.8"
+
+
 def test_labels_out_of_range_and_empty_splits(tiny_run, write_rows):
     strange = write_rows("strange.csv", [{"text": "a", "label": 7}])
     with pytest.raises(UserError, match="validation split has labels out of range: '7'; allowed: '0', '1'"):

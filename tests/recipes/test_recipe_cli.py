@@ -91,7 +91,10 @@ def test_settings_of_the_reweighting_say_what_is_allowed(argv, allowed, tmp_path
 @pytest.mark.parametrize(
     "argv, instead",
     [
-        (["--resume_from_checkpoint", "x"], "'--resume_from_checkpoint' is no option .* same command resumes"),
+        (
+            ["--resume_from_checkpoint", "x"],
+            "'--resume_from_checkpoint' is no option .* same command resumes",
+        ),
         (["--do-train", "false"], "'--do-train' is no option .* a recipe trains"),
         (["--do_eval"], "'--do_eval' .* evaluates after training"),
         (["--do_predict=true"], "--save_predictions"),

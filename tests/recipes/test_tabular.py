@@ -209,6 +209,26 @@ def test_errors_are_one_line(tiny_run, tmp_path, capsys):
             "smooths classes, but this is a regression",
         ),
         (["--data", "digits", "--max_rows", "3"], "at least 10"),
+        (
+            ["--data", "wine", "--class_weights", "1,2", "--use_cpu"],
+            "lists 2 weights, but the model has 3 classes",
+        ),
+        (
+            ["--data", "wine", "--compare", "--reweighting", "cvar", "--per_device_train_batch_size", "1"],
+            "--per_device_train_batch_size must be at least 2",
+        ),
+        (
+            [
+                "--data",
+                "wine",
+                "--compare",
+                "--reweighting",
+                "group_dro",
+                "--reweighting_args",
+                "num_groups=2",
+            ],
+            "needs a column .* script of your own",
+        ),
         (["--data", "digits", "--hard_examples", "-1"], "--hard_examples must be at least 0"),
         (
             ["--data", "digits", "--networks", "all"],

@@ -14,7 +14,7 @@ from transformers import set_seed
 from rgd_hf import ReweightedTrainingArguments
 from rgd_hf.class_weights import class_weights_of
 from rgd_hf.data import SAMPLE_INDEX, SAMPLE_WEIGHT
-from rgd_hf.scripts.errors import UserError
+from rgd_hf.scripts.errors import UserError, settings_explained
 from rgd_hf.scripts.tabular.batches import BatchLoader, TensorTable
 from rgd_hf.scripts.tabular.configuration import TabularConfig
 from rgd_hf.scripts.tabular.losses import loss_of
@@ -119,6 +119,7 @@ def train_network(
         record_examples: let the trainer tell its `hard_examples` by the row of the training split.
 
     Raises:
+        UserError: the settings do not go with the table.
         NonFiniteLossError: a loss was NaN or infinite.
     """
     set_seed(args.seed)
@@ -139,24 +140,26 @@ def train_network(
     if weights_of_classes is not None:
         if splits.target.is_regression:
             raise UserError("--class_weights weights classes, but this is a regression.")
-        of_class = class_weights_of(weights_of_classes, len(splits.target.classes), train, "labels")
+        with settings_explained():
+            of_class = class_weights_of(weights_of_classes, len(splits.target.classes), train, "labels")
         train = TensorTable({**train.columns, SAMPLE_WEIGHT: of_class[splits.train.y]}, args.device)
     if record_examples:
         train = TensorTable({**train.columns, SAMPLE_INDEX: torch.arange(len(train))}, args.device)
     score = main_score(splits.target.is_regression)
     keep_best = KeepBest(score, sizes.patience)
-    trainer = quiet(
-        TabularTrainer(
-            model=model,
-            args=args,
-            train_dataset=train,
-            eval_dataset=make_table(splits.validation, config, args.device),
-            compute_metrics=lambda prediction: _validation_score(prediction, config),
-            callbacks=[keep_best],
-            per_sample_loss_fn=loss_of(splits.target.is_regression, smoothing),
-            record_examples=record_examples,
+    with settings_explained():
+        trainer = quiet(
+            TabularTrainer(
+                model=model,
+                args=args,
+                train_dataset=train,
+                eval_dataset=make_table(splits.validation, config, args.device),
+                compute_metrics=lambda prediction: _validation_score(prediction, config),
+                callbacks=[keep_best],
+                per_sample_loss_fn=loss_of(splits.target.is_regression, smoothing),
+                record_examples=record_examples,
+            )
         )
-    )
     trainer.train()
     return TrainedNetwork(
         model, trainer, keep_best.best_epoch, keep_best.best[0], predict(model, splits.test, args)
