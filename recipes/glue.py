@@ -15,6 +15,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is import
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -128,6 +129,12 @@ class ModelArguments:
             "help": "Name of a model on the Hugging Face Hub, or a directory with its configuration, weights and tokenizer."
         },
     )
+    ignore_mismatched_sizes: bool = field(
+        default=False,
+        metadata={
+            "help": "Replace the classifier of a pretrained model if it has a different number of classes."
+        },
+    )
 
 
 def find_task(args: DataArguments) -> GlueTask | None:
@@ -143,6 +150,8 @@ def load_data(args: DataArguments, task: GlueTask | None) -> DatasetDict:
     """The train split and the validation splits; with `holdout_fraction` the train split alone."""
     held_out = args.holdout_fraction is not None
     validation = () if held_out else task.validation if task else ("validation",)
+    if held_out and args.validation_file:
+        raise UserError("give either --validation_file or --holdout_fraction, to evaluate on, not both.")
     if held_out and args.train_file:
         return read_splits({"train": args.train_file}, args.label_column)
     if (args.train_file is None) != (args.validation_file is None):
@@ -172,6 +181,19 @@ def describe(args: DataArguments, task: GlueTask | None, train: Dataset) -> tupl
     columns = find_text_columns(train, args.text_columns, args.label_column, "the training data")
     labels = find_labels(train, args.label_column, "the training data")
     return columns, labels, OWN_METRICS[labels.kind]
+
+
+def check_classifier(args: ModelArguments, labels: Labels) -> None:
+    """Raise `UserError` where the pretrained model has a classifier for other classes that is not to be replaced."""
+    name = args.model_name_or_path
+    config = load_pretrained(AutoConfig.from_pretrained, name)
+    has_head = any("SequenceClassification" in architecture for architecture in config.architectures or [])
+    if has_head and config.num_labels != labels.config["num_labels"] and not args.ignore_mismatched_sizes:
+        needed = f"has {len(labels.names)}" if labels.names else "is a regression"
+        raise UserError(
+            f"{name} tells {config.num_labels} classes apart, but the data {needed}. --ignore_mismatched_sizes puts a new, "
+            "untrained classifier in its place."
+        )
 
 
 def cut(data: DatasetDict, args: DataArguments, labels: Labels) -> DatasetDict:
@@ -207,6 +229,7 @@ def main(argv: list[str] | None = None) -> dict:
     with training_args.main_process_first(desc="data preparation"):
         data = load_data(data_args, task)
         columns, labels, metric = describe(data_args, task, data["train"])
+        check_classifier(model_args, labels)
         raw = cut(data, data_args, labels)
         tokenizer = load_pretrained(AutoTokenizer.from_pretrained, model_name)
         data = tokenize(raw, tokenizer, columns, data_args.label_column, labels, data_args.max_seq_length)
@@ -214,7 +237,12 @@ def main(argv: list[str] | None = None) -> dict:
 
     def build_trainer(args: ReweightedTrainingArguments) -> LengthGroupedTrainer:
         config = load_pretrained(AutoConfig.from_pretrained, model_name, **labels.config)
-        model = load_pretrained(AutoModelForSequenceClassification.from_pretrained, model_name, config=config)
+        model = load_pretrained(
+            AutoModelForSequenceClassification.from_pretrained,
+            model_name,
+            config=config,
+            ignore_mismatched_sizes=model_args.ignore_mismatched_sizes,
+        )
         return LengthGroupedTrainer(
             model=model,
             args=args,
@@ -239,7 +267,7 @@ def main(argv: list[str] | None = None) -> dict:
         text=lambda index: " | ".join(str(raw["train"][index][column]) for column in columns),
         classes=labels.names,
     )
-    facts = {}
+    facts: dict[str, Any] = {"text_columns": columns}
     if labels.kind == "single_label_classification":
         counts = np.bincount(data["train"]["labels"], minlength=len(labels.names))
         facts["train_class_counts"] = counts.tolist()

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict
 from transformers import PreTrainedTokenizerBase
 
@@ -17,6 +18,7 @@ from rgd_hf.data import SAMPLE_WEIGHT
 from rgd_hf.scripts.column_types import MISSING_NUMBERS, say_what_looks_alike
 from rgd_hf.scripts.data_files import require_columns, say_warning
 from rgd_hf.scripts.errors import UserError, listed
+from rgd_hf.scripts.results import say
 
 MANY_CLASSES = 20
 PAIRS = (
@@ -60,9 +62,20 @@ class Labels:
 
 
 def find_text_columns(
-    dataset: Dataset, asked: Sequence[str] | None, label_column: str, where: str
+    dataset: Dataset,
+    asked: Sequence[str] | None,
+    label_column: str,
+    where: str,
+    tell: Callable[[str], Any] = say,
 ) -> list[str]:
     """The one or two text columns: those asked for, else usual names, else the only ones that hold strings.
+
+    Args:
+        dataset: the training data.
+        asked: names that the user gave.
+        label_column: name of the label column.
+        where: the data, for messages.
+        tell: called with a sentence where there are other columns of strings, which are not used.
 
     Raises:
         UserError: they are missing, no strings, or cannot be told; the message names the columns found.
@@ -77,21 +90,33 @@ def find_text_columns(
         if len(asked) > 2 or not set(asked) <= set(strings):
             raise UserError(
                 f"--text_columns takes one or two columns that hold strings, not {listed(asked)}; "
-                f"columns of strings in {where}: {listed(strings)}."
+                f"columns of strings in {where}: {listed(strings)}.{_nested(dataset)}"
             )
         return list(asked)
-    for pair in PAIRS:
-        if set(pair) <= set(strings):
-            return list(pair)
-    for name in SINGLES:
-        if name in strings:
-            return [name]
-    if len(strings) == 1:
+    usual = [list(pair) for pair in PAIRS if set(pair) <= set(strings)]
+    usual += [[name] for name in SINGLES if name in strings]
+    if not usual and len(strings) == 1:
         return strings
-    raise UserError(
-        f"cannot tell which column of {where} is the text: name one or two with --text_columns. "
-        f"Columns of strings: {listed(strings)}; all columns: {listed(dataset.column_names)}."
-    )
+    if not usual:
+        raise UserError(
+            f"cannot tell which column of {where} is the text: name one or two with --text_columns. "
+            f"Columns of strings: {listed(strings)}; all columns: {listed(dataset.column_names)}.{_nested(dataset)}"
+        )
+    others = [name for name in strings if name not in usual[0]]
+    if others:
+        tell(
+            f"Text column(s): {listed(usual[0])}; not used: {listed(others)}. --text_columns chooses one or two others."
+        )
+    return usual[0]
+
+
+def _nested(dataset: Dataset) -> str:
+    """What to do with columns of objects, for messages; nothing where there are none."""
+    found = {name: list(feature) for name, feature in dataset.features.items() if isinstance(feature, dict)}
+    if not found:
+        return ""
+    keys = "; ".join(f"{name!r} with the key(s) {listed(inner)}" for name, inner in found.items())
+    return f" Columns of objects: {keys}: write each of their values as a column of its own."
 
 
 def find_labels(
@@ -169,6 +194,30 @@ def encode_labels(dataset: Dataset, column: str, labels: Labels, where: str) -> 
         return [numbers[value] for value in values]
     chosen = [{numbers[value] for value in row} for row in rows]
     return [[float(number in row) for number in range(len(labels.names))] for row in chosen]
+
+
+def say_missing_classes(
+    encoded: Sequence[Any], labels: Labels, where: str, warn: Callable[[str], Any] = say_warning
+) -> None:
+    """Warn of the classes that a split has no sample of.
+
+    Args:
+        encoded: the labels, as `encode_labels` returns them.
+        labels: what the training data holds.
+        where: the split, for the message.
+        warn: called once, if there are any.
+    """
+    if not labels.names:
+        return
+    several = labels.kind == "multi_label_classification"
+    counts = np.sum(encoded, axis=0) if several else np.bincount(encoded, minlength=len(labels.names))
+    missing = [name for name, count in zip(labels.names, counts) if not count]
+    if missing:
+        more = f" and {len(missing) - 10:,} more" if len(missing) > 10 else ""
+        warn(
+            f"{where} has no sample of {len(missing):,} of {len(labels.names):,} classes: {listed(missing[:10])}{more}. They "
+            "cannot be learned from it, nor do scores on it (macro F1, say) tell how well they are."
+        )
 
 
 def _class_numbers(feature: Any, labels: Labels) -> dict[Any, int]:
@@ -255,6 +304,7 @@ def tokenize(
         where = f"the {split} split"
         require_columns(dataset, text_columns, where)
         encoded_labels = encode_labels(dataset, label_column, labels, where)
+        say_missing_classes(encoded_labels, labels, where)
         _check_texts(dataset, text_columns, where)
 
         def encode(batch: dict[str, list[Any]]) -> dict[str, Any]:

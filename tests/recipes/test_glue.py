@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, pipeline
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 import glue
 from helpers.recipes import changed, output_of, sentences
@@ -171,6 +171,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tiny_run,
 
 BAD_INPUT = [
     ({"task_name": "imdb"}, "unknown --task_name 'imdb': choose one of 'cola', 'sst2'"),
+    ({"holdout_fraction": "0.2"}, "either --validation_file or --holdout_fraction"),
     ({"train_file": None}, "both --train_file and --validation_file"),
     ({"train_file": None, "validation_file": None}, "no data: give --task_name.*--dataset_dir"),
     ({"dataset_dir": "."}, "either --dataset_dir or --train_file"),
@@ -224,6 +225,29 @@ def test_settings_that_do_not_fit_are_explained_before_anything_is_trained(
     monkeypatch.setattr(glue.LengthGroupedTrainer, "train", lambda *_, **__: pytest.fail("it trains"))
     with pytest.raises(UserError, match=complaint):
         glue.main([*tiny_run, *options, *compare])
+
+
+def test_a_classifier_for_other_classes_is_replaced_where_asked(tiny_run, tiny_model_dir, tmp_path):
+    trained = tmp_path / "three"
+    AutoModelForSequenceClassification.from_pretrained(tiny_model_dir, num_labels=3).save_pretrained(trained)
+    AutoTokenizer.from_pretrained(tiny_model_dir).save_pretrained(trained)
+    short = changed(tiny_run, model_name_or_path=trained, num_train_epochs=None, max_steps=1)
+    with pytest.raises(
+        UserError, match=r"tells 3 classes apart, but the data has 2. --ignore_mismatched_sizes"
+    ):
+        glue.main(short)
+    glue.main([*short, "--ignore_mismatched_sizes"])
+    assert AutoConfig.from_pretrained(output_of(short)).num_labels == 2
+
+
+def test_what_was_inferred_is_said_and_recorded(tiny_run, write_rows, capsys):
+    rows = [{"title": "word1", **row} for row in sentences(16)]
+    files = {"train_file": write_rows("t.csv", rows), "validation_file": write_rows("v.csv", rows[::2])}
+    record = glue.main(changed(tiny_run, **files, num_train_epochs=None, max_steps=1))
+    assert record["text_columns"] == ["text"]
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Text column(s): 'text'; not used: 'title'." in shown
+    assert "warning: the validation split has no sample of 1 of 2 classes: '1'." in shown
 
 
 def test_faults_of_other_libraries_keep_their_traceback(tiny_run, monkeypatch):

@@ -5,7 +5,14 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from transformers import AutoTokenizer
 
 from rgd_hf.scripts.errors import UserError
-from rgd_hf.scripts.text_classification import Labels, encode_labels, find_labels, find_text_columns, tokenize
+from rgd_hf.scripts.text_classification import (
+    Labels,
+    encode_labels,
+    find_labels,
+    find_text_columns,
+    say_missing_classes,
+    tokenize,
+)
 
 SINGLE, MULTI = "single_label_classification", "multi_label_classification"
 
@@ -27,6 +34,44 @@ def columns(**values) -> Dataset:
 def test_text_columns_are_found_by_usual_names_or_because_there_is_one(names, expected):
     dataset = columns(**{name: ["a"] for name in names}, number=[1], label=["x"])
     assert find_text_columns(dataset, None, "label", "the data") == expected
+
+
+def test_columns_of_strings_that_are_not_used_are_named():
+    told = []
+    dataset = columns(title=["a"], text=["b"], note=["c"], number=[1], label=["x"])
+    assert find_text_columns(dataset, None, "label", "the data", told.append) == ["text"]
+    assert told == [
+        "Text column(s): 'text'; not used: 'title', 'note'. --text_columns chooses one or two others."
+    ]
+    assert find_text_columns(dataset, ["title"], "label", "the data", told.append) == ["title"]
+    alone = columns(text=["b"], number=[1], label=["x"])
+    assert find_text_columns(alone, None, "label", "the data", told.append) == ["text"] and len(told) == 1
+
+
+@pytest.mark.parametrize("asked", [None, ["text"]])
+def test_columns_of_objects_are_named_with_what_to_do(asked):
+    dataset = columns(text=[{"title": "a", "body": "b"}], label=["x"])
+    with pytest.raises(UserError, match=r"'text' with the key.s. 'title', 'body': write each of their values"):
+        find_text_columns(dataset, asked, "label", "the data")
+
+
+@pytest.mark.parametrize(
+    "kind, encoded, missing",
+    [
+        (SINGLE, [0, 1, 2, 1], None),
+        (SINGLE, [2, 0, 0], "1 of 3 classes: 'b'"),
+        (SINGLE, [1, 1], "2 of 3 classes: 'a', 'c'"),
+        (MULTI, [[1.0, 0.0, 0.0], [1.0, 0.0, 1.0]], "1 of 3 classes: 'b'"),
+        ("regression", [0.5, 1.0], None),
+    ],
+)
+def test_classes_that_a_split_lacks_are_named(kind, encoded, missing):
+    told = []
+    names = () if kind == "regression" else ("a", "b", "c")
+    say_missing_classes(encoded, Labels(kind, names), "the validation split", told.append)
+    assert len(told) == (missing is not None)
+    if missing:
+        assert told[0].startswith(f"the validation split has no sample of {missing}.")
 
 
 def test_text_columns_that_cannot_be_told_must_be_named():
