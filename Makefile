@@ -130,7 +130,7 @@ release: $(VENV)/.dev  ## Build wheel and sdist into dist/, check them, and trai
 	cd dist && ../.venv-release/bin/python ../.ci/check_wheel.py
 
 .PHONY: check-gpu
-check-gpu: $(VENV)/.dev  ## Check the library on this machine's GPU: correctness, synchronization, speed; a table and a JSON file (8 minutes)
+check-gpu: $(VENV)/.dev  ## Check the library on this machine's GPU: correctness, synchronization, speed; a table and a JSON file (5 to 8 minutes)
 	$(BIN)/python benchmarks/cost/check_gpu.py
 
 .PHONY: bench-overhead
