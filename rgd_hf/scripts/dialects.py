@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rgd_hf.scripts.errors import UserError, listed
+from rgd_hf.scripts.results import say
 
 ROW_NAMES = "row_names"
 """Of the column whose name R leaves out."""
@@ -205,6 +206,8 @@ def best_survey(
             f"{listed(best.header[:SHOWN])}; the {' or the '.join(_NAMES[s] for s in sorted(others))} would divide "
             "every row too."
         )
+    elif best.separator in SEPARATORS and best.separator != ("\t" if ".tsv" in path.name.lower() else ","):
+        say(f"{path}: the separator is the {SEPARATORS[best.separator]}.")
     return best
 
 

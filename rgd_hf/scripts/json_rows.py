@@ -69,18 +69,19 @@ def _objects_by_line(text: str, path: Path) -> list[Any]:
 
 
 def _columns(content: Any, path: Path) -> dict[str, list[Any]]:
-    if isinstance(content, dict) and content:
+    inside = [
+        key
+        for key, value in (content.items() if isinstance(content, dict) else ())
+        if isinstance(value, list) and value and all(isinstance(row, dict) for row in value)
+    ]
+    # A single column of objects has nothing to predict from; it is how many programs wrap their rows.
+    if isinstance(content, dict) and content and list(content) != inside[:1]:
         values = list(content.values())
         if all(isinstance(value, dict) for value in values) and len({tuple(value) for value in values}) == 1:
             return {name: list(value.values()) for name, value in content.items()}
         if all(isinstance(value, list) for value in values) and len({len(value) for value in values}) == 1:
             return content
     if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
-        inside = [
-            key
-            for key, value in (content.items() if isinstance(content, dict) else ())
-            if isinstance(value, list) and value and all(isinstance(row, dict) for row in value)
-        ]
         hint = f" The key {inside[0]!r} holds a list of objects: write it alone to a file." if inside else ""
         raise UserError(
             f"{path} holds no rows: a list of objects, one object a line, or an object of columns of one length is "

@@ -19,6 +19,23 @@ def test_tab_separated_values(tmp_path):
     assert read_file(path).to_list() == [{"text": "a, b", "label": 0}]
 
 
+@pytest.mark.parametrize(
+    "name, separator, told",
+    [
+        ("rows.csv", ",", None),
+        ("rows.csv", ";", "semicolon"),
+        ("rows.csv", "\t", "tab"),
+        ("rows.tsv", "\t", None),
+        ("rows.tsv", "|", "bar"),
+    ],
+)
+def test_a_separator_other_than_that_of_the_suffix_is_said(name, separator, told, tmp_path, capsys):
+    path = tmp_path / name
+    path.write_text(f"text{separator}label\na{separator}0\n")
+    read_file(path)
+    assert capsys.readouterr().out == ("" if told is None else f"{path}: the separator is the {told}.\n")
+
+
 def test_directory_takes_the_file_of_each_split(write_rows, tmp_path):
     write_rows("train.csv", ROWS)
     write_rows("validation.parquet", ROWS[:1])

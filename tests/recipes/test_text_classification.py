@@ -51,7 +51,9 @@ def test_columns_of_strings_that_are_not_used_are_named():
 @pytest.mark.parametrize("asked", [None, ["text"]])
 def test_columns_of_objects_are_named_with_what_to_do(asked):
     dataset = columns(text=[{"title": "a", "body": "b"}], label=["x"])
-    with pytest.raises(UserError, match=r"'text' with the key.s. 'title', 'body': write each of their values"):
+    with pytest.raises(
+        UserError, match=r"'text' with the key.s. 'title', 'body': write each of their values"
+    ):
         find_text_columns(dataset, asked, "label", "the data")
 
 

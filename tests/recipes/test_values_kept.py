@@ -100,8 +100,9 @@ class TestNestedJson:
         with pytest.raises(UserError, match="column 'x' has values that do not go together"):
             read_rows(tmp_path / "t.jsonl", [{"x": {"a": 1}}, {"x": {"a": "1"}}])
 
-    def test_rows_in_a_key_are_named(self, tmp_path):
-        (tmp_path / "t.json").write_text(json.dumps({"version": 1, "data": self.ROWS}))
+    @pytest.mark.parametrize("beside", [{}, {"version": 1}, {"errors": []}])
+    def test_rows_in_a_key_are_named(self, beside, tmp_path):
+        (tmp_path / "t.json").write_text(json.dumps({**beside, "data": self.ROWS}))
         with pytest.raises(UserError, match=r"holds no rows.*The key 'data' holds a list of objects"):
             read_file(tmp_path / "t.json")
 
