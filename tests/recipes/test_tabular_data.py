@@ -81,6 +81,52 @@ def fitted(frame: pd.DataFrame, **options) -> TablePreprocessor:
     return TablePreprocessor(columns).fit(frame)
 
 
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"drop_columns": ["y"]}, "'y' is the target"),
+        ({"numeric_columns": ["y"]}, "'y' is the target, which --task says how to predict"),
+        ({"numeric_columns": ["mixed"], "categorical_columns": ["mixed"]}, "'mixed' are in more than one of"),
+        ({"date_columns": ["when"], "drop_columns": ["when"]}, "'when' are in more than one of"),
+    ],
+)
+def test_choices_that_contradict_each_other_are_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        chosen(mixed_frame(), **options)
+
+
+def test_categories_that_share_a_code_are_counted():
+    names = [f"c{i % 250}" for i in range(600)]
+    frame = pd.DataFrame({"c": [None, *names[1:]], "few": names, "y": [0, 1] * 300})
+    frame["few"] = frame["few"].str[:3]
+    _, warnings = chosen(frame)
+    assert warnings == [
+        "column 'c' has 251 categories: the 199 that are most frequent in the training rows have a code of their own, "
+        "the other 52 share one."
+    ]
+    assert TablePreprocessor([{"name": "c", "kind": "categorical"}]).fit(frame).cardinalities == [1 + 200]
+
+
+@pytest.mark.parametrize(
+    "texts, example",
+    [
+        (["01/01/2020", "01/02/2020", "12/03/2020"], "'01/02/2020'"),
+        (["1-2-20", "3-4-20"], "'1-2-20'"),
+        (["01/02/2020", "13/02/2020"], None),
+        (["01.02.2020", "03.02.2020"], None),
+        (["2020-01-02", "2020-03-02"], None),
+        (["01/01/2020", "02/02/2020"], None),
+    ],
+)
+def test_dates_whose_day_could_be_the_month_are_warned_of(texts, example):
+    frame = pd.DataFrame({"when": texts * 10, "y": [0, 1] * 5 * len(texts)})
+    kinds, warnings = chosen(frame)
+    assert kinds == {"when": "date"} and len(warnings) == (example is not None)
+    if example:
+        assert f"such as {example} and" in warnings[0] and "month first" in warnings[0]
+        assert "write them as YYYY-MM-DD" in warnings[0]
+
+
 def test_encoding_has_no_holes_and_keeps_unknown_categories_apart():
     frame = mixed_frame()
     preprocessor = fitted(frame)
@@ -227,6 +273,8 @@ def test_classes_or_numbers():
         (["a"] * 9 + ["b"] * 2, {}, "too rare to split.*'b' \\(2\\).*--drop_rare_classes"),
         (["a", "b"] * 5, {"task": "regression"}, "needs numbers.*'a'"),
         ([1.0] * 9, {"task": "regression"}, "one value only"),
+        ([["a"], ["b"]] * 5, {}, r"lists, dicts or bytes \(\['a'\]\)"),
+        ([None, *[{"a": 1}, {"a": 2}] * 5], {}, "lists, dicts or bytes"),
     ],
 )
 def test_a_target_that_cannot_be_learned(values, options, message):
@@ -289,6 +337,9 @@ def test_files_that_cannot_be_used(tmp_path):
             load_table(str(tmp_path / name), target)
     with pytest.raises(UserError, match="breast_cancer"):
         load_table("nosuch", "y")
+    with pytest.raises(UserError, match="the target of scikit-learn's wine is 'target', not 'foo'"):
+        load_table("wine", "foo")
+    assert load_table("wine", "target").target == "target"
 
 
 def test_small_images_become_one_column_a_pixel(tmp_path):

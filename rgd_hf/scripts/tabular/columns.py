@@ -12,7 +12,13 @@ import pandas as pd
 from rgd_hf.data import SAMPLE_WEIGHT
 from rgd_hf.scripts.column_types import MISSING_NUMBERS
 from rgd_hf.scripts.errors import UserError, listed
-from rgd_hf.scripts.tabular.preprocessing import as_dates, as_numbers, is_day_first
+from rgd_hf.scripts.tabular.preprocessing import (
+    MAX_CATEGORIES,
+    ambiguous_date,
+    as_dates,
+    as_numbers,
+    is_day_first,
+)
 
 KINDS = ("numeric", "categorical", "date")
 TASKS = ("classification", "regression")
@@ -45,6 +51,16 @@ class ColumnArguments:
         default=False, metadata={"help": "Drop the rows of classes that are too rare to split."}
     )
 
+    def __post_init__(self):
+        lists = (self.numeric_columns, self.categorical_columns, self.date_columns, self.drop_columns)
+        counts = Counter(name for names in lists for name in set(names or []))
+        twice = [name for name, count in counts.items() if count > 1]
+        if twice:
+            raise UserError(
+                f"the column(s) {listed(twice)} are in more than one of --numeric_columns, --categorical_columns, "
+                "--date_columns and --drop_columns: name each in one."
+            )
+
     def chosen_kinds(self) -> dict[str, str]:
         """The columns whose kind the user gave."""
         lists = (self.numeric_columns, self.categorical_columns, self.date_columns)
@@ -63,12 +79,17 @@ def choose_columns(
         warn: called with a sentence for every column that is dropped or doubtful.
 
     Raises:
-        UserError: a column named in `args` does not exist, or no usable column is left.
+        UserError: a column named in `args` does not exist or is the target, or no usable column is left.
     """
     kinds, dropped = args.chosen_kinds(), args.drop_columns or []
     unknown = [name for name in (*kinds, *dropped) if name not in frame.columns]
     if unknown:
         raise UserError(f"there are no columns {listed(unknown)}; columns: {listed(frame.columns)}.")
+    if target in (*kinds, *dropped):
+        raise UserError(
+            f"{target!r} is the target, which --task says how to predict: leave it out of --drop_columns and of the lists of "
+            "columns of one kind."
+        )
     columns: list[dict[str, str]] = []
     unusable: dict[str, list[str]] = {}
     for name in frame.columns:
@@ -85,8 +106,12 @@ def choose_columns(
             )
         kind = kinds.get(name) or infer_kind(frame[name], warn)
         _warn_of_lost_values(frame[name], kind, warn)
-        if kind != "date":
+        if kind == "date":
+            _warn_of_ambiguous_dates(frame[name], warn)
+        else:
             _warn_of_identifier(frame[name], kind, warn)
+        if kind == "categorical":
+            _warn_of_many_categories(frame[name], warn)
         columns.append({"name": name, "kind": kind})
     for problem, names in unusable.items():
         shown = listed(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
@@ -206,6 +231,26 @@ def _warn_of_identifier(values: pd.Series, kind: str, warn: Callable[[str], Any]
         )
 
 
+def _warn_of_ambiguous_dates(values: pd.Series, warn: Callable[[str], Any]) -> None:
+    example = ambiguous_date(values)
+    if example is not None:
+        warn(
+            f"column {values.name!r} has dates such as {example!r} and no number above 12 that tells the day from the month: "
+            "they are read month first. If the day comes first, write them as YYYY-MM-DD."
+        )
+
+
+def _warn_of_many_categories(values: pd.Series, warn: Callable[[str], Any]) -> None:
+    """Warn where categories share a code; of a column of identifiers another warning tells."""
+    count = values.nunique() + int(values.isna().any())
+    if count > MAX_CATEGORIES and values.nunique() < values.count():
+        kept = MAX_CATEGORIES - 1
+        warn(
+            f"column {values.name!r} has {count:,} categories: the {kept} that are most frequent in the training rows have a "
+            f"code of their own, the other {count - kept:,} share one."
+        )
+
+
 @dataclass(frozen=True)
 class Target:
     """What is predicted.
@@ -237,7 +282,7 @@ def find_target(
     """What the target column means, and the rows that have a usable target.
 
     Raises:
-        UserError: no target value, one class only, classes too rare to split into training, validation and test,
+        UserError: no target value, lists or dicts, one class only, classes too rare to split into training, validation and test,
             or a regression on values that are no numbers.
     """
     infinite = (
@@ -252,6 +297,14 @@ def find_target(
     values = frame[name]
     if not len(values):
         raise UserError(f"the target column {name!r} has no values.")
+    nested = values[
+        values.map(lambda value: isinstance(value, dict | list | np.ndarray | bytes)).astype(bool)
+    ]
+    if len(nested):
+        raise UserError(
+            f"the target column {name!r} holds lists, dicts or bytes ({str(nested.iloc[0])[:60]}), but a target is one class "
+            "or one number per row: write a column of it, and name that as --target."
+        )
     if _is_regression(values, args.task):
         numbers = as_numbers(values)
         if np.isnan(numbers).any():

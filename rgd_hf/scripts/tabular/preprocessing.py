@@ -202,6 +202,18 @@ def is_day_first(values: pd.Series) -> bool:
     return ahead > 0 or (ahead == 0 and bool((found[1] == ".").any()))
 
 
+def ambiguous_date(values: pd.Series) -> str | None:
+    """An example, where nothing in a column of texts tells the day from the month; dots do."""
+    if pd.api.types.is_datetime64_any_dtype(values):
+        return None
+    texts = values.dropna().astype(str)
+    found = texts.str.extract(_ENDS_WITH_YEAR).dropna()
+    first, second = found[0].astype(int), found[2].astype(int)
+    if ((first > 12) | (second > 12) | (found[1] == ".")).any() or (first == second).all():
+        return None
+    return texts[found.index[first != second][0]]
+
+
 def as_dates(values: pd.Series, day_first: bool = False) -> pd.Series:
     """A column as timestamps in UTC, NaT where it is missing or no date.
 

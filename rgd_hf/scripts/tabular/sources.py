@@ -61,7 +61,7 @@ def load_table(name: str, target: str | None, warn: Callable[[str], Any] = say_w
         UserError: there is no such data, it cannot be read, it has no rows, or the target is missing.
     """
     if name in EMBEDDED and not Path(name).exists():
-        return _load_embedded(name)
+        return _load_embedded(name, target)
     if suffix_of(name) in SUFFIXES or Path(name).exists():
         frame, short = to_frame(read_arrow({name: name}, target, warn)[name]), _short_name(Path(name))
     elif name.count("/") == 1:
@@ -100,7 +100,7 @@ def load_table(name: str, target: str | None, warn: Callable[[str], Any] = say_w
     return Table(short, flatten_images(frame, name), target)
 
 
-def _load_embedded(name: str) -> Table:
+def _load_embedded(name: str, asked: str | None) -> Table:
     try:
         bunch = EMBEDDED[name](as_frame=True)
     except OSError as error:
@@ -109,6 +109,11 @@ def _load_embedded(name: str) -> Table:
             "it: run sklearn.datasets.fetch_covtype() once where there is a network."
         ) from error
     frame, target = bunch.frame, bunch.target.name
+    if asked not in (None, target):
+        raise UserError(
+            f"the target of scikit-learn's {name} is {target!r}, not {asked!r}: leave out --target, or write the table to a "
+            "file and give that as --data."
+        )
     names = getattr(bunch, "target_names", None)
     if names is not None and len(names) and name not in ("digits", "covtype"):
         frame = frame.assign(**{target: np.asarray(names, dtype=object)[bunch.target]})
