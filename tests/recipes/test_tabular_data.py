@@ -85,7 +85,7 @@ def fitted(frame: pd.DataFrame, **options) -> TablePreprocessor:
     "options, message",
     [
         ({"drop_columns": ["y"]}, "'y' is the target"),
-        ({"numeric_columns": ["y"]}, "'y' is the target, which --task says how to predict"),
+        ({"numeric_columns": ["y"]}, "'y' is the target.*--task says"),
         ({"numeric_columns": ["mixed"], "categorical_columns": ["mixed"]}, "'mixed' are in more than one of"),
         ({"date_columns": ["when"], "drop_columns": ["when"]}, "'when' are in more than one of"),
     ],

@@ -35,7 +35,11 @@ class ColumnArguments:
 
     numeric_columns: list[str] | None = field(default=None, metadata={"help": "Columns to treat as numbers."})
     categorical_columns: list[str] | None = field(
-        default=None, metadata={"help": "Columns to treat as categories, e.g. numeric codes."}
+        default=None,
+        metadata={
+            "help": f"Columns to treat as categories, e.g. numeric codes. Beyond {MAX_CATEGORIES} in a column the rare ones "
+            "share a code."
+        },
     )
     date_columns: list[str] | None = field(default=None, metadata={"help": "Columns to treat as dates."})
     drop_columns: list[str] | None = field(default=None, metadata={"help": "Columns to ignore."})
@@ -87,8 +91,8 @@ def choose_columns(
         raise UserError(f"there are no columns {listed(unknown)}; columns: {listed(frame.columns)}.")
     if target in (*kinds, *dropped):
         raise UserError(
-            f"{target!r} is the target, which --task says how to predict: leave it out of --drop_columns and of the lists of "
-            "columns of one kind."
+            f"{target!r} is the target: leave it out of --drop_columns and of the lists of columns of one kind. --task says "
+            "what kind of target it is."
         )
     columns: list[dict[str, str]] = []
     unusable: dict[str, list[str]] = {}
