@@ -15,18 +15,20 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from rgd_hf.contrib import SetupError
 from rgd_hf.hub_errors import HubError, find_failure
-from rgd_hf.scripts.errors import UserError
+from rgd_hf.scripts.errors import UserError, listed
 from rgd_hf.scripts.processes import leave_process_group
+from rgd_hf.weightings import WEIGHTINGS
+from rgd_hf.weightings.choice import by_losses_alone
 
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
 USAGE = "accelerate launch %(prog)s [CONFIG.yaml|CONFIG.json] --option value ..."
 EPILOG = "CONFIG holds the same options, `name: value`; options on the command line overrule it."
 # Settings of `TrainingArguments` that the Trainer leaves to scripts, and what recipes do instead.
 WITHOUT_EFFECT = {
-    "do_train": "leave it out: a recipe trains, and does not repeat a finished run.",
-    "do_eval": "leave it out: a recipe evaluates after training, and during it as --eval_strategy says.",
-    "do_predict": "leave it out: --save_predictions of the recipes for classification writes predictions.",
-    "resume_from_checkpoint": "leave it out: the same command resumes from the last checkpoint in its --output_dir.",
+    "do_train": "Leave it out: a recipe trains, and does not repeat a finished run.",
+    "do_eval": "Leave it out: a recipe evaluates after training, and during it as --eval_strategy says.",
+    "do_predict": "Leave it out: --save_predictions of the recipes for classification writes predictions.",
+    "resume_from_checkpoint": "Leave it out: the same command resumes from the last checkpoint in its --output_dir.",
 }
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -104,6 +106,15 @@ def check_option_names(
             raise UserError(f"{where}: {parser.describe_unknown(name)}")
 
 
+def check_rule(reweighting: str) -> None:
+    """Raise `UserError` for a rule of `rgd_hf.weightings` that needs a column, which recipes do not read."""
+    if reweighting in WEIGHTINGS and reweighting not in by_losses_alone():
+        raise UserError(
+            f"--reweighting {reweighting} needs a column of its own (the group of each sample), which recipes do not read: "
+            f"choose one of {listed(by_losses_alone())}, or train with it in a script of your own (docs/contrib.md shows how)."
+        )
+
+
 def as_arguments(settings: Mapping[str, Any]) -> list[str]:
     """Settings as a command line: a list becomes several values, a dict becomes JSON, None is omitted."""
     arguments = []
@@ -164,6 +175,13 @@ class _Parser(HfArgumentParser):
         if field.name not in self.without_effect:
             HfArgumentParser._parse_dataclass_field(parser, field)
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found, unknown = super().parse_known_args(args, namespace)
+        # The rule itself would ask for its settings, with which it could not be used either.
+        if getattr(found, "reweighting_args", "") is None:
+            check_rule(found.reweighting)
+        return found, unknown
+
     def error(self, message: str):
         raise UserError(f"{message}. See --help.")
 
@@ -176,7 +194,7 @@ class _Parser(HfArgumentParser):
         if plain in self.moved:
             return f"{name!r} is no option of this recipe any more: {self.moved[plain]}"
         if plain in self.without_effect:
-            return f"{name!r} is no option of recipes: {self.without_effect[plain]}"
+            return f"{name!r} is no option of recipes. {self.without_effect[plain]}"
         near = difflib.get_close_matches(plain, self.option_names(), n=1)
         hint = f": did you mean {near[0]!r}?" if near else "."
         return f"unknown option {name!r}{hint}"

@@ -12,14 +12,13 @@ from accelerate import PartialState
 
 from rgd_hf import ReweightedTrainingArguments, ReweightingArguments
 from rgd_hf.description import method_name
-from rgd_hf.scripts.errors import UserError, listed
+from rgd_hf.scripts.cli import check_rule
+from rgd_hf.scripts.errors import UserError
 from rgd_hf.scripts.hard_examples import HARD_EXAMPLES
 from rgd_hf.scripts.predictions import PREDICTIONS
 from rgd_hf.scripts.processes import on_main_process, same_everywhere
 from rgd_hf.scripts.pushing import check_repository
 from rgd_hf.scripts.results import RESULTS_NAME, read_results, settings_of
-from rgd_hf.weightings import WEIGHTINGS
-from rgd_hf.weightings.choice import by_losses_alone
 
 SETTINGS_NAME = "run_settings.json"
 
@@ -142,11 +141,7 @@ def prepare_runs(
             to be pushed to the Hub, but not to be saved.
         HubError: it may not be pushed.
     """
-    if args.reweighting in WEIGHTINGS and args.reweighting not in by_losses_alone():
-        raise UserError(
-            f"--reweighting {args.reweighting} needs a column of its own (the group of each sample), which recipes do not read: "
-            f"choose one of {listed(by_losses_alone())}, or train with it in a script of your own (docs/contrib.md shows how)."
-        )
+    check_rule(args.reweighting)
     if args.push_to_hub and not run_args.save_models:
         raise UserError("--push_to_hub needs the saved model: leave out --save_models false.")
     runs = tuple(plan_runs(args, run_args.compare, run_args.seeds))

@@ -210,6 +210,7 @@ SETTINGS_THAT_DO_NOT_FIT = [
         ["--reweighting", "cvar", "--per_device_train_batch_size", "1"],
         "only one: raise per_device_train_batch_size",
     ),
+    (["--reweighting", "group_dro"], "needs a column .* choose one of 'kl'"),
     (
         ["--reweighting", "group_dro", "--reweighting_args", "num_groups=2"],
         "needs a column .* choose one of 'kl'.*script of your own",
