@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import time
+from argparse import SUPPRESS
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -156,8 +157,6 @@ class _Parser(HfArgumentParser):
     def __init__(
         self, dataclass_types: Sequence[type], description: str, usage: str = USAGE, epilog: str = EPILOG
     ):
-        trains = any(issubclass(cls, TrainingArguments) for cls in dataclass_types)
-        self.without_effect = WITHOUT_EFFECT if trains else {}
         for cls in dataclass_types:
             title = (cls.__doc__ or cls.__name__).strip().splitlines()[0].rstrip(".").replace("`", "")
             cls._argument_group_name = title  # type: ignore[attr-defined]
@@ -168,14 +167,16 @@ class _Parser(HfArgumentParser):
             epilog=epilog,
             allow_abbrev=False,
         )
-        fields = TrainingArguments.__dataclass_fields__
-        self.set_defaults(**{name: fields[name].default for name in self.without_effect})
-
-    def _parse_dataclass_field(self, parser: Any, field: Any) -> None:  # type: ignore[override]
-        if field.name not in self.without_effect:
-            HfArgumentParser._parse_dataclass_field(parser, field)
+        trains = any(issubclass(cls, TrainingArguments) for cls in dataclass_types)
+        self.without_effect = WITHOUT_EFFECT if trains else {}
+        for action in self._actions:
+            if action.dest in self.without_effect:
+                action.help = SUPPRESS
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        for argument in args or ():
+            if argument.startswith("--") and _plain(argument) in self.without_effect:
+                raise UserError(f"{self.describe_unknown(argument)} See --help.")
         found, unknown = super().parse_known_args(args, namespace)
         # The rule itself would ask for its settings, with which it could not be used either.
         if getattr(found, "reweighting_args", "") is None:
@@ -186,11 +187,11 @@ class _Parser(HfArgumentParser):
         raise UserError(f"{message}. See --help.")
 
     def option_names(self) -> list[str]:
-        return [action.dest for action in self._actions if action.dest != "help"]
+        return [a.dest for a in self._actions if a.dest not in ("help", *self.without_effect)]
 
     def describe_unknown(self, name: str) -> str:
         """An error message for an unknown option, with the nearest known one."""
-        plain = name.split("=")[0].lstrip("-").replace("-", "_")
+        plain = _plain(name)
         if plain in self.moved:
             return f"{name!r} is no option of this recipe any more: {self.moved[plain]}"
         if plain in self.without_effect:
@@ -198,6 +199,10 @@ class _Parser(HfArgumentParser):
         near = difflib.get_close_matches(plain, self.option_names(), n=1)
         hint = f": did you mean {near[0]!r}?" if near else "."
         return f"unknown option {name!r}{hint}"
+
+
+def _plain(argument: str) -> str:
+    return argument.split("=")[0].lstrip("-").replace("-", "_")
 
 
 def _config_arguments(filename: str, parser: _Parser) -> list[str]:
