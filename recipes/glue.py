@@ -191,8 +191,8 @@ def check_classifier(args: ModelArguments, labels: Labels) -> None:
     if has_head and config.num_labels != labels.config["num_labels"] and not args.ignore_mismatched_sizes:
         needed = f"has {len(labels.names)}" if labels.names else "is a regression"
         raise UserError(
-            f"{name} tells {config.num_labels} classes apart, but the data {needed}. --ignore_mismatched_sizes puts a new, "
-            "untrained classifier in its place."
+            f"{name} tells {config.num_labels} classes apart, but the data {needed}. --ignore_mismatched_sizes "
+            "puts a new, untrained classifier in its place."
         )
 
 

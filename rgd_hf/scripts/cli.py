@@ -111,8 +111,9 @@ def check_rule(reweighting: str) -> None:
     """Raise `UserError` for a rule of `rgd_hf.weightings` that needs a column, which recipes do not read."""
     if reweighting in WEIGHTINGS and reweighting not in by_losses_alone():
         raise UserError(
-            f"--reweighting {reweighting} needs a column of its own (the group of each sample), which recipes do not read: "
-            f"choose one of {listed(by_losses_alone())}, or train with it in a script of your own (docs/contrib.md shows how)."
+            f"--reweighting {reweighting} needs a column of its own (the group of each sample), which recipes do not "
+            f"read: choose one of {listed(by_losses_alone())}, or train with it in a script of your own "
+            "(docs/contrib.md shows how)."
         )
 
 

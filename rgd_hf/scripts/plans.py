@@ -137,8 +137,8 @@ def prepare_runs(
         settings: the recipe's own settings (see `results.settings_of`).
 
     Raises:
-        UserError: the rule needs more than losses; the directory holds a finished run that is not to be pushed, or one with other settings; or a model is
-            to be pushed to the Hub, but not to be saved.
+        UserError: the rule needs more than losses; the directory holds a finished run that is not to be pushed, or one
+            with other settings; or a model is to be pushed to the Hub, but not to be saved.
         HubError: it may not be pushed.
     """
     check_rule(args.reweighting)

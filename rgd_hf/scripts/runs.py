@@ -47,7 +47,8 @@ def train_runs(
         and `comparison` (see `results.compared`).
 
     Raises:
-        UserError: the settings of a run do not go with the model or the data; in a comparison before the first is trained.
+        UserError: the settings of a run do not go with the model or the data; in a comparison before
+            the first is trained.
     """
 
     def train(run: Run, checkpoint: str | None) -> dict[str, Any]:

@@ -215,8 +215,8 @@ def say_missing_classes(
     if missing:
         more = f" and {len(missing) - 10:,} more" if len(missing) > 10 else ""
         warn(
-            f"{where} has no sample of {len(missing):,} of {len(labels.names):,} classes: {listed(missing[:10])}{more}. They "
-            "cannot be learned from it, nor do scores on it (macro F1, say) tell how well they are."
+            f"{where} has no sample of {len(missing):,} of {len(labels.names):,} classes: {listed(missing[:10])}"
+            f"{more}. They cannot be learned from it, nor do scores on it (macro F1, say) tell how well they are."
         )
 
 

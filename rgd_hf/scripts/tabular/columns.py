@@ -37,8 +37,8 @@ class ColumnArguments:
     categorical_columns: list[str] | None = field(
         default=None,
         metadata={
-            "help": f"Columns to treat as categories, e.g. numeric codes. Beyond {MAX_CATEGORIES} in a column the rare ones "
-            "share a code."
+            "help": f"Columns to treat as categories, e.g. numeric codes. Beyond {MAX_CATEGORIES} in a column the rare "
+            "ones share a code."
         },
     )
     date_columns: list[str] | None = field(default=None, metadata={"help": "Columns to treat as dates."})
@@ -91,8 +91,8 @@ def choose_columns(
         raise UserError(f"there are no columns {listed(unknown)}; columns: {listed(frame.columns)}.")
     if target in (*kinds, *dropped):
         raise UserError(
-            f"{target!r} is the target: leave it out of --drop_columns and of the lists of columns of one kind. --task says "
-            "what kind of target it is."
+            f"{target!r} is the target: leave it out of --drop_columns and of the lists of columns of one kind. --task "
+            "says what kind of target it is."
         )
     columns: list[dict[str, str]] = []
     unusable: dict[str, list[str]] = {}
@@ -239,8 +239,8 @@ def _warn_of_ambiguous_dates(values: pd.Series, warn: Callable[[str], Any]) -> N
     example = ambiguous_date(values)
     if example is not None:
         warn(
-            f"column {values.name!r} has dates such as {example!r} and no number above 12 that tells the day from the month: "
-            "they are read month first. If the day comes first, write them as YYYY-MM-DD."
+            f"column {values.name!r} has dates such as {example!r} and no number above 12 that tells the day from the "
+            "month: they are read month first. If the day comes first, write them as YYYY-MM-DD."
         )
 
 
@@ -250,8 +250,8 @@ def _warn_of_many_categories(values: pd.Series, warn: Callable[[str], Any]) -> N
     if count > MAX_CATEGORIES and values.nunique() < values.count():
         kept = MAX_CATEGORIES - 1
         warn(
-            f"column {values.name!r} has {count:,} categories: the {kept} that are most frequent in the training rows have a "
-            f"code of their own, the other {count - kept:,} share one."
+            f"column {values.name!r} has {count:,} categories: the {kept} that are most frequent in the training rows "
+            f"have a code of their own, the other {count - kept:,} share one."
         )
 
 
@@ -286,8 +286,8 @@ def find_target(
     """What the target column means, and the rows that have a usable target.
 
     Raises:
-        UserError: no target value, lists or dicts, one class only, classes too rare to split into training, validation and test,
-            or a regression on values that are no numbers.
+        UserError: no target value, lists or dicts, one class only, classes too rare to split into training, validation
+            and test, or a regression on values that are no numbers.
     """
     infinite = (
         frame[name].map(lambda value: isinstance(value, float) and np.isinf(value)).to_numpy(dtype=bool)
@@ -306,8 +306,8 @@ def find_target(
     ]
     if len(nested):
         raise UserError(
-            f"the target column {name!r} holds lists, dicts or bytes ({str(nested.iloc[0])[:60]}), but a target is one class "
-            "or one number per row: write a column of it, and name that as --target."
+            f"the target column {name!r} holds lists, dicts or bytes ({str(nested.iloc[0])[:60]}), but a target is one "
+            "class or one number per row: write a column of it, and name that as --target."
         )
     if _is_regression(values, args.task):
         numbers = as_numbers(values)

@@ -111,8 +111,8 @@ def _load_embedded(name: str, asked: str | None) -> Table:
     frame, target = bunch.frame, bunch.target.name
     if asked not in (None, target):
         raise UserError(
-            f"the target of scikit-learn's {name} is {target!r}, not {asked!r}: leave out --target, or write the table to a "
-            "file and give that as --data."
+            f"the target of scikit-learn's {name} is {target!r}, not {asked!r}: leave out --target, or write the table "
+            "to a file and give that as --data."
         )
     names = getattr(bunch, "target_names", None)
     if names is not None and len(names) and name not in ("digits", "covtype"):
