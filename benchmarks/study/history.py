@@ -28,7 +28,8 @@ def read_history(log: Sequence[Mapping[str, Any]], plain: bool, score: str) -> l
     At most `POINTS` points, evenly spread, the first and the last among them, and as many that have a score.
 
     Args:
-        log: the Trainer's `log_history`; entries of the same step become one.
+        log: the Trainer's `log_history`; entries of the same step become one, in which the first value of a name stands: a
+            recipe may evaluate its best model again after the last step.
         plain: whether the training loss is that of plain ERM, and so the `unweighted_loss` too, which is not logged then.
         score: under which name evaluations during the training logged the score.
     """
@@ -38,7 +39,8 @@ def read_history(log: Sequence[Mapping[str, Any]], plain: bool, score: str) -> l
         if score in entry:
             values[EVAL_SCORE] = round(float(entry[score]), DIGITS)
         if values:
-            points.setdefault(entry["step"], {"step": entry["step"]}).update(values)
+            point = points.get(entry["step"], {})
+            points[entry["step"]] = {"step": entry["step"], **values, **point}
     every = [points[step] for step in sorted(points)]
     if plain:
         every = [

@@ -20,3 +20,22 @@ def test_many_evaluations_are_thinned():
     found = read_history(log, plain=False, score="eval_accuracy")
     assert len(found) == POINTS and found[-1]["step"] == 1000
     assert read_history(log, plain=False, score="eval_f1") == []
+
+
+def test_the_best_model_evaluated_again_after_training_is_not_the_last_point():
+    log = [
+        {"step": 10, "eval_accuracy": 0.9, "eval_loss": 0.3},
+        {"step": 20, "loss": 0.1},
+        {"step": 20, "eval_accuracy": 0.8, "eval_loss": 0.5},
+        {"step": 20, "train_runtime": 1.0, "train_loss": 0.2},
+        {"step": 20, "eval_accuracy": 0.9, "eval_loss": 0.3},
+    ]
+    assert read_history(log, plain=False, score="eval_accuracy")[-1] == {
+        "step": 20,
+        "loss": 0.1,
+        "eval_loss": 0.5,
+        "eval_score": 0.8,
+    }
+    assert read_history(log[3:], plain=False, score="eval_accuracy") == [
+        {"step": 20, "eval_loss": 0.3, "eval_score": 0.9}
+    ]
