@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import platform
 import re
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -17,7 +18,9 @@ from rich.table import Table
 from rgd_hf.comparison import Comparison, comparison_of, signed
 
 RESULTS_NAME = "all_results.json"
-PACKAGES = ("rgd-hf", "torch", "transformers", "accelerate", "datasets", "timm", "scikit-learn")
+PACKAGES = (
+    "rgd-hf", "torch", "transformers", "accelerate", "datasets", "timm", "scikit-learn", "lightgbm", "numpy", "pandas", "scipy"
+)  # fmt: skip
 
 console = Console()
 
@@ -30,8 +33,8 @@ def say(*lines: str) -> None:
 
 
 def package_versions() -> dict[str, str]:
-    """The installed versions of the packages that decide a result."""
-    found = {}
+    """The versions of Python and of the installed packages that decide a result."""
+    found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
             found[package] = version(package)

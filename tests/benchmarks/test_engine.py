@@ -28,7 +28,9 @@ def test_every_cell_leaves_one_line_with_all_that_the_report_reads(whole):
     for line in found:
         assert line["cell"].startswith(f"{line['dataset']}/{line['method']}/{line['candidate']}/")
         assert line["seconds"] > 0 and line["peak_memory_mb"] > 50 and line["device"]
-        assert {"torch", "transformers"} <= set(line["versions"])
+        assert {"torch", "transformers", "lightgbm", "numpy", "pandas", "scipy", "python"} <= set(
+            line["versions"]
+        )
         assert line["settings"]["recipe"] == "tests/benchmarks/own_script.py"
     tuning = [line for line in found if line["stage"] == "tuning"]
     assert all(line["score"] == pytest.approx(line["metrics"]["validation_accuracy"]) for line in tuning)
