@@ -1,7 +1,7 @@
 """What a study may say: data sets, methods, seeds and what is tried in tuning, checked before anything is trained."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import product
 from typing import Annotated, Any, Literal
 
@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from rgd_hf.scores import is_greater_better
 from rgd_hf.scripts.errors import UserError, listed
+from rgd_hf.training_args import ReweightingArguments
 
 BASELINE, NO_WEIGHTS = "erm", "none"
 LARGEST_SEED = 2**32 - 1
@@ -22,6 +23,8 @@ STUDY_OPTIONS = (
     "holdout_fraction",
     "push_to_hub",
 )
+# What methods differ by: a data set's would re-weight ERM too. The LM head's losses are the same either way.
+WEIGHT_OPTIONS = frozenset(ReweightingArguments.__dataclass_fields__) - {"fused_lm_head"}
 # Names become parts of file names, of Markdown and of the names of cells.
 NAME = re.compile(r"\w[\w.+-]*")
 
@@ -74,6 +77,19 @@ class Method(_Part):
         if "learning_rate" in self.options and self.recipe is None:
             raise ValueError(
                 "leave out 'learning_rate': every method has that of the data set, times its factors in tuning"
+            )
+        if "learning_rate" in self.tune and self.recipe is None:
+            raise ValueError(
+                "tune: leave out 'learning_rate': every method tries that of the data set times its `learning_rate_factors`"
+            )
+        if self.scale_learning_rate_by and self.tune:
+            raise ValueError(
+                f"leave out `tune`: with scale_learning_rate_by it has the settings that {self.scale_learning_rate_by} chose"
+            )
+        if self.scale_learning_rate_by and self.recipe and "learning_rate" not in self.options:
+            raise ValueError(
+                "scale_learning_rate_by: with a recipe of its own it needs a 'learning_rate' in `options`, which is scaled; "
+                "add it, or leave scale_learning_rate_by out"
             )
         return self
 
@@ -187,6 +203,11 @@ class Dataset(_Part):
     def _fits_together(self) -> "Dataset":
         for name in ("data", "options", "tuning_options"):
             _check_left_to_the_study(getattr(self, name))
+            _check_left_to_methods(name, getattr(self, name), WEIGHT_OPTIONS)
+        _check_left_to_methods("parts", self.parts, WEIGHT_OPTIONS)
+        if self.random_search is not None:
+            space = self.random_search.space
+            _check_left_to_methods("random_search: space", space, {"reweighting", "class_weights"})
         rate = self.options.get("learning_rate")
         if isinstance(rate, bool) or not isinstance(rate, int | float) or rate <= 0:
             raise ValueError(
@@ -344,6 +365,15 @@ def _check_left_to_the_study(options: Mapping[str, Any]) -> None:
     taken = [name for name in options if name in STUDY_OPTIONS]
     if taken:
         raise ValueError(f"leave out {listed(taken)}: the study sets that itself for every run")
+
+
+def _check_left_to_methods(where: str, given: Iterable[str], refused: Collection[str]) -> None:
+    found = [name for name in given if name in refused]
+    if found:
+        raise ValueError(
+            f"{where}: leave out {listed(found)}: all methods would have it, ERM too. Put it into the `options` or the `tune` "
+            "of the methods that are to re-weight"
+        )
 
 
 def grid(tune: Mapping[str, Sequence[Any]]) -> list[Options]:

@@ -31,12 +31,17 @@ def read_study(filename: str | Path) -> Study:
     if not isinstance(content, dict):
         found = "nothing" if content is None else type(content).__name__
         raise UserError(f"{path}: expected lines `name: value`, found {found}.")
+    for name, entry in (("methods", "kl: {options: {reweighting: kl}}"), ("datasets", "NAME: {recipe: ...}")):
+        if not isinstance(content.get(name, {}), dict):
+            raise UserError(
+                f"{path}: {name}: expected a mapping with a line `{entry}` for each, found {content[name]!r}."
+            )
     defaults = {name: content.pop(name) for name in SHARED if name in content}
-    methods = content.get("methods")
-    content |= {"methods": _named(methods, {})} if "methods" in content else {}
+    if "methods" in content:
+        defaults = {"methods": list(content["methods"]), **defaults}
+        content["methods"] = _named(content["methods"], {})
     if "datasets" in content:
-        every = {"methods": list(content["methods"])} if isinstance(methods, dict) else {}
-        content["datasets"] = _named(content["datasets"], {**every, **defaults})
+        content["datasets"] = _named(content["datasets"], defaults)
     try:
         study = Study.model_validate(content)
     except ValidationError as error:
@@ -54,10 +59,8 @@ def read_study(filename: str | Path) -> Study:
     return study.model_copy(update={"datasets": scaled_last})
 
 
-def _named(content: Any, defaults: Mapping[str, Any]) -> Any:
-    """The entries with their names and what they share; what is no mapping is left to the check."""
-    if not isinstance(content, dict):
-        return content
+def _named(content: Mapping[Any, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries with their names and what they share; one that is no mapping is left to the check."""
     return {
         str(name): {"name": str(name), **defaults, **value} if isinstance(value, dict) else value
         for name, value in content.items()

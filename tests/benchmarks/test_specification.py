@@ -13,6 +13,7 @@ from rgd_hf.scripts.errors import UserError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "benchmarks" / "configs"
 DIGITS, KL = ("datasets", "digits"), ("methods", "kl")
+WEIGHTS = {"draws": 2, "space": {"reweighting": {"choice": ["none", "kl"]}}}
 SEARCH = {"draws": 3, "space": {"learning_rate": {"log_uniform": [1e-4, 1e-2]}}}
 
 
@@ -73,6 +74,25 @@ SEARCH = {"draws": 3, "space": {"learning_rate": {"log_uniform": [1e-4, 1e-2]}}}
             "metric: unknown 'f1': choose among 'macro_f1', 'mean_loss', 'score'",
         ),
         (changed("headline", value=["l"]), "headline: unknown 'l'"),
+        (
+            changed(*DIGITS, "options", "reweighting", value="kl"),
+            "options: leave out 'reweighting': all methods",
+        ),
+        (
+            changed(*DIGITS, "data", "class_weights", value="balanced"),
+            "data: leave out 'class_weights'.*`tune`",
+        ),
+        (changed(*DIGITS, "tuning_options", value={"tau": 2}), "tuning_options: leave out 'tau': .*ERM too"),
+        (changed(*DIGITS, "parts", value={"reweighting": ["none", "kl"]}), "parts: leave out 'reweighting'"),
+        (changed(*DIGITS, "random_search", value=WEIGHTS), "space: leave out 'reweighting': .*ERM too"),
+        (changed("methods", "kl_tuned", "tune", "learning_rate", value=[1]), "kl_tuned: tune: leave out"),
+        (
+            changed("methods", "scaled", "tune", value={"tau": [1]}),
+            "scaled: leave out `tune`: .*that kl chose",
+        ),
+        (changed("methods", "scaled", "recipe", value="own.py"), "scaled: .*needs a 'learning_rate' in `opt"),
+        (changed("methods", value=["erm", "kl"]), r"methods: expected a mapping .*, found \['erm', 'kl'\]"),
+        (changed("datasets", value=["digits"]), r"datasets: expected a mapping .*, found \['digits'\]"),
         ("datasets: [", "not valid YAML"),
         ("[]", "expected lines `name: value`, found list"),
         ("", "expected lines `name: value`, found nothing"),
@@ -155,3 +175,7 @@ def test_the_studies_of_the_project_have_options_that_their_scripts_take(path):
     study = read_study(path)
     check_options(study, path.name)
     assert len({cell.name for cell in plan(study)}) == len(plan(study))
+
+
+def test_what_leaves_the_weights_alone_may_stand_at_a_data_set(tmp_path):
+    read_study(write(changed(*DIGITS, "options", "fused_lm_head", value=False), tmp_path))
