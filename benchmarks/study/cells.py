@@ -253,10 +253,24 @@ def options_of(study: Study, cell: Cell) -> Options:
 
 
 def identity(study: Study, cell: Cell) -> str:
-    """A hash of all that decides what a cell's run gives but for code and packages: a changed study has other cells."""
+    """A hash of what a study says of a cell's run: a changed study has other cells.
+
+    Code and packages are not in it, nor what the files have that options name, nor the score that settings are chosen by
+    (`chooses_as_now`).
+    """
     return _identity(
         study.datasets[cell.dataset], study.methods[cell.method], _options_as_json(study, cell), cell
     )
+
+
+def chooses_as_now(study: Study, line: Mapping[str, Any]) -> bool:
+    """Whether the score by which a finished line chooses settings is the study's: `tuning_score` may have been changed.
+
+    Lines of a random search once did not tell it, and are taken as they are.
+    """
+    data = study.datasets.get(line["dataset"])
+    name = line.get("score_name" if line["stage"] == TUNING else "validation_score_name")
+    return data is None or name is None or name == data.chosen_by
 
 
 def _options_as_json(study: Study, cell: Cell) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.run_file import RunFile, duration
-from benchmarks.study.cells import TUNING, CannotRun, Cell, identity, plan, resolve_cell
+from benchmarks.study.cells import TUNING, CannotRun, Cell, chooses_as_now, identity, plan, resolve_cell
 from benchmarks.study.machine import git_commit
 from benchmarks.study.scripts import CHECKOUT
 from benchmarks.study.specification import Study
@@ -53,11 +53,14 @@ class Runner:
         self.records = {
             key: record
             for key, record in self.file.read().items()
-            if "error" not in record
-            or not (
-                retry_failed
-                or record.get("may_pass")
-                or (record.get("commit"), record.get("versions")) != now
+            if (
+                chooses_as_now(study, record)
+                if "error" not in record
+                else not (
+                    retry_failed
+                    or record.get("may_pass")
+                    or (record.get("commit"), record.get("versions")) != now
+                )
             )
         }
         self.failed: dict[Cell, str] = {

@@ -181,6 +181,11 @@ class Dataset(_Part):
         return float(self.options["learning_rate"])
 
     @property
+    def chosen_by(self) -> str:
+        """The metric that settings are chosen by."""
+        return self.tuning_score or self.score
+
+    @property
     def part_values(self) -> tuple[str, ...]:
         """The values of `parts`; `("",)` where there are none."""
         return tuple(next(iter(self.parts.values()), [""]))

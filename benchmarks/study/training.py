@@ -122,19 +122,19 @@ def _train(study: Study, cell: Cell) -> Line:
         record = script_of(data, method).run(options, directory)
         found = _contents(study, cell, record, Path(directory), options)
     metrics = found["metrics"]
-    tuning_score = data.tuning_score or data.score
     chooses = data.random_search is not None
-    for name in {data.score, *([tuning_score] if cell.stage == TUNING or chooses else [])}:
+    for name in {data.score, *([data.chosen_by] if cell.stage == TUNING or chooses else [])}:
         # In tuning too, which may go by another: not only when all of it is spent.
         if name not in metrics:
             raise UserError(f"score: the recipe gave no {name!r}, but {listed(metrics)}.")
-    name = tuning_score if cell.stage == TUNING else data.score
+    name = data.chosen_by if cell.stage == TUNING else data.score
     score = metrics[name] if is_greater_better(name) else -metrics[name]
     if not np.isfinite(score):
         raise FloatingPointError(f"the score {name} is {score}")
     if chooses:
-        value = metrics[tuning_score]
-        found["validation_score"] = value if is_greater_better(tuning_score) else -value
+        value = metrics[data.chosen_by]
+        found["validation_score"] = value if is_greater_better(data.chosen_by) else -value
+        found["validation_score_name"] = data.chosen_by
     return {"score": score, "score_name": name, **found, "peak_memory_mb": peak_memory_mb()}
 
 
@@ -158,7 +158,7 @@ def _contents(
     changed = (options.get("class_weights"), options.get("label_smoothing_factor"))
     plain = options.get("reweighting") == "none" and not any(changed)
     data = study.datasets[cell.dataset]
-    found["history"] = read_history(log, plain, data.tuning_score or data.score)
+    found["history"] = read_history(log, plain, data.chosen_by)
     histogram = weight_histogram(log)
     if histogram is not None:
         found["weight_histogram"] = histogram

@@ -1,0 +1,34 @@
+"""Studies that are edited or resumed: which of their lines still count, and what is said of them."""
+
+import pytest
+from studies import STUDY, changed, lines, write
+
+from benchmarks.study import __main__ as study
+
+FEW = {**STUDY, "datasets": {"few": STUDY["datasets"]["few"]}}
+SCORE = ("datasets", "few", "tuning_score")
+SEARCH = {"draws": 2, "space": {"learning_rate": {"log_uniform": [1e-5, 1e-1]}}}
+
+pytestmark = pytest.mark.usefixtures("in_the_checkout")
+
+
+def run(content, folder, *options):
+    study.main([write(content, folder), "--output_dir", str(folder), *options])
+    return lines(folder)
+
+
+def test_settings_are_chosen_anew_where_the_score_that_chooses_was_changed(tmp_path):
+    before = run(FEW, tmp_path)
+    found = run(changed(*SCORE, value="accuracy", study=FEW), tmp_path)[len(before) :]
+    tuning = [line for line in found if line["stage"] == "tuning"]
+    assert len(tuning) == 2 * 2 * 2 and {line["score_name"] for line in tuning} == {"accuracy"}
+    assert {line["identity"] for line in tuning} < {line["identity"] for line in before}
+    assert len(run(changed(*SCORE, value="accuracy", study=FEW), tmp_path)) == len(before) + len(found)
+
+
+def test_a_random_search_is_drawn_anew_where_the_score_that_chooses_was_changed(tmp_path):
+    search = changed("datasets", "few", "random_search", value=SEARCH, study=FEW)
+    before = run(search, tmp_path)
+    assert {line["validation_score_name"] for line in before} == {"validation_accuracy"}
+    after = run(changed(*SCORE, value="accuracy", study=search), tmp_path)
+    assert [line["cell"] for line in after[len(before) :]] == [line["cell"] for line in before]
