@@ -139,7 +139,7 @@ def main(argv: Any = None) -> Any:
     budget = None if minutes is None else 60 * minutes
     left = runner.run(_workers(study, args), budget)
     _conclude(runner, left)
-    if any(cell.stage == FINAL for cell in runner.failed):
+    if any(cell.stage == FINAL for cell in (*runner.failed, *runner.left_out)):
         sys.exit(EXIT_RUNS_FAILED)
     return runner.finished
 
@@ -231,11 +231,16 @@ def _conclude(runner: Runner, left: Sequence[Cell]) -> None:
             f"The time budget is spent: {len(left)} of {len(runner.cells)} runs are left{_time_left(runner, left)}. "
             "The same command resumes."
         )
-    elif not final:
+    elif not final and not runner.left_out:
         which = "final" if runner.failed else len(runner.cells)
         _say(f"All {which} runs are finished: {runner.file.path}")
     for cell, error in runner.failed.items():
         _say(f"failed: {cell.name}: {error}")
+    if runner.left_out:
+        _say(
+            f"{counted(len(runner.left_out), 'run')} would have had no score and were left out: correct the study, and the same "
+            "command resumes."
+        )
     if runner.failed:
         _say(
             f"{counted(len(runner.failed), 'run')} failed, {final} of them final. The same command tries again what "

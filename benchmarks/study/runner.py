@@ -36,6 +36,7 @@ class Runner:
 
     Attributes:
         failed: reasons by cell, of this start and of earlier ones whose runs are left alone.
+        left_out: cells that were not begun, because a run like them showed that they would have no score.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Runner:
         self.study, self.report = study, report
         self.file = RunFile(directory, shard, KEY)
         self.cells = plan(study, shard)
+        self.left_out: list[Cell] = []
         now = (git_commit(CHECKOUT), package_versions())
         self.records = {
             key: record
@@ -126,7 +128,7 @@ class Runner:
                         workers.submit(resolved)
                 if not running:
                     break
-                died = self._keep_next(workers, running, died)
+                died = self._keep_next(workers, running, waiting, died)
         if any(True for _ in self._ready(waiting, ())):
             return waiting
         for cell in waiting:
@@ -173,7 +175,7 @@ class Runner:
             parts.append(f"about {duration(expected / workers.number)} left")
         return f"[{', '.join(parts)}]"
 
-    def _keep_next(self, workers: Workers, running: dict[Cell, Cell], died: int) -> int:
+    def _keep_next(self, workers: Workers, running: dict[Cell, Cell], waiting: list[Cell], died: int) -> int:
         """Wait for what ends next, write its lines to the disk and say what they say; how many died in a row."""
         for cell, found in workers.wait():
             del running[cell]
@@ -185,6 +187,8 @@ class Runner:
             if "error" in line:
                 self.failed[cell] = line["error"]
                 self.report(f"  {name}failed: {line['error']}")
+                if line.get("lacks_score"):
+                    self._leave_out(cell, waiting)
             else:
                 self.report(f"  {name}{line['score_name']} {line['score']:.4f} ({line['seconds']:.1f} s)")
         if died > DEATHS * workers.number:
@@ -193,6 +197,23 @@ class Runner:
                 "same command resumes; with less side by side, if memory was short."
             )
         return died
+
+    def _leave_out(self, cell: Cell, waiting: list[Cell]) -> None:
+        """Let no cell wait that would have no score either: of the data set, or of the script of a method's own."""
+        methods = self.study.methods
+        recipe = methods[cell.method].recipe
+        alike = [
+            other
+            for other in waiting
+            if other.dataset == cell.dataset and (recipe is None or methods[other.method].recipe == recipe)
+        ]
+        if alike:
+            self.report(
+                f"  {len(alike)} more of {cell.dataset} would have no score either: they are left out."
+            )
+        for other in alike:
+            waiting.remove(other)
+        self.left_out += alike
 
     def _cannot_run(self, cell: Cell) -> None:
         """Remember a cell that lacks the result of another."""

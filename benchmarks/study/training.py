@@ -41,6 +41,10 @@ MAY_PASS = (UserError, OSError, MemoryError, torch.OutOfMemoryError)
 Line = dict[str, Any]
 
 
+class NoScore(UserError):
+    """A result lacks the metric that its study goes by, as all others of the recipe will."""
+
+
 def train_cell(study: Study, cell: Cell) -> Line:
     """Train a cell, whose settings are chosen, and return its line; that of a failed one has an `error`.
 
@@ -58,6 +62,8 @@ def train_cell(study: Study, cell: Cell) -> Line:
         where = "".join(traceback.format_exception(error)[-3:]).replace(f"{CHECKOUT}{os.sep}", "")
         line["error"] = " ".join(f"{type(error).__name__}: {error}".split())
         line["may_pass"] = isinstance(error, MAY_PASS)
+        if isinstance(error, NoScore):
+            line["lacks_score"] = True
         line["traceback"] = where
     finally:
         gc.collect()
@@ -123,10 +129,16 @@ def _train(study: Study, cell: Cell) -> Line:
         found = _contents(study, cell, record, Path(directory), options)
     metrics = found["metrics"]
     chooses = data.random_search is not None
-    for name in {data.score, *([data.chosen_by] if cell.stage == TUNING or chooses else [])}:
-        # In tuning too, which may go by another: not only when all of it is spent.
+    needed = {data.score: "score"}
+    if (
+        cell.stage == TUNING or chooses
+    ):  # tuning, which may go by another, needs both: or the error came when it is over
+        needed.setdefault(data.chosen_by, "tuning_score")
+    for name, key in needed.items():
         if name not in metrics:
-            raise UserError(f"score: the recipe gave no {name!r}, but {listed(metrics)}.")
+            raise NoScore(
+                f"datasets: {cell.dataset}: {key}: the recipe gave no {name!r}, but {listed(metrics)}. Choose one of these."
+            )
     name = data.chosen_by if cell.stage == TUNING else data.score
     score = metrics[name] if is_greater_better(name) else -metrics[name]
     if not np.isfinite(score):

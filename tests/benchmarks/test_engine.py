@@ -17,6 +17,7 @@ from benchmarks.study import __main__ as study
 from rgd_hf.scripts.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
+ONLY_FEW = {**STUDY, "datasets": {"few": STUDY["datasets"]["few"]}}
 CELLS = (2 + 2 + 4) * 2 + (2 + 2) * 2 + 4 * 2 + 2 * 3
 
 pytestmark = pytest.mark.usefixtures("in_the_checkout")
@@ -147,7 +148,7 @@ def test_a_run_that_fails_does_not_stop_the_study_and_is_tried_again_once_it_may
     tmp_path, capsys, monkeypatch
 ):
     failing = changed("methods", "kl", "options", "fail", value="now")
-    file = write({**failing, "datasets": {"few": STUDY["datasets"]["few"]}}, tmp_path)
+    file = write({**failing, "datasets": ONLY_FEW["datasets"]}, tmp_path)
 
     def start(*options):
         with pytest.raises(SystemExit) as stopped:
@@ -169,12 +170,41 @@ def test_a_run_that_fails_does_not_stop_the_study_and_is_tried_again_once_it_may
     assert len(start()[1]) == 12
 
 
-def test_a_score_that_the_script_does_not_give_is_found_in_the_first_run(tmp_path):
-    file = write(changed("datasets", "few", "score", value="r2"), tmp_path)
+@pytest.mark.parametrize(
+    ("key", "name", "processes"), [("score", "r2", "1"), ("tuning_score", "f1", "1"), ("score", "r2", "2")]
+)
+def test_a_score_that_the_script_does_not_give_costs_one_run_of_its_data_set(
+    key, name, processes, tmp_path, capsys
+):
+    both = changed("datasets", "digits", "methods", value=["erm"])
+    file = write(changed("datasets", "few", key, value=name, study=both), tmp_path)
+    for start in (1, 2):
+        with pytest.raises(SystemExit) as stopped:
+            study.main([file, "--output_dir", str(tmp_path), "--processes", processes])
+        assert stopped.value.code == 1
+        failed = [line for line in lines(tmp_path) if "error" in line]
+        assert start <= len(failed) <= start * int(processes) and {line["stage"] for line in failed} == {
+            "tuning"
+        }
+        expected = f"datasets: few: {key}: the recipe gave no '{name}', but 'accuracy', 'validation_accuracy'"
+        assert all(expected in line["error"] for line in failed)
+    assert sum(line["dataset"] == "digits" and "error" not in line for line in lines(tmp_path)) == 2 * 2 + 2
+    output = capsys.readouterr().out
+    assert "runs would have had no score and were left out" in output and "All " not in output
+
+
+def test_a_score_that_a_script_of_a_methods_own_does_not_give_costs_the_others_nothing(tmp_path):
+    script = tmp_path / "scoreless.py"
+    own = Path("tests/benchmarks/own_script.py").read_text()
+    script.write_text(own.replace('"accuracy":', '"hits":'))
+    other = {"recipe": str(script), "options": {}}
+    content = changed("methods", "other", value=other, study=ONLY_FEW)
+    content = changed("datasets", "few", "methods", value=["other", "erm"], study=content)
     with pytest.raises(SystemExit):
-        study.main([file, "--output_dir", str(tmp_path), "--methods", "erm", "--datasets", "few"])
-    first = lines(tmp_path)[0]
-    assert first["stage"] == "tuning" and "the recipe gave no 'r2', but 'accuracy'" in first["error"]
+        study.main([write(content, tmp_path), "--output_dir", str(tmp_path)])
+    found = lines(tmp_path)
+    assert sum("error" in line for line in found) == 1
+    assert sum(line["method"] == "erm" for line in found) == 2 * 2 + 3
 
 
 def test_a_directory_that_cannot_be_written_ends_the_study_before_the_first_run(whole, tmp_path, capsys):
