@@ -143,7 +143,17 @@ class Runner:
             before = f", {len(self.failed)} failed before" if self.failed else ""
             done = len(self.cells) - len(missing) - len(self.failed)
             self.report(f"{done} of {len(self.cells)} runs are finished already{before}.")
+        self._tell_other_commits()
         return missing
+
+    def _tell_other_commits(self) -> None:
+        """Pairs of old and new runs differ by what the code changed, too: that is for whoever resumes to judge."""
+        now = git_commit(CHECKOUT)
+        of = [str(record.get("commit")) for _, record in self._known().values() if "error" not in record]
+        others = [commit for commit in of if commit != str(now)]
+        if others:
+            named = ", ".join(dict.fromkeys(others))
+            self.report(f"{len(others):,} of the finished runs are of commits {named}; this is {now}.")
 
     def _ready(self, waiting: Sequence[Cell], running: Collection[Cell]) -> Iterator[tuple[Cell, Cell]]:
         """Cells that can be begun, and the same with their settings.

@@ -32,3 +32,15 @@ def test_a_random_search_is_drawn_anew_where_the_score_that_chooses_was_changed(
     assert {line["validation_score_name"] for line in before} == {"validation_accuracy"}
     after = run(changed(*SCORE, value="accuracy", study=search), tmp_path)
     assert [line["cell"] for line in after[len(before) :]] == [line["cell"] for line in before]
+
+
+def test_finished_runs_of_other_commits_are_told_once(tmp_path, capsys, monkeypatch):
+    def at(commit, *seeds):
+        for module in ("runner", "training"):
+            monkeypatch.setattr(f"benchmarks.study.{module}.git_commit", lambda directory: commit)
+        run(FEW, tmp_path, "--methods", "erm", "--seeds", *seeds)
+        return [line for line in capsys.readouterr().out.splitlines() if "commit" in line]
+
+    assert at("aaa", "0") == at("aaa", "0") == []
+    assert at("bbb", "0", "1") == ["5 of the finished runs are of commits aaa; this is bbb."]
+    assert at("ccc", "0", "1", "2") == ["6 of the finished runs are of commits aaa, bbb; this is ccc."]
