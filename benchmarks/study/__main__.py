@@ -4,6 +4,7 @@
     python -m benchmarks.study benchmarks/configs/compare.yaml --shard 1/2 --time_budget 60 --output_dir runs/compare
     python -m benchmarks.study benchmarks/configs/evidence.yaml --processes 8 --output_dir runs/evidence
     python -m benchmarks.study benchmarks/configs/evidence.yaml --plan
+    python -m benchmarks.study benchmarks/configs/quick.yaml --output_dir runs/quick --rerun CELL [CELL ...]
 
 STUDY.yaml is explained in benchmarks/README.md. Every method gets the same learning rates to choose from, by seeds and rows
 that the final runs are not judged by; a final seed means the same initialization, batches and evaluation for all methods.
@@ -26,6 +27,7 @@ import torch
 from benchmarks.report.formats import counted
 from benchmarks.run_file import duration, parse_shard
 from benchmarks.study.cells import FINAL, TUNING, Cell, candidates, is_tuned, options_of, script_of
+from benchmarks.study.rerun import find_cells, rerun
 from benchmarks.study.runner import Runner
 from benchmarks.study.specification import BASELINE, Study
 from benchmarks.study.study_file import read_study
@@ -36,7 +38,7 @@ from rgd_hf.scripts.results import console, write_json
 
 USAGE = "python -m benchmarks.study STUDY.yaml --option value ..."
 EPILOG = "STUDY.yaml: see benchmarks/README.md, which explains its keys. Exit code 1: final runs failed."
-EXIT_RUNS_FAILED = 1
+EXIT_RUNS_FAILED = EXIT_RERUN_DIFFERS = 1
 STUDY_NAME = "study.json"
 
 
@@ -105,6 +107,13 @@ class StudyArguments:
             "time that the others will take, estimated from finished runs of the data set."
         },
     )
+    rerun: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Train these finished cells again, by the names that lines and --plan have, and compare: scores of line and "
+            "rerun, and what else differs. No line is written. Exit code 1: a score differs."
+        },
+    )
 
 
 def main(argv: Any = None) -> Any:
@@ -126,6 +135,10 @@ def main(argv: Any = None) -> Any:
         raise UserError("give either --ray, which decides how many runs its cluster takes, or --processes.")
     if args.ray and args.shard != "1/1":
         raise UserError("give either --ray, which spreads all cells over its cluster, or --shard.")
+    if args.rerun and (args.processes > 1 or args.ray or args.plan):
+        raise UserError(
+            "--rerun trains here, one run after the other: leave out --processes, --ray and --plan."
+        )
     torch.set_num_threads(args.threads)
     whole = read_study(study_file)
     study = whole.restricted(args.datasets, args.methods, args.seeds)
@@ -133,6 +146,10 @@ def main(argv: Any = None) -> Any:
     runner = Runner(study, Path(args.output_dir), parse_shard(args.shard), _say, args.retry_failed)
     if args.plan:
         _show(runner)
+        return runner.finished
+    if args.rerun:
+        if not rerun(study, find_cells(runner.finished_cells(), args.rerun), _say):
+            sys.exit(EXIT_RERUN_DIFFERS)
         return runner.finished
     _write_study(whole, Path(args.output_dir))
     minutes = study.time_budget if args.time_budget is None else args.time_budget

@@ -86,6 +86,14 @@ class Runner:
             for cell in self.cells
         }
 
+    def finished_cells(self) -> dict[str, tuple[Cell, Line]]:
+        """Finished cells with their settings, and their lines, by name: that of the plan, and that of the line."""
+        found: dict[str, tuple[Cell, Line]] = {}
+        for planned, (cell, record) in self._known().items():
+            if "error" not in record:
+                found[planned.name] = found[cell.name] = (cell, dict(record))
+        return found
+
     def _known(self) -> dict[Cell, tuple[Cell, Mapping[str, Any]]]:
         """By cell, the same with its settings, and the record of its run, which finished or failed."""
         found: dict[Cell, tuple[Cell, Mapping[str, Any]]] = {}
