@@ -38,9 +38,17 @@ class RunFile:
         self.path = directory / ("runs.jsonl" if count == 1 else f"runs-{number}of{count}.jsonl")
 
     def read(self) -> dict[str, dict[str, Any]]:
-        """All finished runs by `key`, the last of equals; a line that a killed process left half written is passed over.
+        """All finished runs by `key`, the last of equals in `lines`.
 
-        The last is the one with the largest `finished` (a time), where runs tell it: shards may have been cut anew.
+        Raises:
+            UserError: a whole line is no run, or one without `key`.
+        """
+        return {run[self.key]: run for run in self.lines()}
+
+    def lines(self) -> list[dict[str, Any]]:
+        """All finished runs, also equal ones; a line that a killed process left half written is passed over.
+
+        They are in the order of `finished` (a time), where runs tell it: shards may have been cut anew.
 
         Raises:
             UserError: a whole line is no run, or one without `key`.
@@ -57,7 +65,7 @@ class RunFile:
                         f"{path}: line {number} has no {self.key!r}, so it is not a run of a study. Give another directory."
                     )
                 runs.append(run)
-        return {run[self.key]: run for run in sorted(runs, key=lambda run: run.get("finished", ""))}
+        return sorted(runs, key=lambda run: run.get("finished", ""))
 
     def prepare(self) -> None:
         """Make the directory and the file, if they are not there, before anything is spent on what goes into them.

@@ -10,6 +10,7 @@ from typing import Any
 
 from benchmarks.report.choice import best_candidate
 from benchmarks.report.merging import merged
+from benchmarks.report.planned import Edits, Plan, described, plan_of
 from benchmarks.run_file import RunFile
 from rgd_hf import ReweightingArguments
 from rgd_hf.scripts.errors import UserError
@@ -36,7 +37,8 @@ class Records:
         tuning: runs of the settings tried, by data set, method, seed and candidate.
         failed: cell and reason of those that ended with an error.
         checkpointed: lines with the checkpoints of a training on several domains, by data set.
-        study: what was asked, as the study wrote it; empty for lines alone.
+        study: the study's file as it is now; empty for lines alone.
+        left_out: what of an earlier version of the study's file lines are there, and how many.
     """
 
     final: Mapping[tuple[str, str, int], Record]
@@ -44,6 +46,7 @@ class Records:
     failed: Mapping[str, str] = field(default_factory=dict)
     checkpointed: Mapping[str, Sequence[Record]] = field(default_factory=dict)
     study: Mapping[str, Any] = field(default_factory=dict)
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def datasets(self) -> list[str]:
@@ -88,30 +91,25 @@ class Records:
     def mixed(self) -> list[str]:
         """Data sets and methods with runs that no comparison is made of: the study was edited between them.
 
-        Runs of a method may differ in seed and learning rate, and those of ERM and a method in how they re-weight.
+        Runs of a method may differ in seed, and those of ERM and a method in how they re-weight and in the learning rate that
+        tuning chose, but not in the one that it multiplies.
 
         Returns:
             Lines `"dataset/method: differing settings"`.
         """
-        found = []
+        return [f"{dataset}/{method}: {', '.join(names)}" for (dataset, method), names in self._mixed.items()]
+
+    def comparable(self, dataset: str, *methods: str) -> bool:
+        """Whether none of these methods is `mixed` on a data set."""
+        return not any((dataset, method) in self._mixed for method in methods)
+
+    @cached_property
+    def _mixed(self) -> dict[tuple[str, str], list[str]]:
+        found = {}
         for (dataset, method), runs in sorted(self._by_method.items()):
-            erm = [record.get("settings", {}) for record in self.runs(dataset, BASELINE).values()]
-            own = [record.get("settings", {}) for record in runs.values()]
-            method_options = {
-                *METHOD_OPTIONS,
-                *(name for r in runs.values() for name in r.get("method_options", ())),
-            }
-            same_recipe = not _differ("recipe", [*erm, *own])
-            names = {name for settings in (*erm, *own) for name in settings}.difference(RUN_OPTIONS)
-            chosen = {name for r in runs.values() for name in _settings_tried(r)}
-            differing = [
-                name
-                for name in sorted(names - chosen)
-                if _differ(name, own)
-                or (same_recipe and name not in method_options and _differ(name, [*erm, *own]))
-            ]
+            differing = _differing(list(self.runs(dataset, BASELINE).values()), list(runs.values()))
             if differing:
-                found.append(f"{dataset}/{method}: {', '.join(differing)}")
+                found[dataset, method] = differing
         return found
 
     def seeds(self, dataset: str) -> list[int]:
@@ -137,22 +135,26 @@ class Records:
 def read_records(directory: Path) -> Records:
     """Read all `runs*.jsonl` of a directory, and its `study.json` where there is one.
 
-    Of two lines with the same cell the later one counts; of final runs of a method and seed with several settings, those
-    that tuning chose, or that this seed's own validation rows choose in a random search. Parts of a run count once all
-    are there. A line that a killed process left half written is passed over.
+    Lines that are not of the study as its file is now are left out. Of two others with the same cell the later one counts;
+    of final runs of a method and seed with several settings, those that tuning chose, or that this seed's own validation
+    rows choose in a random search. Parts of a run count once all are there. A line that a killed process left half written
+    is passed over.
 
     Raises:
         UserError: there is no such file, it is not of a study, or no final run is in it.
     """
     try:
-        by_cell = RunFile(directory, key="cell").read()
-        records = _sort_out(by_cell, _study(directory))
+        study = _study(directory)
+        lines = RunFile(directory, key="cell").lines()
+        fitting, left_out = _of_study(lines, plan_of(study))
+        by_cell = {line["cell"]: line for line in fitting}
+        records = _sort_out(by_cell, study, described(left_out))
     except (KeyError, TypeError) as error:
         raise UserError(
             f"a line of the runs*.jsonl in {str(directory)!r} has no {error}: they are not runs of benchmarks.study. "
             "Give the directory of a study as --results_dir."
         ) from error
-    if not by_cell:
+    if not lines:
         raise UserError(
             f"there is no finished run in {str(directory)!r} (runs*.jsonl): "
             f"`python -m benchmarks.study benchmarks/configs/compare.yaml --output_dir {directory}` makes them."
@@ -160,7 +162,8 @@ def read_records(directory: Path) -> Records:
     if not records.final:
         raise UserError(
             f"{str(directory)!r} holds no final run yet ({len(records.tuning)} of tuning, {len(records.failed)} "
-            "failed): let `python -m benchmarks.study` resume."
+            f"failed{f', {len(left_out)} of an earlier version of its study.json' if left_out else ''}): let "
+            "`python -m benchmarks.study` resume."
         )
     return records
 
@@ -168,6 +171,41 @@ def read_records(directory: Path) -> Records:
 def _study(directory: Path) -> Mapping[str, Any]:
     path = directory / STUDY_NAME
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _of_study(lines: Sequence[Record], plan: Plan) -> tuple[list[Record], list[tuple[Record, Edits]]]:
+    """The lines that are of the plan, and those of an earlier one with what was otherwise."""
+    every = [(line, plan.edits(line)) for line in lines]
+    return [plan.as_now(line) for line, edits in every if not edits], [e for e in every if e[1]]
+
+
+def _differing(erm: Sequence[Record], own: Sequence[Record]) -> list[str]:
+    """Settings in which the runs of a method differ that should not, among themselves or from those of ERM."""
+    method_options = {*METHOD_OPTIONS, *(name for run in own for name in run.get("method_options", ()))}
+    of_erm, of_own = ([run.get("settings", {}) for run in runs] for runs in (erm, own))
+    same_recipe = not _differ("recipe", [*of_erm, *of_own])
+    names = {name for settings in (*of_erm, *of_own) for name in settings}.difference(RUN_OPTIONS)
+    tried = {name for run in own for name in _settings_tried(run)}
+    found = [
+        name
+        for name in sorted(names - tried)
+        if _differ(name, of_own)
+        or (same_recipe and name not in method_options and _differ(name, [*of_erm, *of_own]))
+    ]
+    rates = {rate for run in ([*erm, *own] if same_recipe else own) if (rate := _base_rate(run)) is not None}
+    if len(rates) > 1:
+        found.append("learning_rate")
+    if len({candidate_of(run) for run in own if not run.get("draws")}) > 1:
+        found.append("settings that tuning chose")
+    return found
+
+
+def _base_rate(run: Record) -> str | None:
+    """The learning rate that tuning multiplies, as far as numbers agree; None where a line does not tell it."""
+    rate, factor = run.get("settings", {}).get("learning_rate"), run.get("learning_rate_factor")
+    if rate is None or factor is None or run.get("draws"):
+        return None
+    return f"{rate / factor / run.get('learning_rate_scale', 1.0):.6g}"
 
 
 def _differ(name: str, settings: Sequence[Mapping[str, Any]]) -> bool:
@@ -198,7 +236,9 @@ def candidate_of(record: Record) -> str:
     return f"lr{float(record.get('learning_rate_factor', 1.0)):g}"
 
 
-def _sort_out(by_cell: Mapping[str, Record], study: Mapping[str, Any]) -> Records:
+def _sort_out(
+    by_cell: Mapping[str, Record], study: Mapping[str, Any], left_out: Mapping[str, int]
+) -> Records:
     finals: dict[tuple[str, str, int], list[Record]] = {}
     tuning: dict[tuple[str, str, int, str], list[Record]] = {}
     failed: dict[str, str] = {}
@@ -231,7 +271,7 @@ def _sort_out(by_cell: Mapping[str, Record], study: Mapping[str, Any]) -> Record
         if by_cell[cell]["stage"] != "final"
         or (by_cell[cell]["dataset"], by_cell[cell]["method"], by_cell[cell]["seed"]) not in final
     }
-    return Records(final, tuned, remaining, checkpointed, study)
+    return Records(final, tuned, remaining, checkpointed, study, left_out)
 
 
 def _chosen(runs: Sequence[Record], chosen: Mapping[tuple[str, str], str | None]) -> list[Record]:

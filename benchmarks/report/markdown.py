@@ -84,22 +84,31 @@ def _unfinished(records: Records) -> list[str]:
             f"**This report is partial: {counted(len(missing), 'cell')} missing** (of seeds that were begun):",
             "",
         ]
-        lines += [f"- `{name}`" for name in missing[:LISTED]]
-        lines += [f"- and {len(missing) - LISTED} more"] if len(missing) > LISTED else []
-        lines.append("")
+        lines += _listed([f"`{name}`" for name in missing])
     mixed = records.mixed()
     if mixed:
         lines += [
-            "**Runs of different settings are mixed** (run the study again to replace the older ones):",
+            "**Runs of different settings are mixed; no comparison is made of them** (run the study again to replace the "
+            "older ones):",
             "",
+            *_listed([f"`{name}`" for name in mixed]),
         ]
-        lines += [*(f"- `{name}`" for name in mixed[:LISTED]), ""]
+    if records.left_out:
+        number = sum(records.left_out.values())
+        lines += [
+            f"**{counted(number, 'run')} of an earlier version of the study {'is' if number == 1 else 'are'} left out:**",
+            "",
+            *_listed([f"{name} ({counted(n, 'run')})" for name, n in records.left_out.items()]),
+        ]
     if records.failed:
         lines += [f"**{counted(len(records.failed), 'run')} failed:**", ""]
-        lines += [f"- `{cell}`: {reason[:200]}" for cell, reason in list(records.failed.items())[:LISTED]]
-        lines += [f"- and {len(records.failed) - LISTED} more"] if len(records.failed) > LISTED else []
-        lines.append("")
+        lines += _listed([f"`{cell}`: {reason[:200]}" for cell, reason in records.failed.items()])
     return lines
+
+
+def _listed(entries: Sequence[str]) -> list[str]:
+    more = [f"- and {len(entries) - LISTED} more"] if len(entries) > LISTED else []
+    return [*(f"- {entry}" for entry in entries[:LISTED]), *more, ""]
 
 
 def _counts(found: Sequence[Overall], over_datasets: bool) -> str:

@@ -180,6 +180,8 @@ def _break_down(
     """Per cent right in every part: seed by seed, then over seeds. Runs over other rows are left out."""
     shares: dict[str, dict[int, np.ndarray]] = {}
     for method in dict.fromkeys([BASELINE, *methods]):
+        if not records.comparable(dataset, BASELINE, method):
+            continue
         for seed, record in records.runs(dataset, method).items():
             right = correctness(record)
             if right is None or seed not in parts:

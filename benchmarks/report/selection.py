@@ -19,7 +19,11 @@ def by_rule(records: Records, dataset: str) -> list[str]:
     score is the mean accuracy over these domains.
     """
     lines: list[str] = []
-    runs = records.checkpointed.get(dataset, ())
+    runs = [
+        run
+        for run in records.checkpointed.get(dataset, ())
+        if records.comparable(dataset, BASELINE, run["method"])
+    ]
     for title, rule in RULES.values():
         scores = {method: _scores(of_method, rule) for method, of_method in _by_method(runs).items()}
         scores = {method: found for method, found in scores.items() if found}

@@ -57,8 +57,11 @@ def differences_by_seed(
 ) -> dict[int, float]:
     """Score of `method` minus that of `baseline`, in points, for every seed that both have, trained on the same device.
 
-    Another metric than the score takes its place where it is named; losses and errors are in their own unit.
+    Another metric than the score takes its place where it is named; losses and errors are in their own unit. Runs of mixed
+    settings have none.
     """
+    if not records.comparable(dataset, method, baseline):
+        return {}
     ours, theirs = records.runs(dataset, method), records.runs(dataset, baseline)
     scale, found = POINTS if in_points(metric) else 1.0, {}
     for seed in ours:

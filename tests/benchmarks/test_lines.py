@@ -155,3 +155,11 @@ def test_runs_on_different_devices_are_never_paired(tmp_path):
         for m, s, d in (("erm", 0, "cpu"), ("kl", 0, "H100"), ("erm", 1, "cpu"), ("kl", 1, "cpu"))
     ]
     assert list(differences_by_seed(read_records(write(tmp_path, runs)), "data", "kl")) == [1]
+
+
+def test_final_runs_of_several_settings_without_a_choice_are_not_compared(tmp_path):
+    runs = [line("erm", "final", s, 1.0, 0.5) for s in (0, 1)]
+    runs += [line("kl", "final", s, f, 0.6) for s, f in ((0, 1.0), (1, 2.0))]
+    records = read_records(write(tmp_path, runs))
+    assert records.mixed() == ["data/kl: settings that tuning chose"]
+    assert differences_by_seed(records, "data", "kl") == {}
