@@ -56,6 +56,11 @@ class Records:
         }
         return sorted(kinds, key=lambda name: (KINDS.index(k) if (k := kinds[name]) in KINDS else 99, name))
 
+    @cached_property
+    def plan(self) -> Plan:
+        """What the study's file plans."""
+        return plan_of(self.study)
+
     def methods(self, dataset: str) -> set[str]:
         """Methods of a data set that have a run of any stage, finished or failed."""
         found = {key[1] for runs in (self.final, self.tuning) for key in runs if key[0] == dataset}

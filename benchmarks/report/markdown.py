@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from functools import partial
 
 from benchmarks.report.formats import counted, marked, probability, table
-from benchmarks.report.lines import Records
+from benchmarks.report.lines import BASELINE, Records
 from benchmarks.report.method import how_to_read, method, title
 from benchmarks.report.methods import method_title
 from benchmarks.report.parts import with_hardest_tenth
 from benchmarks.report.plots import plot_data_sets
+from benchmarks.report.progress import family, interim, interim_mean, is_partial, not_begun, unfinished
 from benchmarks.report.questions import answers
 from benchmarks.report.readme_table import readme_table
 from benchmarks.report.sections import Pictures, section
@@ -26,13 +27,20 @@ def build_report(records: Records) -> tuple[str, Pictures]:
     """
     records = with_hardest_tenth(records)
     found = overall(records)
-    partial_title = " (partial)" if records.missing() or _not_begun(records) else ""
+    partial_title = " (partial)" if is_partial(records) else ""
     lines = [f"# {title(records)}{partial_title}", "", *_compared(records, found)]
     lines += _unfinished(records)
     pictures: Pictures = {}
     if found:
         over = len(records.datasets) > 1
-        lines += ["## Summary", "", _counts(found, over), "", *(_summary(found) if over else ()), ""]
+        lines += [
+            "## Summary",
+            "",
+            _counts(records, found, over),
+            "",
+            *(_summary(records, found) if over else ()),
+            "",
+        ]
         by_name = {method.method: method for method in found}
         first = [by_name[name] for name in headline(records) if name in by_name]
         pictures["gains.png"] = partial(plot_data_sets, first, records.datasets)
@@ -69,17 +77,17 @@ def _compared(records: Records, found: Sequence[Overall]) -> list[str]:
     ]
 
 
-def _not_begun(records: Records) -> list[str]:
-    return [name for name in records.study.get("datasets", ()) if name not in records.datasets]
-
-
 def _unfinished(records: Records) -> list[str]:
     lines: list[str] = []
-    not_begun = _not_begun(records)
-    if not_begun:
-        lines += [f"**Data sets of the study that have no run yet:** {', '.join(not_begun)}.", ""]
+    waiting = not_begun(records)
+    if waiting:
+        lines += [f"**Data sets of the study that have no final run yet:** {', '.join(waiting)}.", ""]
+    begun = {name: text for name in records.datasets if (text := unfinished(records, name))}
+    if begun:
+        lines += ["**Data sets of the study that are not finished:**", ""]
+        lines += _listed([f"{name}: {text}" for name, text in begun.items()])
     missing = records.missing()
-    if missing:
+    if missing and not records.plan.datasets:
         lines += [
             f"**This report is partial: {counted(len(missing), 'cell')} missing** (of seeds that were begun):",
             "",
@@ -111,7 +119,7 @@ def _listed(entries: Sequence[str]) -> list[str]:
     return [*(f"- {entry}" for entry in entries[:LISTED]), *more, ""]
 
 
-def _counts(found: Sequence[Overall], over_datasets: bool) -> str:
+def _counts(records: Records, found: Sequence[Overall], over_datasets: bool) -> str:
     verdicts = all_verdicts(found)
     if verdicts:
         by_chance = 0.05 * len(verdicts)
@@ -121,6 +129,12 @@ def _counts(found: Sequence[Overall], over_datasets: bool) -> str:
             f"{counts[2]}. If no method differed from ERM anywhere, about {by_chance:.{1 if by_chance < 2 else 0}f} would be "
             "a gain or a loss by chance (one in twenty)."
         )
+        early = sum(
+            bool(interim(records, name, estimate, method.method))
+            for method in found
+            for name, estimate in method.by_dataset.items()
+        )
+        text += f" Interim, with fewer pairs than planned: {early} of {len(verdicts)}." if early else ""
     else:
         text = (
             f"No method has {FEWEST_FOR_INTERVAL} seeds on any data set, the fewest for an interval over seeds: no "
@@ -131,15 +145,17 @@ def _counts(found: Sequence[Overall], over_datasets: bool) -> str:
             f" Methods that differ from ERM over data sets (p below 0.05 after Holm's correction): "
             f"{sum(method.holm < 0.05 for method in found) or 'none'} of {len(found)}."
         )
+        planned = {name for dataset in records.plan.datasets for name in records.plan.seeds(dataset)}
+        text += family(planned, [method.method for method in found])
     return text
 
 
-def _summary(found: Sequence[Overall]) -> list[str]:
+def _summary(records: Records, found: Sequence[Overall]) -> list[str]:
     body = [
         [
             method_title(method.method),
             str(len(method.by_dataset)),
-            marked(method.gain),
+            marked(method.gain) + interim_mean(records, method.by_dataset, (method.method, BASELINE)),
             *(str(method.count(verdict)) for verdict in ("gain", "tie", "loss")),
             probability(method.p),
             probability(method.holm),

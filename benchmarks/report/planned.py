@@ -39,6 +39,11 @@ class Plan:
     datasets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
+    def seeds(self, dataset: str) -> dict[str, Sequence[int]]:
+        """Seeds of the final runs of a data set, by method; none where the plan does not have it."""
+        data = self.datasets.get(dataset)
+        return {} if data is None else dict.fromkeys(data["methods"], data["seeds"])
+
     def as_now(self, run: Record) -> Record:
         """A line with what the file says now of that which decides nothing about its training."""
         if not self.datasets:

@@ -6,6 +6,7 @@ from typing import Any
 from benchmarks.report.formats import counted, detectable, marked, table, verdict
 from benchmarks.report.lines import Records
 from benchmarks.report.methods import method_title
+from benchmarks.report.progress import interim, interim_mean
 from benchmarks.report.summary import SCORE, difference, difference_values, in_points
 from rgd_hf.scores import is_greater_better
 from rgd_hf.statistics import Estimate, mean_interval, smallest_detectable
@@ -31,13 +32,19 @@ def _answer(records: Records, question: Mapping[str, Any]) -> list[str]:
     unit = "points" if in_points(metric) else "its own unit"
     what = f"{method_title(ours)} − {method_title(theirs)} ({'' if metric == SCORE else metric + ', '}{unit})"
     body = [
-        [name, str(estimate.n), marked(estimate, lower), _power(records, name, ours, theirs, metric)]
+        [
+            name,
+            str(estimate.n),
+            marked(estimate, lower) + interim(records, name, estimate, ours, theirs),
+            _power(records, name, ours, theirs, metric),
+        ]
         for name, estimate in found.items()
     ]
     means = mean_interval([estimate.mean for estimate in found.values()])
     if len(found) > 1:
         spread = smallest_detectable([estimate.mean for estimate in found.values()])
-        body.append(["mean over data sets", str(means.n), marked(means, lower), detectable(spread)])
+        early = interim_mean(records, found, (ours, theirs), question.get("datasets", ()))
+        body.append(["mean over data sets", str(means.n), marked(means, lower) + early, detectable(spread)])
     header = ["data", "pairs", what, "detectable"]
     return [title, "", *table(header, body), "", _sentence(found, lower), ""]
 

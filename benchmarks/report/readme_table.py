@@ -7,6 +7,7 @@ from pathlib import PurePath
 from benchmarks.report.formats import NOTHING, marked, mean_and_spread, table, verdict
 from benchmarks.report.lines import BASELINE, Records
 from benchmarks.report.methods import method_title
+from benchmarks.report.progress import interim, unfinished
 from benchmarks.report.summary import Overall, difference, first_settings, headline
 from rgd_hf.scripts.errors import UserError
 
@@ -23,15 +24,18 @@ def readme_table(records: Records, found: Sequence[Overall]) -> list[str]:
     for dataset in records.datasets:
         erm = [record["score"] for record in records.runs(dataset, BASELINE).values()]
         verdicts = [verdict(m.by_dataset[dataset]) for m in found if dataset in m.by_dataset]
-        counts = [str(verdicts.count(name)) for name in ("gain", "tie", "loss")]
+        counts = " / ".join(str(verdicts.count(name)) for name in ("gain", "tie", "loss"))
+        left = unfinished(records, dataset)
+        seeds, planned = len(records.seeds(dataset)), len(records.plan.seeds(dataset).get(BASELINE, ()))
+        differences = {method: difference(records, dataset, method) for method in columns}
         body.append(
             [
                 dataset,
                 model_and_size(records, dataset),
-                str(len(records.seeds(dataset))),
+                f"{seeds} of {planned}" if seeds < planned else str(seeds),
                 mean_and_spread(erm) if erm else NOTHING,
-                *(marked(difference(records, dataset, method)) for method in columns),
-                " / ".join(counts) if any(verdicts) else NOTHING,
+                *(marked(d) + interim(records, dataset, d, method) for method, d in differences.items()),
+                counts + (" (interim)" if left else "") if any(verdicts) else NOTHING,
             ]
         )
     header = [

@@ -26,6 +26,7 @@ from benchmarks.report.methods import method_title
 from benchmarks.report.parts import Breakdown, by_difficulty, by_frequency
 from benchmarks.report.plots import plot_breakdowns, plot_methods
 from benchmarks.report.plots_training import curve, logged_curves, plot_training
+from benchmarks.report.progress import family, interim, unfinished
 from benchmarks.report.selection import by_rule
 from benchmarks.report.summary import (
     Row,
@@ -80,9 +81,10 @@ def section(records: Records, dataset: str) -> tuple[list[str], Pictures]:
         "",
         _description(records, dataset, first),
         "",
-        *_table_of_methods(records, found),
+        *([f"**Not finished:** {left}.", ""] if (left := unfinished(records, dataset)) else []),
+        *_table_of_methods(records, dataset, found),
         "",
-        _chance(found),
+        _chance(records, dataset, found),
         "",
     ]
     lines += [*_beyond(records, dataset, found), *by_rule(records, dataset)]
@@ -132,7 +134,7 @@ def _description(records: Records, dataset: str, first: Mapping) -> str:
     return "; ".join(parts) + "."
 
 
-def _table_of_methods(records: Records, found: list[Row]) -> list[str]:
+def _table_of_methods(records: Records, dataset: str, found: list[Row]) -> list[str]:
     on_top = any(records.compared_with(row.method) != BASELINE for row in found)
     body = []
     for row in found:
@@ -144,11 +146,11 @@ def _table_of_methods(records: Records, found: list[Row]) -> list[str]:
                 settings_title(row.chosen) + (f" × {row.scale:.2f}" if row.scale != 1 else ""),
                 mean_and_spread(list(row.scores.values())),
                 "" if plain else signed(row.difference),
-                *([_on_top(records, row)] if on_top else []),
+                *([_on_top(records, dataset, row)] if on_top else []),
                 "" if plain else detectable(row.detectable),
                 "" if plain else probability(row.p),
                 "" if plain else probability(row.holm),
-                "" if plain or not row.difference.n else VERDICTS[verdict(row.difference)],
+                "" if plain or not row.difference.n else _verdict(records, dataset, row),
             ]
         )
     header = [
@@ -166,9 +168,15 @@ def _table_of_methods(records: Records, found: list[Row]) -> list[str]:
     return table(header, body)
 
 
-def _on_top(records: Records, row: Row) -> str:
+def _verdict(records: Records, dataset: str, row: Row) -> str:
+    return VERDICTS[verdict(row.difference)] + interim(records, dataset, row.difference, row.method)
+
+
+def _on_top(records: Records, dataset: str, row: Row) -> str:
     other = records.compared_with(row.method)
-    return "" if other == BASELINE else f"{marked(row.own)} ({method_title(other)})"
+    if other == BASELINE:
+        return ""
+    return f"{marked(row.own)}{interim(records, dataset, row.own, row.method, other)} ({method_title(other)})"
 
 
 def _beyond(records: Records, dataset: str, found: list[Row]) -> list[str]:
@@ -192,18 +200,23 @@ def _beyond(records: Records, dataset: str, found: list[Row]) -> list[str]:
                 continue
             estimate = difference(records, dataset, row.method, metric=name)
             cells.append(marked(estimate, lower_is_better=not is_greater_better(name)))
-        body.append([method_title(row.method), *cells])
+        body.append(
+            [method_title(row.method) + interim(records, dataset, row.difference, row.method), *cells]
+        )
     arrows = (name if is_greater_better(name) else f"{name} ↓" for name in metrics)
     return [*table(["beside the score, − ERM", *arrows], body), ""]
 
 
-def _chance(found: list[Row]) -> str:
-    """What the tests say on this data set."""
+def _chance(records: Records, dataset: str, found: list[Row]) -> str:
+    """What the tests say on this data set, and of how many of its methods."""
     compared = [row for row in found if row.method != BASELINE and row.difference.n]
     if not compared:
         return "No method shares a seed with ERM yet."
     below = sum(row.holm < 0.05 for row in compared)
-    return f"p below 0.05 after Holm's correction for {counted(len(compared), 'method')}: {below or 'none'}."
+    return (
+        f"p below 0.05 after Holm's correction for {counted(len(compared), 'method')}: {below or 'none'}."
+        f"{family(records.plan.seeds(dataset), [row.method for row in compared])}"
+    )
 
 
 def _weights(records: Records, dataset: str, found: list[Row]) -> list[str]:

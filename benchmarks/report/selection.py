@@ -9,6 +9,7 @@ from benchmarks.domains.selection import RULES
 from benchmarks.report.formats import marked, mean_and_spread, table
 from benchmarks.report.lines import BASELINE, Record, Records, candidate_of
 from benchmarks.report.methods import in_order, method_title
+from benchmarks.report.progress import interim
 from rgd_hf.statistics import mean_interval
 
 
@@ -36,7 +37,9 @@ def by_rule(records: Records, dataset: str) -> list[str]:
                 for seed, s in scores[method].items()
                 if seed in scores[BASELINE]
             ]
-            difference = "" if method == BASELINE else marked(mean_interval(pairs))
+            found = mean_interval(pairs)
+            difference = marked(found) + interim(records, dataset, found, method)
+            difference = "" if method == BASELINE else difference
             body.append([method_title(method), mean_and_spread(list(scores[method].values())), difference])
         lines += [*table([f"by {title}", "accuracy (%, ± sd)", "− ERM (points)"], body), ""]
     return lines

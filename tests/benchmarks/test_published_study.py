@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks.report import __main__ as report
 from benchmarks.report.lines import read_records
+from benchmarks.report.progress import unfinished
 from benchmarks.report.sections import _tuning
 from benchmarks.report.summary import difference, overall
 
@@ -39,9 +40,25 @@ def test_reports_and_tables_are_up_to_date(study, page, monkeypatch):
 
 def test_the_evidence_is_not_mixed_and_every_pair_has_its_seeds():
     found = read_records(PUBLISHED.parent / "evidence")
-    assert not found.failed and not found.mixed() and not found.missing()
+    assert not found.failed and not found.mixed() and not found.missing() and not found.left_out
+    assert not any(unfinished(found, name) for name in found.datasets)  # what has begun is complete
     for name in found.datasets:
         assert difference(found, name, "kl_tau1").n == 10, name
+
+
+@pytest.mark.parametrize(
+    ("study", "dataset", "begins"),
+    [
+        ("mrpc", "mrpc", "5 of 10 seeds; no final run yet:"),
+        ("gpu/cola", "cola", "4 of 10 seeds of `kl_tau1`; "),
+    ],
+)
+def test_what_is_published_before_it_is_finished_says_so(study, dataset, begins):
+    directory = PUBLISHED.parent / study
+    assert unfinished(read_records(directory), dataset).startswith(begins)
+    text = (directory / "REPORT.md").read_text(encoding="utf-8")
+    assert f"- {dataset}: {begins}" in text and "(interim, " in text
+    assert "Holm's family is incomplete: 4 methods of the study cannot be compared with ERM yet." in text
 
 
 def test_tuning_scores_stand_by_learning_rate_and_other_settings():
