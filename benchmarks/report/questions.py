@@ -1,4 +1,4 @@
-"""The questions that a study was asked before any result was known, and what its runs answer."""
+"""The questions of a study's file, and what its runs answer."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ from benchmarks.report.formats import counted, detectable, marked, table, verdic
 from benchmarks.report.lines import Records
 from benchmarks.report.methods import method_title
 from benchmarks.report.progress import interim, interim_mean
-from benchmarks.report.summary import SCORE, difference, difference_values, in_points
+from benchmarks.report.summary import SCORE, difference, difference_values, in_points, no_run_has
 from rgd_hf.scores import is_greater_better
 from rgd_hf.statistics import Estimate, mean_interval, smallest_detectable
 
@@ -17,7 +17,7 @@ def answers(records: Records) -> list[str]:
     lines: list[str] = []
     for question in records.study.get("questions", ()):
         lines += _answer(records, question)
-    return ["## Questions", "", "Asked before any result was known.", "", *lines] if lines else []
+    return ["## Questions", "", "Those of the study's file as it is now.", "", *lines] if lines else []
 
 
 def _answer(records: Records, question: Mapping[str, Any]) -> list[str]:
@@ -26,8 +26,15 @@ def _answer(records: Records, question: Mapping[str, Any]) -> list[str]:
     found = {name: difference(records, name, ours, theirs, metric) for name in names}
     found = {name: estimate for name, estimate in found.items() if estimate.n}
     title = f"### {question['ask']}"
+    of_both = [name for name in names if records.runs(name, ours) and records.runs(name, theirs)]
+    lacking = [text for name in of_both if (text := no_run_has(records, name, [metric]))]
     if not found:
-        return [title, "", "No data set has runs of both methods yet.", ""]
+        nothing = (
+            "No two runs of both methods make a pair yet."
+            if of_both
+            else "No data set has runs of both methods yet."
+        )
+        return [title, "", " ".join(lacking) or nothing, ""]
     lower = not is_greater_better(metric)
     unit = "points" if in_points(metric) else "its own unit"
     what = f"{method_title(ours)} − {method_title(theirs)} ({'' if metric == SCORE else metric + ', '}{unit})"
@@ -46,7 +53,7 @@ def _answer(records: Records, question: Mapping[str, Any]) -> list[str]:
         early = interim_mean(records, found, (ours, theirs), question.get("datasets", ()))
         body.append(["mean over data sets", str(means.n), marked(means, lower) + early, detectable(spread)])
     header = ["data", "pairs", what, "detectable"]
-    return [title, "", *table(header, body), "", _sentence(found, lower), ""]
+    return [title, "", *table(header, body), "", " ".join([_sentence(found, lower), *lacking]), ""]
 
 
 def _power(records: Records, dataset: str, ours: str, theirs: str, metric: str) -> str:

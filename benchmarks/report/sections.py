@@ -38,6 +38,8 @@ from benchmarks.report.summary import (
     in_points,
     logged_mean,
     looked_at,
+    metrics_of,
+    no_run_has,
     rows,
     tuning,
     value_of,
@@ -180,10 +182,13 @@ def _on_top(records: Records, dataset: str, row: Row) -> str:
 
 
 def _beyond(records: Records, dataset: str, found: list[Row]) -> list[str]:
-    """The metrics beside the score that the study named before it was run: differences to ERM."""
-    metrics = looked_at(records, dataset)
+    """The metrics beside the score that the study names: differences to ERM, and which no run has."""
+    known, named = metrics_of(records, dataset), looked_at(records, dataset)
+    metrics = [name for name in named if name in known]
+    lacking = no_run_has(records, dataset, named)
+    remark = [lacking, ""] if lacking else []
     if not metrics:
-        return []
+        return remark
     body = []
     for row in found:
         cells = []
@@ -194,9 +199,8 @@ def _beyond(records: Records, dataset: str, found: list[Row]) -> list[str]:
                     for r in records.runs(dataset, BASELINE).values()
                     if (v := value_of(r, name)) is not None
                 ]
-                cells.append(
-                    mean_and_spread(values) if in_points(name) else number(sum(values) / len(values), 4)
-                )
+                mean = sum(values) / len(values) if values else None
+                cells.append(mean_and_spread(values) if values and in_points(name) else number(mean, 4))
                 continue
             estimate = difference(records, dataset, row.method, metric=name)
             cells.append(marked(estimate, lower_is_better=not is_greater_better(name)))
@@ -204,7 +208,7 @@ def _beyond(records: Records, dataset: str, found: list[Row]) -> list[str]:
             [method_title(row.method) + interim(records, dataset, row.difference, row.method), *cells]
         )
     arrows = (name if is_greater_better(name) else f"{name} ↓" for name in metrics)
-    return [*table(["beside the score, − ERM", *arrows], body), ""]
+    return [*table(["beside the score, − ERM", *arrows], body), "", *remark]
 
 
 def _chance(records: Records, dataset: str, found: list[Row]) -> str:

@@ -87,13 +87,25 @@ def difference(
 
 
 def looked_at(records: Records, dataset: str) -> list[str]:
-    """Metrics beside the score that the study named before it was run, and that runs have."""
+    """Metrics beside the score that the study names, whether runs have them or not."""
     found: dict[str, None] = {}
     for record in records.runs(dataset, BASELINE).values():
-        found |= dict.fromkeys(
-            name for name in record.get("looked_at", ()) if value_of(record, name) is not None
-        )
+        found |= dict.fromkeys(record.get("looked_at", ()))
     return list(found)
+
+
+def metrics_of(records: Records, dataset: str) -> list[str]:
+    """Metrics that any final run of a data set has."""
+    runs = (record for (name, _, _), record in records.final.items() if name == dataset)
+    return sorted({name for record in runs for name in record.get("metrics", ())})
+
+
+def no_run_has(records: Records, dataset: str, metrics: Sequence[str]) -> str:
+    """A sentence on metrics that were asked for and that no run of a data set has; empty where there are none."""
+    known = metrics_of(records, dataset)
+    lacking = [f"`{name}`" for name in metrics if name != SCORE and name not in known]
+    have = ", ".join(f"`{name}`" for name in known) or "none"
+    return f"No run on {dataset} has {' or '.join(lacking)}; they have: {have}." if lacking else ""
 
 
 def rows(records: Records, dataset: str) -> list[Row]:
@@ -231,7 +243,7 @@ def tuning(records: Records, dataset: str) -> dict[str, Tuning]:
 
 
 def headline(records: Records) -> list[str]:
-    """Methods that the study chose to show first before any result was known; else the first two of the report's order."""
+    """Methods that the study's file shows first; else the first two of the report's order."""
     present = all_methods(records)
     chosen = [name for name in records.study.get("headline", ()) if name in present]
     return chosen or in_order(present)[:2]

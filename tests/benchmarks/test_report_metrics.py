@@ -1,0 +1,59 @@
+"""Metrics beside the score in a report: those that no run has are named, not passed over."""
+
+import pytest
+from study_lines import study
+
+from benchmarks.report.lines import Records, candidate_of
+from benchmarks.report.markdown import build_report
+
+
+def text_of(lines, questions=()):
+    final = {(r["dataset"], r["method"], r["seed"]): r for r in lines if r["stage"] == "final"}
+    tried = {
+        (r["dataset"], r["method"], r["seed"], candidate_of(r)): r for r in lines if r["stage"] == "tuning"
+    }
+    return build_report(Records(final, tried, study={"questions": list(questions)}))[0]
+
+
+@pytest.fixture
+def lines():
+    found = study({"few": "tabular", "many": "tabular"}, {"erm": 0.0, "kl_tau1": 1.0}, seeds=3, rows=8)
+    for line in found:
+        if line["stage"] == "final":
+            line["metrics"] = {"macro_f1": line["score"]} if line["dataset"] == "many" else {"mae": 0.5}
+            line["looked_at"] = ["macro_f1", "macro_f2"]
+    return found
+
+
+def question(metric):
+    return {"ask": "Gain?", "compare": ["kl_tau1", "erm"], "datasets": [], "metric": metric}
+
+
+def test_a_metric_that_no_run_has_is_named_at_its_data_set(lines):
+    text = text_of(lines)
+    few, many = (text.split(f"\n## {name}\n")[1].split("\n## ")[0] for name in ("few", "many"))
+    assert "No run on few has `macro_f1` or `macro_f2`; they have: `mae`." in few
+    assert "beside the score" not in few and "| beside the score, − ERM | macro_f1 |" in many
+    assert "No run on many has `macro_f2`; they have: `macro_f1`." in many
+
+
+def test_a_question_about_it_is_not_answered_by_a_lack_of_runs(lines):
+    answer = text_of(lines, [question("macro_f2")]).split("### Gain?")[1].split("\n## ")[0]
+    assert "runs of both methods" not in answer
+    assert "No run on few has `macro_f2`; they have: `mae`. No run on many has `macro_f2`" in answer
+    answer = text_of(lines, [question("macro_f1")]).split("### Gain?")[1].split("\n## ")[0]
+    assert "| many | 3 |" in answer and "No run on few has `macro_f1`; they have: `mae`." in answer
+
+
+def test_a_metric_that_erm_alone_lacks_has_no_difference(lines):
+    for line in lines:
+        if line["dataset"] == "many" and line["method"] == "erm" and line["stage"] == "final":
+            line["metrics"] = {}
+    text = text_of(lines, [question("macro_f1")]).split("\n## many\n")[1]
+    assert "| ERM | – |\n| KL, τ = 1 | – |" in text
+
+
+def test_runs_that_make_no_pair_are_told_from_none(lines):
+    for line in lines:
+        line["device"] = line["method"]
+    assert "No two runs of both methods make a pair yet." in text_of(lines, [question("score")])
