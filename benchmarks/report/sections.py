@@ -7,6 +7,7 @@ import numpy as np
 
 from benchmarks.report.choice import in_order
 from benchmarks.report.formats import (
+    NOTHING,
     VERDICTS,
     counted,
     detectable,
@@ -42,6 +43,7 @@ from benchmarks.report.summary import (
     no_run_has,
     rows,
     tuning,
+    tuning_metric,
     value_of,
 )
 from rgd_hf.scores import is_greater_better
@@ -257,16 +259,31 @@ def _tuning(records: Records, dataset: str) -> list[str]:
     if not found:
         return []
     rates = in_order({rate_of(candidate)[0] for entry in found.values() for candidate in entry.scores})
-    body = []
+    metric, body = tuning_metric(records, dataset), []
+    sign = 1 if is_greater_better(metric) else -1
     for name, entry in found.items():
         chosen = rate_of(entry.chosen)[1]
         for other in in_order({rate_of(candidate)[1] for candidate in entry.scores}):
             by_rate = {rate_of(c)[0]: score for c, score in entry.scores.items() if rate_of(c)[1] == other}
             title = method_title(name) + (f"; {other}" if other else "")
             final = settings_title(entry.chosen) + _remark(entry) if other == chosen else ""
-            body.append([title, *(number(100 * by_rate[r] if r in by_rate else None) for r in rates), final])
+            scores = (_in_its_unit(metric, sign * by_rate[r]) if r in by_rate else NOTHING for r in rates)
+            body.append([title, *scores, final])
     titles = [settings_title(rate) or "no rate" for rate in rates]
-    return [*table(["tuning score (× 100) by learning rate", *titles, "final runs"], body), ""]
+    return [*table([f"tuning score ({_unit(metric)}) by learning rate", *titles, "final runs"], body), ""]
+
+
+def _unit(metric: str) -> str:
+    parts = [
+        metric,
+        "" if is_greater_better(metric) else "smaller is better",
+        "× 100" if in_points(metric) else "",
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def _in_its_unit(metric: str, value: float) -> str:
+    return number(100 * value) if in_points(metric) else number(value, 4)
 
 
 def _score_over_training(records: Records, dataset: str) -> list[str]:
@@ -282,11 +299,12 @@ def _score_over_training(records: Records, dataset: str) -> list[str]:
         return []
     steps = curves[BASELINE][0]
     shown = steps if len(steps) <= SCORES_SHOWN else np.linspace(steps[0], steps[-1], SCORES_SHOWN)
+    metric = tuning_metric(records, dataset)
     body = [
-        [method_title(name), *(number(100 * value) for value in np.interp(shown, *pair))]
+        [method_title(name), *(_in_its_unit(metric, value) for value in np.interp(shown, *pair))]
         for name, pair in curves.items()
     ]
-    header = ["validation score (× 100) at step", *(f"{step:.0f}" for step in shown)]
+    header = [f"validation score ({_unit(metric)}) at step", *(f"{step:.0f}" for step in shown)]
     return [*table(header, body), ""]
 
 

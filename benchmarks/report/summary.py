@@ -49,7 +49,16 @@ def value_of(record: Record, metric: str = SCORE) -> float | None:
 
 def in_points(metric: str) -> bool:
     """Whether a metric is a fraction, whose differences are told in hundredths."""
-    return not metric.endswith(("loss", "mse", "mae"))
+    return not metric.endswith(("loss", "mse", "mae", "perplexity"))
+
+
+def tuning_metric(records: Records, dataset: str) -> str:
+    """The metric that tuning went by; `""` where neither the study's file nor a line tells it."""
+    data = records.plan.datasets.get(dataset)
+    if data is not None:
+        return data["tuning_score"] or data["score"]
+    lines = (record for (name, *_), record in records.tuning.items() if name == dataset)
+    return next((str(record["score_name"]) for record in lines if "score_name" in record), "")
 
 
 def differences_by_seed(
@@ -216,7 +225,7 @@ class Tuning:
     """What the tuning of a method's learning rate found.
 
     Attributes:
-        scores: mean tuning score by candidate.
+        scores: mean tuning score by candidate; larger is better, so a metric that should be small has its sign changed.
         chosen: settings of the final runs.
         is_best: whether that is the one that tuning chose.
     """

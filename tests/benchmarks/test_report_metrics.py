@@ -57,3 +57,29 @@ def test_runs_that_make_no_pair_are_told_from_none(lines):
     for line in lines:
         line["device"] = line["method"]
     assert "No two runs of both methods make a pair yet." in text_of(lines, [question("score")])
+
+
+@pytest.mark.parametrize(
+    ("metric", "score", "header", "cell"),
+    [
+        ("eval_rmse", -59.3748, "tuning score (eval_rmse, smaller is better) by learning rate", "59.3748"),
+        (
+            "eval_perplexity",
+            -12.5,
+            "tuning score (eval_perplexity, smaller is better) by learning rate",
+            "12.5000",
+        ),
+        ("eval_calibration_error", -0.031, "(eval_calibration_error, smaller is better, × 100) by", "3.10"),
+        ("eval_r2", 0.4321, "tuning score (eval_r2, × 100) by learning rate", "43.21"),
+    ],
+)
+def test_scores_of_tuning_are_in_the_unit_of_their_metric(lines, metric, score, header, cell):
+    for line in lines:
+        if line["stage"] == "tuning":
+            line |= {"score": score, "score_name": metric}
+        else:
+            line["history"] = [{"step": step, "eval_score": abs(score)} for step in (1, 2)]
+    text = text_of(lines)
+    assert header in text and f"| ERM | {cell} | {cell} | {cell} |" in text
+    curve = text.split("validation score (" + header.split("(")[1].split(")")[0] + ") at step")[1]
+    assert f"| ERM | {cell} | {cell} |" in curve
