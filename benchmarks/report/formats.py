@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from rgd_hf.statistics import Estimate
 
 NOTHING = "–"
+SAME_RUNS = "the same runs"
 # Of a point. An interval that is printed as ending at 0 must not count as one that excludes it.
 SHOWN_DECIMALS = 2
 RATE = re.compile(r"lr\d")

@@ -1,13 +1,21 @@
 """The questions of a study's file, and what its runs answer."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from benchmarks.report.formats import counted, detectable, marked, table, verdict
+from benchmarks.report.formats import NOTHING, SAME_RUNS, counted, detectable, marked, table, verdict
 from benchmarks.report.lines import Records
 from benchmarks.report.methods import method_title
 from benchmarks.report.progress import interim, interim_mean
-from benchmarks.report.summary import SCORE, difference, difference_values, in_points, no_run_has
+from benchmarks.report.summary import (
+    SCORE,
+    difference,
+    difference_values,
+    in_points,
+    no_run_has,
+    same_runs,
+)
 from rgd_hf.scores import is_greater_better
 from rgd_hf.statistics import Estimate, mean_interval, smallest_detectable
 
@@ -38,33 +46,38 @@ def _answer(records: Records, question: Mapping[str, Any]) -> list[str]:
     lower = not is_greater_better(metric)
     unit = "points" if in_points(metric) else "its own unit"
     what = f"{method_title(ours)} − {method_title(theirs)} ({'' if metric == SCORE else metric + ', '}{unit})"
+    same = [name for name in found if same_runs(records, name, ours, theirs)]
     body = [
         [
             name,
             str(estimate.n),
-            marked(estimate, lower) + interim(records, name, estimate, ours, theirs),
-            _power(records, name, ours, theirs, metric),
+            (SAME_RUNS if name in same else marked(estimate, lower))
+            + interim(records, name, estimate, ours, theirs),
+            NOTHING if name in same else _power(records, name, ours, theirs, metric),
         ]
         for name, estimate in found.items()
     ]
     means = mean_interval([estimate.mean for estimate in found.values()])
     if len(found) > 1:
-        spread = smallest_detectable([estimate.mean for estimate in found.values()])
+        # Zeros that could not have been otherwise say nothing about the spread.
+        spread = math.nan if same else smallest_detectable([estimate.mean for estimate in found.values()])
+        title_of_mean = "mean over data sets" + (f", {len(same)} of them {SAME_RUNS}" if same else "")
         early = interim_mean(records, found, (ours, theirs), question.get("datasets", ()))
-        body.append(["mean over data sets", str(means.n), marked(means, lower) + early, detectable(spread)])
+        body.append([title_of_mean, str(means.n), marked(means, lower) + early, detectable(spread)])
     header = ["data", "pairs", what, "detectable"]
-    return [title, "", *table(header, body), "", " ".join([_sentence(found, lower), *lacking]), ""]
+    return [title, "", *table(header, body), "", " ".join([_sentence(found, lower, same), *lacking]), ""]
 
 
 def _power(records: Records, dataset: str, ours: str, theirs: str, metric: str) -> str:
     return detectable(smallest_detectable(difference_values(records, dataset, ours, theirs, metric)))
 
 
-def _sentence(found: Mapping[str, Estimate], lower: bool) -> str:
-    verdicts = [verdict(estimate) for estimate in found.values()]
+def _sentence(found: Mapping[str, Estimate], lower: bool, same: Collection[str]) -> str:
+    apart = f" On {counted(len(same), 'data set')} both are {SAME_RUNS}." if same else ""
+    verdicts = [verdict(estimate) for name, estimate in found.items() if name not in same]
     flip = {"gain": "loss", "loss": "gain"} if lower else {}
     counts = [flip.get(str(name), str(name)) for name in verdicts if name is not None]
     if not counts:
-        return "Too few seeds for an interval."
+        return apart.strip() or "Too few seeds for an interval."
     each = (counted(counts.count(name), name) for name in ("gain", "tie", "loss"))
-    return f"Of {counted(len(counts), 'data set')}: {', '.join(each)}."
+    return f"Of {counted(len(counts), 'data set')}: {', '.join(each)}.{apart}"

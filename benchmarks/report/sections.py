@@ -8,6 +8,7 @@ import numpy as np
 from benchmarks.report.choice import in_order
 from benchmarks.report.formats import (
     NOTHING,
+    SAME_RUNS,
     VERDICTS,
     counted,
     detectable,
@@ -42,6 +43,7 @@ from benchmarks.report.summary import (
     metrics_of,
     no_run_has,
     rows,
+    same_runs,
     tuning,
     tuning_metric,
     value_of,
@@ -180,7 +182,8 @@ def _on_top(records: Records, dataset: str, row: Row) -> str:
     other = records.compared_with(row.method)
     if other == BASELINE:
         return ""
-    return f"{marked(row.own)}{interim(records, dataset, row.own, row.method, other)} ({method_title(other)})"
+    own = SAME_RUNS if same_runs(records, dataset, row.method, other) else marked(row.own)
+    return f"{own}{interim(records, dataset, row.own, row.method, other)} ({method_title(other)})"
 
 
 def _beyond(records: Records, dataset: str, found: list[Row]) -> list[str]:

@@ -95,6 +95,16 @@ def difference(
     return mean_interval(difference_values(records, dataset, method, baseline, metric))
 
 
+def same_runs(records: Records, dataset: str, method: str, baseline: str) -> bool:
+    """Whether all pairs of two methods are the same training twice: what one may choose is what the other has."""
+    ours, theirs = records.runs(dataset, method), records.runs(dataset, baseline)
+    pairs = [(ours[seed], theirs[seed]) for seed in differences_by_seed(records, dataset, method, baseline)]
+    return bool(pairs) and all(
+        one.get("settings") and one["settings"] == other.get("settings") and one["score"] == other["score"]
+        for one, other in pairs
+    )
+
+
 def looked_at(records: Records, dataset: str) -> list[str]:
     """Metrics beside the score that the study names, whether runs have them or not."""
     found: dict[str, None] = {}

@@ -1,0 +1,52 @@
+"""A method that may choose and chose what another has is the same training: no evidence of a tie."""
+
+import pytest
+from study_lines import study
+
+from benchmarks.report.lines import Records
+from benchmarks.report.markdown import build_report
+from benchmarks.report.summary import same_runs
+
+QUESTION = {"ask": "Does choosing lose?", "compare": ["kl_tau_chosen", "kl_tau1"], "metric": "score"}
+
+
+@pytest.fixture
+def records():
+    """On `one` and `two` the chosen tau is 1, on `three` it is 5."""
+    lines = study(
+        dict.fromkeys(("one", "two", "three"), "tabular"), {"erm": 0.0, "kl_tau1": 1.0, "kl_tau_chosen": 1.0}
+    )
+    final = {(r["dataset"], r["method"], r["seed"]): r for r in lines if r["stage"] == "final"}
+    for (name, method, seed), line in final.items():
+        line["settings"] = {**line["settings"], "tau": 5 if name == "three" and "chosen" in method else 1}
+        if name != "three" and "chosen" in method:
+            line["score"] = final[name, "kl_tau1", seed]["score"]
+        if "chosen" in method:
+            line["compared_with"] = "kl_tau1"
+    return Records(final, {}, study={"questions": [QUESTION]})
+
+
+def test_they_are_told_by_settings_and_scores(records):
+    assert [same_runs(records, name, "kl_tau_chosen", "kl_tau1") for name in ("one", "two", "three")] == [
+        True,
+        True,
+        False,
+    ]
+    assert not same_runs(records, "one", "kl_tau1", "erm")
+
+
+def test_a_question_counts_them_apart(records):
+    answer = build_report(records)[0].split("### Does choosing lose?")[1].split("\n## ")[0]
+    rows = {
+        row.split(" | ")[0].strip("| "): row.split(" | ")[1:] for row in answer.splitlines() if "|" in row
+    }
+    assert rows["one"] == rows["two"] == ["5", "the same runs", "– |"]
+    assert "[" in rows["three"][1] and "±" in rows["three"][2]
+    assert rows["mean over data sets, 2 of them the same runs"][0] == "3"
+    assert rows["mean over data sets, 2 of them the same runs"][2] == "– |"
+    assert "Of 1 data set: 0 gains, 1 tie, 0 losses. On 2 data sets both are the same runs." in answer
+
+
+def test_the_table_of_methods_says_so_too(records):
+    table = build_report(records)[0].split("\n## one\n")[1]
+    assert "| the same runs (KL, τ = 1) |" in table
