@@ -1,7 +1,9 @@
 """How a report is to be read, what was computed and how, and the runs behind it."""
 
 import statistics
+from collections.abc import Collection
 
+from benchmarks.report.choice import in_order as in_order_of_size
 from benchmarks.report.formats import number
 from benchmarks.report.lines import BASELINE, METHOD_OPTIONS, Records
 from benchmarks.report.methods import in_order, method_title
@@ -69,15 +71,33 @@ def _tuning(records: Records) -> str:
 
 
 def _options(records: Records) -> list[str]:
-    """A line per method: its name, how the report calls it, and its settings."""
+    """A line per method: its name, how the report calls it, its settings, and the values tried of those that are tuned."""
     lines = []
     for name in in_order({name for _, name, _ in records.final} - {BASELINE}):
         runs = next(found for data in records.datasets if (found := records.runs(data, name)))
         settings = runs[min(runs)].get("settings", {})
         names = runs[min(runs)].get("method_options", METHOD_OPTIONS)
-        own = ", ".join(f"{key}: {settings[key]}" for key in names if settings.get(key) is not None)
-        lines.append(f"  - `{name}` ({method_title(name)}){f': `{own}`' if own else ''}")
+        tried = _tried(records, name, names)
+        own = ", ".join(
+            f"{key}: {settings[key]}" for key in names if settings.get(key) is not None and key not in tried
+        )
+        parts = [f"`{own}`"] if own else []
+        tuned = ", ".join(f"`{key}` (values tried: {', '.join(values)})" for key, values in tried.items())
+        parts += [f"tuned: {tuned}"] if tuned else []
+        lines.append(f"  - `{name}` ({method_title(name)}){': ' if parts else ''}{'; '.join(parts)}")
     return ["- Methods:", *lines] if lines else []
+
+
+def _tried(records: Records, method: str, names: Collection[str]) -> dict[str, list[str]]:
+    """Those of a method's own options that tuning chose, with the values that its runs tried on any data set."""
+    runs = [record for key, record in records.tuning.items() if key[1] == method]
+    found = {}
+    for name in names:
+        values = [value for run in runs if (value := run.get("settings", {}).get(name)) is not None]
+        shown = {f"{value:g}" if isinstance(value, float) else str(value) for value in values}
+        if len(shown) > 1:
+            found[name] = in_order_of_size(shown)
+    return found
 
 
 def method(records: Records) -> list[str]:

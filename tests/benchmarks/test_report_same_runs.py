@@ -50,3 +50,22 @@ def test_a_question_counts_them_apart(records):
 def test_the_table_of_methods_says_so_too(records):
     table = build_report(records)[0].split("\n## one\n")[1]
     assert "| the same runs (KL, τ = 1) |" in table
+
+
+def test_the_list_of_methods_has_values_tried_not_those_of_one_data_set(records):
+    for line in records.final.values():
+        line["method_options"] = ["model", "networks", "tau"]
+        line["settings"] |= {"model": "mlp"}
+    tried = {
+        ("one", "kl_tau_chosen", 100, f"lr1,tau{tau}"): {
+            "score": 0.5,
+            "settings": {"model": "mlp", "tau": tau, "networks": networks},
+        }
+        for tau, networks in ((10, ["a", "b"]), (1, ["a"]), (2.5, ["a"]))
+    }
+    text = build_report(Records(records.final, tried))[0]
+    assert "`kl_tau1` (KL, τ = 1): `model: mlp, tau: 1`\n" in text
+    assert (
+        "`kl_tau_chosen` (KL, τ chosen): `model: mlp`; tuned: `networks` (values tried: ['a', 'b'], ['a']), "
+        "`tau` (values tried: 1, 2.5, 10)\n"
+    ) in text
