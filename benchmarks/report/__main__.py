@@ -1,11 +1,11 @@
-"""The report of a study: REPORT.md and plots, with `--html` also REPORT.html, made from the JSON lines of its runs alone.
+"""The report of a study: REPORT.md and plots, with `--html` also REPORT.html, made from the JSON lines of its runs and its study.json.
 
     python -m benchmarks.report
     python -m benchmarks.report --results_dir benchmarks/results/compare --readme docs/evidence.md
     python -m benchmarks.report --readme README.md
     python -m benchmarks.report --readme README.md --check
 
-The same lines give the same report, byte for byte. A comparison that is not finished gives a report of what there is,
+The same files give the same report, byte for byte. A comparison that is not finished gives a report of what there is,
 which says what is missing.
 """
 

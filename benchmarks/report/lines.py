@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.report.choice import best_candidate
 from benchmarks.report.merging import merged
-from benchmarks.report.planned import Edits, Plan, described, plan_of
+from benchmarks.report.planned import Plan, described, of_plan, plan_of
 from benchmarks.run_file import RunFile
 from rgd_hf import ReweightingArguments
 from rgd_hf.scripts.errors import UserError
@@ -151,7 +151,7 @@ def read_records(directory: Path) -> Records:
     try:
         study = _study(directory)
         lines = RunFile(directory, key="cell").lines()
-        fitting, left_out = _of_study(lines, plan_of(study))
+        fitting, left_out = of_plan(lines, plan_of(study))
         by_cell = {line["cell"]: line for line in fitting}
         records = _sort_out(by_cell, study, described(left_out))
     except (KeyError, TypeError) as error:
@@ -176,12 +176,6 @@ def read_records(directory: Path) -> Records:
 def _study(directory: Path) -> Mapping[str, Any]:
     path = directory / STUDY_NAME
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def _of_study(lines: Sequence[Record], plan: Plan) -> tuple[list[Record], list[tuple[Record, Edits]]]:
-    """The lines that are of the plan, and those of an earlier one with what was otherwise."""
-    every = [(line, plan.edits(line)) for line in lines]
-    return [plan.as_now(line) for line, edits in every if not edits], [e for e in every if e[1]]
 
 
 def _differing(erm: Sequence[Record], own: Sequence[Record]) -> list[str]:

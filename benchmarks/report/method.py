@@ -133,7 +133,7 @@ def method(records: Records) -> list[str]:
         lines.append(f"- Commit: {', '.join(commits)}")
     lines += [
         "- Commands: `python -m benchmarks.study STUDY.yaml --output_dir DIRECTORY` makes the runs, `python -m benchmarks.report "
-        "--results_dir DIRECTORY` makes this report of their JSON lines alone, each of which holds its options.",
+        "--results_dir DIRECTORY` makes this report of their JSON lines, each of which holds its options, and of the study's file.",
         "",
     ]
     return lines

@@ -133,6 +133,38 @@ def plan_of(study: Mapping[str, Any]) -> Plan:
     return Plan(datasets, {name: {**METHOD, **method} for name, method in study.get("methods", {}).items()})
 
 
+def of_plan(lines: Sequence[Record], plan: Plan) -> tuple[list[Record], list[tuple[Record, Edits]]]:
+    """The lines that are of a plan, and those of an earlier one with what was otherwise.
+
+    A line whose learning rate was scaled by the mean weight of another run is of it as long as that run has this weight.
+    """
+    every = [(line, plan.edits(line)) for line in lines]
+    weights = {
+        _place(line, line["method"]): line["metrics"]["weight_mean"]
+        for line, edits in every
+        if not edits and "weight_mean" in line.get("metrics", {})
+    }
+    fitting, left_out = [], []
+    for line, edits in every:
+        now = line if edits else plan.as_now(line)
+        scale, weight = (
+            line.get("learning_rate_scale", 1.0),
+            weights.get(_place(now, now.get("tuned_as", ""))),
+        )
+        scaled = plan.datasets and not edits and now["tuned_as"] != line["method"]
+        if scaled and weight is not None and not _same(float(scale), float(weight)):
+            edits = {"learning rate × mean weight": (f"{scale:.4g}", f"{weight:.4g}")}
+        if edits:
+            left_out.append((line, edits))
+        else:
+            fitting.append(now)
+    return fitting, left_out
+
+
+def _place(run: Record, method: str) -> tuple:
+    return run["dataset"], method, *(run.get(name) for name in ("stage", "seed", "part", "candidate"))
+
+
 def described(left_out: Sequence[tuple[Record, Edits]]) -> dict[str, int]:
     """How many runs were left out, by data set and method with all that was otherwise for any of them."""
     places: dict[str, dict[str, tuple[dict[str, None], str]]] = {}

@@ -167,3 +167,14 @@ def test_where_nothing_fits_the_reason_is_told(edited):
 
     with pytest.raises(UserError, match=r"no final run yet .* of an earlier version of its study\.json"):
         read_records(edited(change))
+
+
+def test_a_rate_scaled_by_a_weight_that_another_run_had_is_of_an_earlier_version(whole, edited):
+    heavier = [
+        {**line, "metrics": {**line["metrics"], "weight_mean": 3.0}, "finished": "2999"}
+        for line in lines(whole[1])
+        if (line["dataset"], line["method"], line["stage"]) == ("digits", "kl", "final")
+    ]
+    records = read_records(edited(more=heavier))
+    assert records.left_out == {"digits/scaled: learning rate × mean weight 1.1, now 3": 2}
+    assert not records.runs("digits", "scaled")
