@@ -85,7 +85,7 @@ class MIROMixin(PenaltyMixin):
     `save_model` writes at the end is without them.
 
     The variances and the frozen copy belong to a model: with `model_init` every training has new ones, and without it a
-    second training goes on with those of the first, as it does with the weights.
+    second training continues with those of the first, as it does with the weights.
 
     Args:
         miro_weight: weight of the penalty (default 0.1).
