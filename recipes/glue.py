@@ -39,7 +39,7 @@ from rgd_hf.scripts.hub import load_hub_dataset, load_pretrained
 from rgd_hf.scripts.length_grouping import LengthGroupedTrainer
 from rgd_hf.scripts.metrics import make_compute_metrics
 from rgd_hf.scripts.plans import RunArguments, prepare_runs
-from rgd_hf.scripts.results import print_results, settings_of
+from rgd_hf.scripts.results import print_results, say, settings_of
 from rgd_hf.scripts.runs import push_runs, train_runs
 from rgd_hf.scripts.text_classification import Labels, encode_labels, find_labels, find_text_columns, tokenize
 
@@ -151,7 +151,12 @@ def load_data(args: DataArguments, task: GlueTask | None) -> DatasetDict:
     held_out = args.holdout_fraction is not None
     validation = () if held_out else task.validation if task else ("validation",)
     if held_out and args.validation_file:
-        raise UserError("give either --validation_file or --holdout_fraction, to evaluate on, not both.")
+        if not Path(args.validation_file).is_file():
+            raise UserError(
+                f"--validation_file {args.validation_file} does not exist, and --holdout_fraction evaluates on training rows: "
+                "leave it out."
+            )
+        say(f"--holdout_fraction evaluates on training rows: {args.validation_file} is not read.")
     if held_out and args.train_file:
         return read_splits({"train": args.train_file}, args.label_column)
     if (args.train_file is None) != (args.validation_file is None):

@@ -45,7 +45,10 @@ def _correspond(losses: Tensor, targets: Tensor) -> bool:
 def _unclear(losses: Tensor, labels: Tensor, ignored: Tensor | None) -> str | None:
     """Why the labels of a batch do not tell which losses count; None if they do."""
     if ignored is None:
-        found = bool((labels == IGNORE_INDEX).any())
+        valid = labels != IGNORE_INDEX
+        if losses.numel() in (int(valid.sum()), int(valid[..., 1:].sum())):
+            return None  # of those that count alone
+        found = not bool(valid.all())
         return f"the labels, of shape {list(labels.shape)}, have -100 in other places" if found else None
     if (losses[ignored] != 0).any():
         return "some labels are -100, but the losses there are not 0"

@@ -171,7 +171,10 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tiny_run,
 
 BAD_INPUT = [
     ({"task_name": "imdb"}, "unknown --task_name 'imdb': choose one of 'cola', 'sst2'"),
-    ({"holdout_fraction": "0.2"}, "either --validation_file or --holdout_fraction"),
+    (
+        {"holdout_fraction": "0.2", "validation_file": "no.csv"},
+        "no.csv does not exist, and --holdout_fraction",
+    ),
     ({"train_file": None}, "both --train_file and --validation_file"),
     ({"train_file": None, "validation_file": None}, "no data: give --task_name.*--dataset_dir"),
     ({"dataset_dir": "."}, "either --dataset_dir or --train_file"),

@@ -115,6 +115,16 @@ def test_ignored_next_tokens_do_not_count(function, make_args):
     assert relative_error(found, expected_step(tiny_gpt2(), texts(), shift=True)) < 1e-4
 
 
+def test_losses_of_those_that_count_alone_need_no_mask(make_args):
+    def counted(outputs, labels):
+        valid = labels != -100
+        return F.cross_entropy(outputs.logits[valid], labels[valid], reduction="none")
+
+    rows = tagged()[4:]
+    found = step_of(make_args, tagger(), rows, counted)
+    assert relative_error(found, expected_step(tagger(), rows, shift=False)) < 1e-4
+
+
 @pytest.mark.parametrize("answers_only", [True, False])
 def test_labels_that_were_shifted_need_a_mask(answers_only, make_args):
     rows = texts() if answers_only else [{**row, "labels": row["input_ids"]} for row in texts()]

@@ -54,6 +54,7 @@ PRIVATE: dict[str, tuple[Any, str]] = {
     "_name_or_path": (inspect.getsource(transformers.PreTrainedConfig), "the model card's base model"),
     # --- of torch: documented in its sources alone ---
     "_BatchNorm": (nn.modules.batchnorm, "freezes batch normalization of any dimension"),
+    "_forward_hooks": (nn.Module(), "whether hooks see or change the outputs of a model"),
     "_backward_hooks": (torch.Tensor, "whether hooks may take a step with the gradients"),
     "_post_accumulate_grad_hooks": (torch.Tensor, "likewise"),
     "_foreach_mul_": (torch, "one kernel rescales all gradients"),
