@@ -27,11 +27,10 @@ from rgd_hf.scripts.domains.backbones import BackboneArguments, load_backbone
 from rgd_hf.scripts.domains.data import DomainArguments, load_data, make_views
 from rgd_hf.scripts.domains.environments import check_held_out
 from rgd_hf.scripts.domains.experiment import Experiment
-from rgd_hf.scripts.errors import UserError, listed
+from rgd_hf.scripts.errors import UserError
 from rgd_hf.scripts.plans import RunArguments, prepare_runs
 from rgd_hf.scripts.results import print_results, say, settings_of
 from rgd_hf.scripts.runs import push_runs, run_plan
-from rgd_hf.weightings.choice import by_losses_alone
 
 DEFAULTS = {
     "output_dir": "runs/domainbed",
@@ -84,11 +83,6 @@ def check(algorithm: AlgorithmArguments, args: ReweightedTrainingArguments) -> N
         raise UserError(
             f"--max_steps {args.max_steps} must be a multiple of --eval_steps {args.eval_steps}, so that the last model "
             "is evaluated."
-        )
-    if args.reweighting not in by_losses_alone():
-        raise UserError(
-            f"--reweighting {args.reweighting} needs more than losses: choose one of {listed(by_losses_alone())}. With the "
-            "training domains as groups, GroupDRO is --algorithm group_dro."
         )
     if args.load_best_model_at_end:
         raise UserError(

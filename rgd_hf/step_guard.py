@@ -122,7 +122,7 @@ class StepGuardMixin(TrainerBase):
         def training_step(model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
             self._in_training_step, self._weighed = True, False
             self._passes = Passes(inputs)
-            if self.unreduces_losses and not self._step_is_open and self._step_finished == self._steps_begun:
+            if not self._step_is_open and self._step_finished == self._steps_begun and self.unreduces_losses:
                 self._begin_step([inputs])  # in a loop that asks for no number of items
             try:
                 loss = outermost_step(model, inputs, *args, **kwargs)
@@ -142,7 +142,7 @@ class StepGuardMixin(TrainerBase):
                     )  # fmt: skip
                 # They may be others than were counted.
                 count = self._count(batches)
-            elif self.unreduces_losses and self._steps_begun == begun:
+            elif self._steps_begun == begun and self.unreduces_losses:
                 self._count(batches)  # an override of _get_num_items_in_batch has a number of its own
             return batches, count
 

@@ -226,6 +226,8 @@ class ReweightingMixin(
         if plain:
             loss = self.plain_loss(batch.losses.float(), batch.valid, batch.auxiliary)
         else:
+            if not isinstance(source, HeadLosses) and self._level() == "sample":
+                self._check_rows(source.name, batch.losses, columns)
             loss = self._objective(batch, columns, num_items_in_batch)
         outputs = batch.outputs
         if isinstance(outputs, tuple):
@@ -262,8 +264,6 @@ class ReweightingMixin(
         if self.is_in_train and not self._weights_looked_at:
             self._check_sample_weights(inputs)
             self._weights_looked_at = True
-        if level == "sample":
-            self._check_rows(losses, inputs)
         if self.args.class_weights is not None:
             losses = zero_uncounted(losses, batch.reference)
         losses = losses_at_level(losses, batch.reference, level)
@@ -290,17 +290,14 @@ class ReweightingMixin(
                 self._add_sums(items)
         return self._weighted_loss(loss, mass, num_items)
 
-    def _check_rows(self, losses: Tensor, inputs: Any) -> None:
-        """Raise where losses of samples were asked for, but those returned are of other items."""
-        source = self._loss_source()
-        if source is None or isinstance(source, HeadLosses):
-            return
+    def _check_rows(self, by: str, losses: Tensor, inputs: Any) -> None:
+        """Raise where losses of samples were asked for, but those that a user's function returned are of other items."""
         labels = [inputs[name] for name in self.label_names if isinstance(inputs.get(name), Tensor)]
         samples = {len(column) for column in labels if column.dim()}
         if len(samples) == 1 and losses.shape[0] not in samples:
             raise ValueError(
                 f"reweighting_level='sample' needs one loss, or one row of losses, for each of the {samples.pop()} samples "
-                f"of the batch, but {source.name} returned losses of shape {list(losses.shape)}: return them (and their mask) "
+                f"of the batch, but {by} returned losses of shape {list(losses.shape)}: return them (and their mask) "
                 "as [batch, tokens], or set reweighting_level='token'."
             )
 

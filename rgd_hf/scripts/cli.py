@@ -113,7 +113,8 @@ def check_rule(reweighting: str) -> None:
         raise UserError(
             f"--reweighting {reweighting} needs a column of its own (the group of each sample), which recipes do not "
             f"read: choose one of {listed(by_losses_alone())}, or train with it in a script of your own "
-            "(docs/contrib.md shows how)."
+            "(docs/contrib.md shows how). With the training domains as groups, GroupDRO is --algorithm group_dro of "
+            "recipes/domainbed.py."
         )
 
 

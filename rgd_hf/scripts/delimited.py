@@ -57,7 +57,7 @@ def read_delimited(path: Path, warn: Callable[[str], Any]) -> pa.Table:
         UserError: no text, an unknown encoding, NUL bytes, quotation marks that do not match, records with more or
             fewer cells than the header, or two readings that are equally good.
     """
-    text = _decoded(_bytes_of(path), path, warn)
+    text = decoded(bytes_of(path), path, warn)
     if not text.strip():
         raise UserError(f"{path} is empty: a header and at least one row are needed.")
     separators, skipped_lines = list(SEPARATORS), 0
@@ -100,7 +100,8 @@ def _with_line_ends_of_several_kinds(
     return unified, survey
 
 
-def _bytes_of(path: Path) -> bytes:
+def bytes_of(path: Path) -> bytes:
+    """The content of a file, unpacked if it is gzipped; `UserError` for other archives."""
     raw = path.read_bytes()
     if path.suffix.lower() != ".gz":
         for magic, kind, remedy in _ARCHIVES:
@@ -113,7 +114,8 @@ def _bytes_of(path: Path) -> bytes:
         raise UserError(f"{path} is no whole gzip file: {error}.") from error
 
 
-def _decoded(raw: bytes, path: Path, warn: Callable[[str], Any]) -> str:
+def decoded(raw: bytes, path: Path, warn: Callable[[str], Any]) -> str:
+    """The text of a file's bytes in the encoding that they tell; `warn` is called where that is a guess."""
     encoding = next((name for mark, name in _BOMS if raw.startswith(mark)), None) or _utf16_without_mark(raw)
     try:
         text = raw.decode(encoding or "utf-8")

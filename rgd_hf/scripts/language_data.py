@@ -8,7 +8,7 @@ from typing import Any
 from datasets import Dataset, Value
 
 from rgd_hf.scripts.data_files import read_splits, say_warning, suffix_of
-from rgd_hf.scripts.delimited import _bytes_of, _decoded
+from rgd_hf.scripts.delimited import bytes_of, decoded
 from rgd_hf.scripts.errors import UserError, listed
 from rgd_hf.scripts.results import say
 
@@ -55,7 +55,7 @@ def read_language_data(
 
 
 def _lines(path: Path) -> list[str]:
-    lines = list(io.StringIO(_decoded(_bytes_of(path), path, say_warning), newline=None))
+    lines = list(io.StringIO(decoded(bytes_of(path), path, say_warning), newline=None))
     texts = [line.rstrip("\n") for line in lines if line.strip()]
     if not texts:
         raise UserError(f"{path} is empty: at least one line of text is needed.")
