@@ -68,7 +68,8 @@ class HeadLosses:
         self.head, self.unwrapped, self.class_weights = head, model, class_weights
         self.model = bare_model(model)
         self.name, self.token_level = head.name, head.token_level
-        self._smoothing_said = self._known = False
+        self._smoothing_said = False
+        self._known: frozenset[bool] = frozenset()  # training modes in which the model's loss is known
         self._fused_head = FusedHead(self.model, head.positions_after)
 
     def missing_labels(self, inputs: Mapping[str, Any]) -> list[str]:
@@ -131,14 +132,12 @@ class HeadLosses:
 
         Raises:
             NotImplementedError: nobody has read how the model computes its loss (see `doubt`), and on the first batch
-                it is not the mean of these.
+                of training, or of evaluation, it is not the mean of these.
         """
         head, config = self.head, self.model.config
         valid = self.valid(inputs)
-        if not self._known:
-            why = doubt(self.unwrapped)
-            own = {k: v for k, v in inputs.items() if k != SAMPLE_WEIGHT}
-            self._known = why is None or verify(head, self.model, model, own, why)
+        if self.model.training not in self._known:
+            self._know(model, inputs)
         reference = self._reference(valid, inputs)
         withheld = {*head.label_names, *head.optional_label_names, SAMPLE_WEIGHT}
         forward = {k: v for k, v in inputs.items() if k not in withheld}
@@ -161,6 +160,15 @@ class HeadLosses:
         if head not in OWN_HEADS:
             losses = losses.masked_fill(~valid, 0.0)
         return BatchLosses(outputs, losses, valid, reference, auxiliary)
+
+    def _know(self, model: nn.Module, inputs: Mapping[str, Any]) -> None:
+        why = doubt(self.unwrapped)
+        if why is None:
+            self._known = frozenset({True, False})
+            return
+        own = {k: v for k, v in inputs.items() if k != SAMPLE_WEIGHT}
+        if verify(self.head, self.model, model, own, why):
+            self._known |= {self.model.training}
 
 
 def _say_if_not_smoothed(config: Any) -> None:

@@ -5,10 +5,13 @@ adapters. Most compute the task's loss; some shift the labels, add a second loss
 source, or a batch, can tell.
 """
 
+import random
+from collections.abc import Mapping
 from contextlib import contextmanager
 from importlib.resources import files
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,7 +20,6 @@ from rgd_hf.losses import IGNORE_INDEX
 
 READ = frozenset(files("rgd_hf.heads").joinpath("read_classes.txt").read_text().split())
 """Classes of transformers whose source was read: their loss is the one of their head in the table."""
-
 
 # Their hooks and wrappers leave a model's loss as it is.
 _LIBRARIES = ("torch.", "accelerate.", "deepspeed.", "rgd_hf.")
@@ -77,9 +79,10 @@ def _is_of_class(model: nn.Module) -> bool:
 def verify(head: Head, bare: nn.Module, model: nn.Module, inputs: Inputs, why: str) -> bool:
     """Compare the mean of the unreduced losses, plus the auxiliary loss, with the model's own loss.
 
-    Two forward passes without gradient, in evaluation mode, with labels and without. Random states and the mode of
-    every module are restored. One sample of a token-level batch gets fewer labels than it has, so that a mean of
-    per-sample means is not mistaken for the mean over tokens.
+    Two forward passes without gradient, in evaluation mode, with labels and without; of a model in training mode a third
+    one, with labels, whose own loss is compared with the losses of the same outputs, as dropout draws anew in every pass.
+    Random states, buffers and the mode of every module are restored. One sample of a token-level batch gets fewer labels
+    than it has, so that a mean of per-sample means is not mistaken for the mean over tokens.
 
     Args:
         head: the head of the task that transformers lists the model's class for.
@@ -94,31 +97,58 @@ def verify(head: Head, bare: nn.Module, model: nn.Module, inputs: Inputs, why: s
     Raises:
         NotImplementedError: the two differ by more than rounding, or the model returns no loss.
     """
-    batch = _ragged(inputs) if head.token_level else dict(inputs)
+    batch = _ragged(inputs) if head.token_level else _with_hard_labels(inputs, bare.config)
     items = int(head.valid(batch, bare.config).sum())
     if not items:
         return False
-    with torch.no_grad(), _evaluation_mode(model):
-        with _random_state_kept():
-            outputs = model(**batch)
-            own = outputs.get("loss") if isinstance(outputs, dict) else outputs[0]
-        withheld = {*head.label_names, *head.optional_label_names}
-        forward = {name: value for name, value in batch.items() if name not in withheld}
-        with _random_state_kept():
-            outputs = model(**forward, **head.prepare(bare, batch))
-            found = head.losses(outputs, batch, bare.config, 0.0).float().sum() / items
-            auxiliary = head.auxiliary(outputs, bare.config, bare)
-    if auxiliary is not None:
-        found = found + auxiliary
-    if not isinstance(own, Tensor) or own.dim():
-        raise NotImplementedError(_message(head, bare, why, found, "returns no loss when it is given labels"))
-    if not (found.isfinite() and own.isfinite()):
-        return False
-    # Sums of float32 in another order; a loss in half precision is rounded to it.
-    tolerance = max(1e-4, 2 * torch.finfo(own.dtype).eps)
-    if not torch.isclose(found, own.float(), rtol=tolerance, atol=tolerance):
-        raise NotImplementedError(_message(head, bare, why, found, f"itself says {own.item():.6g}"))
-    return True
+
+    def compare(own: Any, outputs: Any, mode: str = "") -> bool:
+        found = head.losses(outputs, batch, bare.config, 0.0).float().sum() / items
+        auxiliary = head.auxiliary(outputs, bare.config, bare)
+        found = found if auxiliary is None else found + auxiliary
+        if not isinstance(own, Tensor) or own.dim():
+            says = "returns no loss when it is given labels"
+        elif not (found.isfinite() and own.isfinite()):
+            return False
+        else:
+            # Sums of float32 in another order; a loss in half precision is rounded to it.
+            tolerance = max(1e-4, 2 * torch.finfo(own.dtype).eps)
+            if torch.isclose(found, own.float(), rtol=tolerance, atol=tolerance):
+                return True
+            says = f"itself says {own.item():.6g}{mode}"
+        raise NotImplementedError(_message(head, bare, why, found, says))
+
+    with torch.no_grad():
+        with _evaluation_mode(model):
+            with _state_kept(model):
+                own, _ = _loss_and_outputs(model(**batch))
+            withheld = {*head.label_names, *head.optional_label_names}
+            forward = {name: value for name, value in batch.items() if name not in withheld}
+            with _state_kept(model):
+                outputs = model(**forward, **head.prepare(bare, batch))
+            conclusive = compare(own, outputs)
+        if not bare.training:
+            return conclusive
+        with _state_kept(model):
+            own, of_training = _loss_and_outputs(model(**batch))
+        if _logits_shape(of_training) != _logits_shape(outputs):
+            return (
+                conclusive  # a fused loss, or logits of labelled tokens alone, which leave nothing to compare
+            )
+        return compare(own, of_training, " in training mode") and conclusive
+
+
+def _loss_and_outputs(returned: Any) -> tuple[Any, Any]:
+    """The model's own loss, and its outputs as they are without labels."""
+    if isinstance(returned, Mapping):
+        return returned.get("loss"), returned
+    return returned[0], returned[1:]
+
+
+def _logits_shape(outputs: Any) -> torch.Size | None:
+    if isinstance(outputs, Mapping):
+        outputs = (outputs.get("logits"), outputs.get("start_logits"))
+    return next((value.shape for value in outputs if isinstance(value, Tensor) and value.dim()), None)
 
 
 def _message(head: Head, bare: nn.Module, why: str, found: Tensor, says: str) -> str:
@@ -141,8 +171,40 @@ def _evaluation_mode(model: nn.Module):
             module.training = mode
 
 
-def _random_state_kept():
-    return torch.random.fork_rng(range(torch.cuda.device_count()) if torch.cuda.is_initialized() else [])
+@contextmanager
+def _state_kept(model: nn.Module):
+    """What a forward pass changes without being asked: random states, and buffers such as running means."""
+    # Quantized weights are buffers too, and large: on the CPU there is room for them.
+    buffers = [
+        (module, name, buffer, buffer.detach().to("cpu", copy=True))
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+        if buffer.device.type != "meta"
+    ]
+    drawn = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []):
+            yield
+    finally:
+        random.setstate(drawn[0])
+        np.random.set_state(drawn[1])
+        for module, name, buffer, kept in buffers:
+            setattr(module, name, buffer)
+            buffer.copy_(kept)
+
+
+def _with_hard_labels(inputs: Inputs, config: Any) -> dict[str, Any]:
+    """The batch with the likeliest class in place of soft labels, for which hardly any model has a loss."""
+    batch, labels = dict(inputs), inputs.get("labels")
+    kind = getattr(config, "problem_type", None)
+    if (
+        kind not in ("regression", "multi_label_classification")
+        and labels is not None
+        and labels.is_floating_point()
+        and labels.dim() == 2
+    ):
+        batch["labels"] = labels.argmax(-1)
+    return batch
 
 
 def _ragged(inputs: Inputs) -> dict[str, Any]:

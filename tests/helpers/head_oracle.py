@@ -5,7 +5,7 @@ from typing import Any
 import torch
 import transformers
 
-from rgd_hf.heads import FusedHead, find_head
+from rgd_hf.heads import FusedHead, find_head, verify
 
 VOCABULARY = 64
 BATCH, TOKENS, CLASSES = 4, 11, 3
@@ -177,7 +177,7 @@ def token_labels(classes: int) -> torch.Tensor:
 
 
 def assert_equals_own_loss(model: Any, inputs: dict[str, Any], gradients: bool = False) -> torch.Tensor:
-    """Compare with the loss of a forward with labels, to 1e-6; returns the unreduced losses."""
+    """Compare with the loss of a forward with labels, to 1e-6, and as a training would; returns the unreduced losses."""
     head = find_head(model)
     assert head is not None
     own = model(**{name: value.clone() for name, value in inputs.items()}).loss
@@ -215,6 +215,10 @@ def assert_equals_own_loss(model: Any, inputs: dict[str, Any], gradients: bool =
             found = torch.autograd.grad(objective, parameters, allow_unused=True, retain_graph=True)
             for ours, theirs in zip(found, expected, strict=True):
                 torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-7)
+    # A class derived from this one, or newer, is compared so, dropout and all.
+    training = model.training
+    verify(head, model, model.train(), inputs, "derives from it")
+    model.train(training)
     return losses
 
 

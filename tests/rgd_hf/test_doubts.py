@@ -118,6 +118,48 @@ def test_a_loss_function_of_the_stock_trainer_refuses_it_at_once(why):
         RGDLoss(ANOTHER_LOSS[why]())
 
 
+class FocalInTraining(FocalLlama):
+    @property
+    def loss_function(self):
+        return super().loss_function if self.training else LlamaForCausalLM.loss_function.fget(self)
+
+
+def hooked_in_training():
+    model = llama()
+    model.register_forward_hook(
+        lambda module, _, outputs: penalized(outputs, module) if module.training else outputs
+    )
+    return model
+
+
+@pytest.mark.parametrize("evaluated_before", [False, True])
+@pytest.mark.parametrize("reweighting", ["kl", "none"])
+@pytest.mark.parametrize("build", [lambda: llama(FocalInTraining), hooked_in_training], ids=["focal", "hook"])
+def test_a_loss_of_training_alone_is_seen(build, reweighting, evaluated_before, make_args):
+    """As R-Drop, or a penalty on the features: evaluation has the plain loss."""
+    model, settings = build(), {"reweighting": reweighting}
+    trainer = ReweightedTrainer(model, make_args(), train_dataset=texts(), eval_dataset=texts(), **settings)
+    start = deepcopy(model.state_dict())
+    if evaluated_before:
+        trainer.evaluate()
+    with pytest.raises(NotImplementedError, match=r"so its loss was compared.* in training mode\. Pass"):
+        trainer.train()
+    assert all(torch.equal(value, start[name]) for name, value in model.state_dict().items())
+
+
+def test_a_fused_loss_without_logits_is_compared_in_evaluation_mode(make_args):
+    def drop_logits(module, args, outputs):
+        if outputs.loss is not None and module.training:
+            outputs["logits"] = None
+        return outputs
+
+    models = [llama(), llama()]
+    models[0].register_forward_hook(drop_logits)
+    for model in models:
+        ReweightedTrainer(model, make_args(), train_dataset=texts()).train()
+    torch.testing.assert_close(parameters_of(models[0]), parameters_of(models[1]))
+
+
 def test_what_is_the_models_own_loss_all_the_same_trains(make_args):
     """A subclass that changes nothing, and a hook that only looks."""
     looked, trained = [], []
@@ -194,6 +236,25 @@ def test_the_way_out_of_a_subclass_works(make_args):
     Focal(ours, make_args(), train_dataset=texts(), reweighting="none").train()
     Trainer(stock, make_args(), train_dataset=texts()).train()
     torch.testing.assert_close(parameters_of(ours), parameters_of(stock), rtol=1e-4, atol=1e-6)
+
+
+def test_soft_labels_for_which_the_model_has_no_loss(make_args):
+    """A hook that only looks leaves a training with mixup as it is; one that changes the loss is seen."""
+    data = classification_data(16)
+    for row in data:
+        row["labels"] = torch.eye(3)[row["labels"]] * 0.7 + 0.1
+    models = [tiny_bert(problem_type="single_label_classification") for _ in range(3)]
+    models[1].register_forward_hook(lambda module, args, outputs: None)
+    for model in models[:2]:
+        ReweightedTrainer(model, make_args(), train_dataset=data).train()
+    assert torch.equal(parameters_of(models[0]), parameters_of(models[1]))
+    models[2].register_forward_hook(
+        lambda module, args, outputs: (
+            outputs | {"loss": outputs.loss * 2} if outputs.loss is not None else outputs
+        )
+    )
+    with pytest.raises(NotImplementedError, match="has forward hooks"):
+        ReweightedTrainer(models[2], make_args(), train_dataset=data).train()
 
 
 def test_classification_too(make_args):

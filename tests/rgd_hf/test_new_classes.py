@@ -1,11 +1,19 @@
 """A class that is newer than this release: its losses are held against its own, once, and never silently differ."""
 
+import random
 from copy import deepcopy
 from functools import wraps
 
+import numpy as np
 import pytest
 import torch
-from transformers import BertForMaskedLM, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    set_seed,
+)
 
 from rgd_hf import ReweightedTrainer, RGDLoss
 from rgd_hf.heads import HEADS, READ, doubt
@@ -64,25 +72,41 @@ def test_the_tasks_loss_trains_as_a_known_class_does(reweighting, make_args, mon
         trainer = ReweightedTrainer(model, make_args(), train_dataset=data, reweighting=reweighting)
         trainer.train()
     assert torch.equal(parameters_of(models[0]), parameters_of(models[1]))
-    assert models[0].calls == [False, False, True, True], (
-        "two forward passes more, before the first step alone"
+    assert models[0].calls == [False, False, True, True, True], (
+        "three forward passes more, before the first step alone"
     )
 
 
-def test_it_leaves_random_states_and_modes_alone(make_args, monkeypatch):
+class Restless(torch.nn.Dropout):
+    """Draws from every generator, and changes buffers in place and by another tensor."""
+
+    def __init__(self):
+        super().__init__(0.5)
+        self.register_buffer("passes", torch.zeros(()))
+        self.register_buffer("mean", torch.zeros(()))
+
+    def forward(self, inputs):
+        if self.training:
+            self.passes += 1
+            self.mean = 0.9 * self.mean + 0.1 * inputs.detach().mean()
+        return super().forward(inputs) + random.random() + np.random.rand()
+
+
+def test_it_leaves_random_states_buffers_and_modes_alone(make_args, monkeypatch):
     """With dropout, whose draws would come otherwise, and a part of the model that the user keeps in `eval()`."""
     data, runs = classification_data(16), []
     for model in (classifier(monkeypatch), tiny_bert()):
-        model.dropout.p = 0.5
+        model.dropout = Restless()
         model.bert.embeddings.eval()
         trainer = ReweightedTrainer(model, make_args(), train_dataset=data)
         batch = {key: torch.stack([row[key] for row in data]) for key in data[0]}
         model.bert.embeddings.training, model.dropout.training = False, True
-        torch.manual_seed(7)
-        loss = trainer.compute_loss(model, batch)
+        set_seed(7)
+        loss = trainer.compute_loss(model.requires_grad_(True), batch)
         assert not model.bert.embeddings.training and model.dropout.training
-        runs.append((loss.detach(), torch.get_rng_state()))
-    assert torch.equal(runs[0][0], runs[1][0]) and torch.equal(runs[0][1], runs[1][1])
+        drawn = torch.tensor([random.random(), np.random.rand(), model.dropout.passes, model.dropout.mean])
+        runs.append((loss.detach(), torch.get_rng_state(), drawn))
+    assert all(map(torch.equal, *runs)) and runs[0][2][2] == 1
 
 
 def twice(outputs, labels):
