@@ -28,9 +28,9 @@ from rgd_hf.scripts.domains.data import DomainArguments, load_data, make_views
 from rgd_hf.scripts.domains.environments import check_held_out
 from rgd_hf.scripts.domains.experiment import Experiment
 from rgd_hf.scripts.errors import UserError
-from rgd_hf.scripts.plans import RunArguments, prepare_runs
+from rgd_hf.scripts.plans import Run, RunArguments, prepare_runs
 from rgd_hf.scripts.results import print_results, say, settings_of
-from rgd_hf.scripts.runs import push_runs, run_plan
+from rgd_hf.scripts.runs import checked_trainer, push_runs, run_plan
 
 DEFAULTS = {
     "output_dir": "runs/domainbed",
@@ -122,7 +122,11 @@ def main(argv: list[str] | None = None) -> dict:
         model_args.freeze_batch_norm,
         data_args.max_eval_samples,
     )
-    results = run_plan(plan, experiment.train)
+
+    def train(run: Run, checkpoint: str | None) -> dict:
+        return experiment.train(run, checkpoint, checked_trainer(experiment.make_trainer, run, plan))
+
+    results = run_plan(plan, train)
     print_results(f"{name}, held out: {', '.join(experiment.held_out)}", results)
     push_runs(plan)
     return results

@@ -138,9 +138,7 @@ def _train_run(
     samples: TrainingSamples | None,
 ) -> dict[str, Any]:
     directory, options = str(run.args.output_dir), plan.options
-    with settings_explained():
-        trainer = build_trainer(run.args)
-        _check_reweighting(trainer, plan.runs[-1].args)
+    trainer = checked_trainer(build_trainer, run, plan)
     trainer.stop_on_non_finite_loss = True
     training = trainer.train(resume_from_checkpoint=checkpoint)
     metrics = {**training.metrics, **trainer.evaluate()}
@@ -156,9 +154,19 @@ def _train_run(
     return metrics
 
 
-def _check_reweighting(trainer: Any, args: ReweightedTrainingArguments) -> None:
-    """Check the re-weighting of `args` with the model and the data of another run, before that one is trained."""
-    own = trainer.args
-    trainer.args = with_settings(own, {f.name: getattr(args, f.name) for f in fields(ReweightingArguments)})
-    trainer._check_set_up()
-    trainer.args = own
+def checked_trainer(
+    build_trainer: Callable[[ReweightedTrainingArguments], Any], run: Run, plan: RunPlan
+) -> Any:
+    """The trainer of a run; in a comparison ERM's shows whether the re-weighting goes with the model and the data too.
+
+    Raises:
+        UserError: the settings of the run, or of the last run of the plan, do not.
+    """
+    with settings_explained():
+        trainer = build_trainer(run.args)
+        own = trainer.args
+        last = {f.name: getattr(plan.runs[-1].args, f.name) for f in fields(ReweightingArguments)}
+        trainer.args = with_settings(own, last)
+        trainer._check_set_up()
+        trainer.args = own
+    return trainer

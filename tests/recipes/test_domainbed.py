@@ -32,6 +32,10 @@ def main(directory, *options):
     return domainbed.main([*DIGITS, "--output_dir", str(directory), *options])
 
 
+def trained(exp, one):
+    return exp.train(one, None, exp.make_trainer(one.args))
+
+
 def without_clock(record):
     return {name: value for name, value in record.items() if name not in CLOCK}
 
@@ -74,7 +78,7 @@ def test_the_record_has_what_a_study_reads(tmp_path):
 def test_every_algorithm_can_be_repeated_and_differs_from_plain(algorithm, tmp_path):
     reweighting = {"erm": "chi2", "coral": "reverse_kl"}.get(algorithm, "kl")
     first, again, plain = (
-        experiment(algorithm, save_models=False).train(run(tmp_path, name), None)
+        trained(experiment(algorithm, save_models=False), run(tmp_path, name))
         for name in (reweighting, reweighting, "none")
     )
     assert first["checkpoints"] == again["checkpoints"] != plain["checkpoints"]
@@ -82,7 +86,7 @@ def test_every_algorithm_can_be_repeated_and_differs_from_plain(algorithm, tmp_p
 
 
 def test_accumulated_batches_hold_all_domains(tmp_path):
-    record = experiment("coral", save_models=False).train(run(tmp_path, gradient_accumulation_steps=2), None)
+    record = trained(experiment("coral", save_models=False), run(tmp_path, gradient_accumulation_steps=2))
     assert record["checkpoints"][-1]["step"] == 4
 
 
@@ -92,7 +96,7 @@ def test_accumulated_batches_hold_all_domains(tmp_path):
 def test_predictions_are_those_of_the_saved_model(algorithm, held_out, tmp_path):
     exp = experiment(algorithm, held_out, save_predictions=True)
     # A step so large that the first checkpoint is the best.
-    found = exp.train(run(tmp_path, max_steps=10, learning_rate=0.02, seed=3), None)
+    found = trained(exp, run(tmp_path, max_steps=10, learning_rate=0.02, seed=3))
     table = pd.read_parquet(tmp_path / "predictions.parquet")
     assert list(table.columns) == COLUMNS and table["environment"].unique().tolist() == list(held_out)
     model = exp.backbone.build(2)
@@ -217,7 +221,7 @@ def test_hard_examples_are_named_by_domain(tmp_path):
 
 
 def test_two_held_out_domains(tmp_path):
-    record = experiment(held_out=("dark", "grey"), save_models=False).train(run(tmp_path), None)
+    record = trained(experiment(held_out=("dark", "grey"), save_models=False), run(tmp_path))
     best = next(point for point in record["checkpoints"] if point["step"] == record["step"])
     assert record["test_accuracy"] == pytest.approx((best["dark_in_accuracy"] + best["grey_in_accuracy"]) / 2)
     assert record["eval_validation_accuracy"] == best["light_out_accuracy"]
@@ -251,6 +255,19 @@ def test_wrong_options_are_told_before_training(options, message, tmp_path):
     with pytest.raises(UserError, match=message):
         main(tmp_path / "out", *options)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--class_weights", "1,2"], "lists 2 weights, but the model has 10 classes"),
+        (["--reweighting_level", "token"], "use 'sample' or 'auto'"),
+    ],
+)
+def test_settings_that_do_not_fit_the_model_are_told_before_erm_is_trained(options, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        main(tmp_path, "--compare", *options)
+    assert not list(tmp_path.rglob("all_results.json"))
 
 
 def test_a_missing_held_out_domain_lists_them(tmp_path):

@@ -61,13 +61,8 @@ class Experiment:
         """Places of those that are."""
         return [place for place, name in enumerate(self.data.names) if name not in self.algorithm.held_out]
 
-    def train(self, run: Run, checkpoint: str | None) -> dict[str, Any]:
-        """Train, evaluate and save one run; what is recorded of it (see `scores_of`).
-
-        Raises:
-            SetupError: the algorithm does not go together with the model or the settings.
-        """
-        trainer = self.make_trainer(run.args)
+    def train(self, run: Run, checkpoint: str | None, trainer: DomainTrainer) -> dict[str, Any]:
+        """Train, evaluate and save one run with what `make_trainer` made; what is recorded of it (see `scores_of`)."""
         trainer.stop_on_non_finite_loss = True
         output = trainer.train(resume_from_checkpoint=checkpoint)
         if not trainer.keeps_best:
