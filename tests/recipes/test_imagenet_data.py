@@ -72,6 +72,18 @@ def test_an_empty_class_folder_is_an_error(tmp_path):
         read_folder(tmp_path / "nothing")
 
 
+def test_folders_of_splits_are_no_classes(tmp_path):
+    """As in `--data_dir photos photos`, where both names are those of the folder above."""
+    for split in ("test", "val", "train"):
+        write_folder(tmp_path / split, {"a": 2, "b": 2})
+    with pytest.raises(UserError, match="called like splits") as refused:
+        load_image_sets(ImageDataArguments(data_dir=[str(tmp_path), str(tmp_path)]))
+    named = str(refused.value).split("--data_dir ")[1].rstrip(".").split()
+    assert [Path(name).name for name in named] == ["train", "val"]
+    train, validation = load_image_sets(ImageDataArguments(data_dir=named))
+    assert train.classes == validation.classes == ("a", "b")
+
+
 def test_validation_classes_follow_the_training_classes(tmp_path):
     write_folder(tmp_path / "train", {"a": 1, "b": 1, "c": 1})
     write_folder(tmp_path / "val", {"b": 1, "c": 2})

@@ -94,11 +94,14 @@ def sample_rows(images: ImageSet, count: int | None, seed: int, option: str) -> 
     return images.select(np.sort(chosen))
 
 
+_SPLITS = ("train", "training", "val", "valid", "validation", "dev", "test", "testing")
+
+
 def read_folder(directory: str | Path) -> ImageSet:
     """The images of `<directory>/<class>/*.JPEG` (of every format that Pillow opens; also below the class).
 
     Raises:
-        UserError: no such directory, no class folders, or a class folder without images.
+        UserError: no such directory, no class folders, folders of splits in their place, or a class folder without images.
     """
     folder = Path(directory)
     if not folder.is_dir():
@@ -106,6 +109,12 @@ def read_folder(directory: str | Path) -> ImageSet:
     found = {path.name: images_below(path) for path in folders_in(folder)}
     if not found:
         raise UserError(f"{folder} has no folders of images, one per class.")
+    if len(found) > 1 and set(found) <= set(_SPLITS):
+        first, second, *_ = sorted(found, key=_SPLITS.index)
+        raise UserError(
+            f"{folder} has the folders {listed(found)}, which are called like splits and not like classes. Give the two in "
+            f"which the class folders are: --data_dir {folder / first} {folder / second}."
+        )
     others = sum((suffixes for _, suffixes in found.values()), Counter())
     empty = [name for name, (images, _) in found.items() if not images]
     if empty:
