@@ -1,6 +1,7 @@
 """SWAD: the average of all weights between the end of fitting and the start of overfitting."""
 
 import json
+import warnings
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,9 +36,12 @@ class LossValley(Generic[T]):
 
     The start is the first segment whose loss is the lowest of the `PATIENCE_TO_START` that begin with it. From then
     on, the threshold is `tolerance` times the mean of these losses; the end is reached when `PATIENCE_TO_END`
-    segments in a row are above it, and the last segment of the average is the one before them.
+    segments in a row are above it, and the last segment of the average is the one before them. Where training ends before
+    there is a start, the average is the last segment, as in the authors' code; Algorithm 1 leaves it open.
 
     Source: Cha et al., "SWAD: Domain Generalization by Seeking Flat Minima", NeurIPS 2021, Algorithm 1 (arXiv 2102.08604).
+    The authors' code differs from it, and from this, in two more places: once it has the start, it adds the segments just
+    before it that are under the threshold, and it drops those above the threshold at the end of the average.
 
     Args:
         tolerance: factor of the threshold, at least 1.
@@ -73,9 +77,11 @@ class LossValley(Generic[T]):
     def finish(self) -> list[T]:
         """The segments that belong to the average because training ended before overfitting was found.
 
-        Empty where no start was found: the validation loss was still falling.
+        The last one alone where no start was found: the validation loss was still falling.
         """
-        left = [] if self.start is None else [segment for _, segment in self.pending]
+        left = [segment for _, segment in self.pending]
+        if self.start is None:
+            left = left[-1:]
         self.pending.clear()
         return left
 
@@ -124,7 +130,7 @@ class SWADMixin(TrainerBase):
     The weights after every step between two evaluations are averaged into a segment (buffers included), and the validation
     loss at its end decides about the segment, as `LossValley` says; so evaluate often (`eval_strategy="steps"`). `train` ends
     with the average in the model: evaluations and `save_model` after it are of the average. Where the validation loss never
-    stopped falling, the last weights stay. Batch normalizations whose statistics are trained have averaged ones then;
+    stopped falling, that is the average since the evaluation before the last one, and a warning says so. Batch normalizations whose statistics are trained have averaged ones then;
     `torch.optim.swa_utils.update_bn` counts them again.
 
     Up to eight copies of the weights in float32 are kept, in checkpoints too (`swad.safetensors`), from which a training
@@ -136,7 +142,8 @@ class SWADMixin(TrainerBase):
         swad_tolerance: factor of the validation loss at which overfitting begins, at least 1 (default 1.3).
 
     Attributes:
-        swad_average: the `WeightAverage` that `train` ended with; its `count` is 0 where the last weights stayed.
+        swad_average: the `WeightAverage` that `train` ended with; its `count`, the number of steps, is `swad_steps` among
+            the metrics of the training, and 0 where nothing was evaluated: the last weights stay.
 
     Raises:
         SetupError: `swad_tolerance` is below 1, nothing is evaluated during training, the weights are split over processes
@@ -193,6 +200,15 @@ class SWADMixin(TrainerBase):
         """As the Trainer's; the model ends with the average."""
         output = super().train(*args, **kwargs)
         self._take(self.swad_valley.finish())
+        output.metrics["swad_steps"] = self.swad_average.count
+        if self.swad_valley.start is None and self.is_world_process_zero():
+            steps = self.swad_average.count
+            kept = f"is the average of the last {steps} steps alone" if steps else "has its last weights"
+            warnings.warn(
+                f"SWAD found no end of fitting in {self.swad_valley.count} evaluations: the validation loss was still "
+                f"falling. The model {kept}. Train longer, or evaluate more often (eval_steps).",
+                stacklevel=2,
+            )
         if self.swad_average.count:
             model: Any = self.accelerator.unwrap_model(self.model)
             like = model.state_dict()

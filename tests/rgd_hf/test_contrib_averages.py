@@ -1,6 +1,7 @@
 """SWAD and EMA against their definitions, on the library's Trainer and on the stock one, resumed at any step."""
 
 import copy
+import warnings
 
 import numpy as np
 import pytest
@@ -71,7 +72,7 @@ def mean_of(states):
 
 
 def paper_rule(losses, tolerance):
-    """Algorithm 1 of SWAD, evaluation by evaluation, on the whole list: first and last segment of the average."""
+    """Algorithm 1 of SWAD, evaluation by evaluation, on the whole list: the segments of the average."""
     start, end, threshold = None, len(losses) - 1, None
     for i in range(len(losses)):
         if start is None:
@@ -84,7 +85,7 @@ def paper_rule(losses, tolerance):
         ):
             end = i - swad.PATIENCE_TO_END
             break
-    return [] if start is None else list(range(start, end + 1))
+    return list(range(len(losses)))[-1:] if start is None else list(range(start, end + 1))
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -101,9 +102,10 @@ def test_loss_valley_is_the_paper_rule(seed):
     assert taken == paper_rule(losses, 1.2)
 
 
-def test_falling_losses_have_no_valley():
+def test_falling_losses_have_no_valley_and_leave_the_last_segment():
     valley = LossValley(1.3)
-    assert [valley.add(10.0 - n, n) for n in range(9)] == [[]] * 9 and valley.finish() == []
+    assert [valley.add(10.0 - n, n) for n in range(9)] == [[]] * 9 and valley.finish() == [8]
+    assert LossValley(1.3).finish() == []
 
 
 def test_weight_average_weighs_segments_by_their_steps():
@@ -126,7 +128,9 @@ def swad_with(losses, tmp_path, **settings):
 
 def test_swad_ends_with_the_mean_of_the_steps_in_its_valley(tmp_path):
     trainer, keep = swad_with([2.0, 1.0, 1.1, 1.2, 1.1], tmp_path)  # it starts with the second
-    trainer.train()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="SWAD")
+        trainer.train()
     assert trainer.swad_average.count == 8
     assert_same_weights(trainer.model.state_dict(), mean_of(keep.seen[2:]))
 
@@ -139,10 +143,18 @@ def test_swad_ends_before_the_losses_that_are_too_high(tmp_path):
     assert_same_weights(trainer.model.state_dict(), mean_of(keep.seen[:8]))
 
 
-def test_swad_without_a_valley_keeps_the_last_weights(tmp_path):
+def test_swad_without_a_valley_has_the_mean_of_the_last_segment_and_says_so(tmp_path):
     trainer, keep = swad_with([5.0, 4.0, 3.0, 2.0, 1.0], tmp_path)
-    trainer.train()
-    assert trainer.swad_average.count == 0
+    with pytest.warns(UserWarning, match=r"no end of fitting in 5 evaluations.* the last 2 steps alone"):
+        output = trainer.train()
+    assert trainer.swad_average.count == output.metrics["swad_steps"] == 2
+    assert_same_weights(trainer.model.state_dict(), mean_of(keep.seen[-2:]))
+
+
+def test_swad_that_evaluates_too_late_keeps_the_last_weights_and_says_so(tmp_path):
+    trainer, keep = swad_with([], tmp_path, eval_delay=99)
+    with pytest.warns(UserWarning, match="in 0 evaluations.* has its last weights"):
+        trainer.train()
     assert_same_weights(trainer.model.state_dict(), keep.seen[-1])
 
 
