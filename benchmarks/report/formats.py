@@ -8,8 +8,10 @@ from rgd_hf.statistics import Estimate
 
 NOTHING = "–"
 SAME_RUNS = "the same runs"
-# Of a point. An interval that is printed as ending at 0 must not count as one that excludes it.
+# Of a point, and of what is in a unit of its own. An interval that is printed as ending at 0 must not count as one that
+# excludes it.
 SHOWN_DECIMALS = 2
+OWN_UNIT_DECIMALS = 4
 RATE = re.compile(r"lr\d")
 VERDICTS = {"gain": "▲ gain", "loss": "▼ loss", "tie": "= tie", None: "no interval"}
 
@@ -21,33 +23,38 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], text_columns: in
     return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
 
 
-def signed(value: Estimate) -> str:
+def signed(value: Estimate, decimals: int = SHOWN_DECIMALS) -> str:
     """`"+0.31 [−0.20, +0.82]"`; a mean of values too few for an interval says how many there are."""
     if value.n == 0:
         return NOTHING
+    mean = points(value.mean, decimals)
     if value.low is None or value.high is None:
-        return f"{points(value.mean)} (no interval: {counted(value.n, 'value')})"
-    return f"{points(value.mean)} [{points(value.low)}, {points(value.high)}]"
+        return f"{mean} (no interval: {counted(value.n, 'value')})"
+    return f"{mean} [{points(value.low, decimals)}, {points(value.high, decimals)}]"
 
 
-def verdict(value: Estimate) -> str | None:
+def verdict(value: Estimate, decimals: int = SHOWN_DECIMALS) -> str | None:
     """`"gain"`, `"loss"` or `"tie"`, by the ends of the interval as they are printed; None without an interval."""
-    return value.rounded(SHOWN_DECIMALS).verdict
+    return value.rounded(decimals).verdict
 
 
-def marked(value: Estimate, lower_is_better: bool = False) -> str:
+def marked(value: Estimate, lower_is_better: bool = False, decimals: int = SHOWN_DECIMALS) -> str:
     """As `signed`, after the sign of a gain, a loss or a tie where there is an interval."""
-    found = verdict(value)
+    found = verdict(value, decimals)
     if found is None:
-        return signed(value)
+        return signed(value, decimals)
     if lower_is_better:
         found = {"gain": "loss", "loss": "gain"}.get(found, found)
-    return f"{VERDICTS[found][0]} {signed(value)}"
+    return f"{VERDICTS[found][0]} {signed(value, decimals)}"
 
 
 def settings_title(candidate: str) -> str:
     """The name of settings as tables show it: `"lr0.5,tau3"` is `"× 0.5, tau3"`."""
-    return ", ".join(f"× {part[2:]}" if RATE.match(part) else part for part in candidate.split(","))
+    each = (
+        ", ".join(f"× {s[2:]}" if RATE.match(s) else s for s in one.split(","))
+        for one in candidate.split("; ")
+    )
+    return "; ".join(each)
 
 
 def rate_of(candidate: str) -> tuple[str, str]:
@@ -57,10 +64,10 @@ def rate_of(candidate: str) -> tuple[str, str]:
     return ",".join(rates), ",".join(part for part in parts if part not in rates)
 
 
-def points(value: float) -> str:
+def points(value: float, decimals: int = SHOWN_DECIMALS) -> str:
     """With its sign and two decimals; nothing is printed as minus zero."""
-    rounded = round(value, SHOWN_DECIMALS) + 0.0
-    return f"{rounded:+.{SHOWN_DECIMALS}f}".replace("-", "−") if rounded else "0.00"
+    rounded = round(value, decimals) + 0.0
+    return f"{rounded:{'+' if rounded else ''}.{decimals}f}".replace("-", "−")
 
 
 def probability(value: float) -> str:
@@ -70,9 +77,9 @@ def probability(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def detectable(value: float) -> str:
+def detectable(value: float, decimals: int = SHOWN_DECIMALS) -> str:
     """The smallest difference that could be told from 0, without a sign."""
-    return NOTHING if math.isnan(value) else f"± {value:.{SHOWN_DECIMALS}f}"
+    return NOTHING if math.isnan(value) else f"± {value:.{decimals}f}"
 
 
 def number(value: float | None, decimals: int = 2) -> str:

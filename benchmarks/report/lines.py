@@ -34,7 +34,7 @@ class Records:
 
     Attributes:
         final: runs that are compared, by data set, method and seed.
-        tuning: runs of the settings tried, by data set, method, seed and candidate.
+        tuning: runs of the settings tried, by data set, method, seed, candidate and part (`""` where there is none).
         failed: cell and reason of those that ended with an error.
         checkpointed: lines with the checkpoints of a training on several domains, by data set.
         study: the study's file as it is now; empty for lines alone.
@@ -42,7 +42,7 @@ class Records:
     """
 
     final: Mapping[tuple[str, str, int], Record]
-    tuning: Mapping[tuple[str, str, int, str], Record]
+    tuning: Mapping[tuple[str, str, int, str, str], Record]
     failed: Mapping[str, str] = field(default_factory=dict)
     checkpointed: Mapping[str, Sequence[Record]] = field(default_factory=dict)
     study: Mapping[str, Any] = field(default_factory=dict)
@@ -89,9 +89,9 @@ class Records:
             found.setdefault((dataset, method), {})[seed] = self.final[dataset, method, seed]
         return found
 
-    def best_candidate(self, dataset: str, method: str) -> str | None:
+    def best_candidate(self, dataset: str, method: str, part: str = "") -> str | None:
         """The settings that tuning chose for a method; None where it was not tuned, or not to the end."""
-        return _best_candidates(self.tuning).get((dataset, method))
+        return _best_candidates(self.tuning).get((dataset, method, part))
 
     def mixed(self) -> list[str]:
         """Data sets and methods with runs that no comparison is made of: the study was edited between them.
@@ -217,11 +217,11 @@ def _settings_tried(record: Record) -> set[str]:
 
 
 def _best_candidates(
-    tuning: Mapping[tuple[str, str, int, str], Record],
-) -> dict[tuple[str, str], str | None]:
-    scores: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
-    for (dataset, method, seed, candidate), record in tuning.items():
-        scores.setdefault((dataset, method), {}).setdefault(candidate, {})[seed] = record["score"]
+    tuning: Mapping[tuple[str, str, int, str, str], Record],
+) -> dict[tuple[str, str, str], str | None]:
+    scores: dict[tuple[str, str, str], dict[str, dict[int, float]]] = {}
+    for (dataset, method, seed, candidate, part), record in tuning.items():
+        scores.setdefault((dataset, method, part), {}).setdefault(candidate, {})[seed] = record["score"]
     return {
         key: best_candidate(by_candidate, {seed for by_seed in by_candidate.values() for seed in by_seed})
         for key, by_candidate in scores.items()
@@ -239,7 +239,7 @@ def _sort_out(
     by_cell: Mapping[str, Record], study: Mapping[str, Any], left_out: Mapping[str, int]
 ) -> Records:
     finals: dict[tuple[str, str, int], list[Record]] = {}
-    tuning: dict[tuple[str, str, int, str], list[Record]] = {}
+    tuning: dict[tuple[str, str, int, str, str], Record] = {}
     failed: dict[str, str] = {}
     checkpointed: dict[str, list[Record]] = {}
     for cell, record in by_cell.items():
@@ -256,10 +256,9 @@ def _sort_out(
         if record["stage"] == "final":
             finals.setdefault(key, []).append(record)
         elif record["stage"] == "tuning":
-            tuning.setdefault((*key, candidate_of(record)), []).append(record)
-    tuned = {key: found for key, runs in tuning.items() if (found := merged(runs)) is not None}
+            tuning[(*key, candidate_of(record), record.get("part", ""))] = record
     # Tuning runs that came later may have changed the choice: lines of both are there, as other cells.
-    chosen = _best_candidates(tuned)
+    chosen = _best_candidates(tuning)
     final = {
         key: found for key, runs in finals.items() if (found := merged(_chosen(runs, chosen))) is not None
     }
@@ -270,10 +269,10 @@ def _sort_out(
         if by_cell[cell]["stage"] != "final"
         or (by_cell[cell]["dataset"], by_cell[cell]["method"], by_cell[cell]["seed"]) not in final
     }
-    return Records(final, tuned, remaining, checkpointed, study, left_out)
+    return Records(final, tuning, remaining, checkpointed, study, left_out)
 
 
-def _chosen(runs: Sequence[Record], chosen: Mapping[tuple[str, str], str | None]) -> list[Record]:
+def _chosen(runs: Sequence[Record], chosen: Mapping[tuple[str, str, str], str | None]) -> list[Record]:
     """One run a part: with the settings that tuning chose, or the last where there is none of them.
 
     In a random search every part has the run with the best validation score, once all draws are there.
@@ -282,12 +281,12 @@ def _chosen(runs: Sequence[Record], chosen: Mapping[tuple[str, str], str | None]
     for run in runs:
         by_part.setdefault(run.get("part", ""), []).append(run)
     found = []
-    for of_part in by_part.values():
+    for part, of_part in by_part.items():
         last = of_part[-1]
         if last.get("draws"):
             if len(of_part) >= last["draws"]:
                 found.append(max(of_part, key=lambda run: run["validation_score"]))
             continue
-        candidate = chosen.get((last["dataset"], last.get("tuned_as", last["method"])))
+        candidate = chosen.get((last["dataset"], last.get("tuned_as", last["method"]), part))
         found.append(next((run for run in reversed(of_part) if candidate_of(run) == candidate), last))
     return found

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from rgd_hf.scores import is_greater_better
+
 MEASURED = ("score", "validation_score")
 
 
@@ -12,7 +14,8 @@ def merged(parts: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     """The run that these parts are; None while parts are missing.
 
     Scores, metrics and curves are means over the parts, `seconds` their sum; held-out samples stand one part after the
-    other, and every metric's smallest value is there as `worst_<metric>`.
+    other, and every metric's worst value is there as `worst_<metric>`. Parts with settings of their own have them in
+    `candidates`, and `candidate` lists them.
     """
     first = parts[0] if parts else None
     if first is None or len(parts) < first.get("parts", 1):
@@ -25,9 +28,15 @@ def merged(parts: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     metrics = [part["metrics"] for part in parts]
     common = set.intersection(*map(set, metrics))
     run["metrics"] = {name: float(np.mean([each[name] for each in metrics])) for name in sorted(common)}
-    run["metrics"] |= {f"worst_{name}": min(each[name] for each in metrics) for name in sorted(common)}
+    for name in sorted(common):
+        worst = min if is_greater_better(name) else max
+        run["metrics"][f"worst_{name}"] = worst(each[name] for each in metrics)
     run["metrics"]["worst_part"] = min(float(part["score"]) for part in parts)
     run["by_part"] = {part["part"]: part["score"] for part in parts}
+    chosen = {part["part"]: part.get("candidate") for part in parts}
+    if len(set(chosen.values())) > 1:
+        run["candidates"] = chosen
+        run["candidate"] = "; ".join(f"{candidate} for {part}" for part, candidate in chosen.items())
     if all("history" in part for part in parts):
         run["history"] = _mean_history([part["history"] for part in parts])
     if all("samples" in part for part in parts):

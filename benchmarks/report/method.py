@@ -11,7 +11,7 @@ from benchmarks.run_file import duration
 
 READING = """\
 **How to read it.** Every number is a paired difference: the score of a method minus that of ERM with the same data,
-the same seed (so the same initial model and the same batches) and {rate}, in points
+the same seed (so, of a network, the same initial model and the same batches) and {rate}, in points
 (hundredths of the score). In brackets is its 95 % interval. A *gain* or *loss* (▲, ▼) is an interval that excludes 0, a
 *tie* (=) one that does not: chance may be all there is. An interval over seeds says how the difference varies with the
 seed, not with other evaluation rows or other data."""
@@ -30,7 +30,11 @@ STATISTICS = """\
 TUNED = """\
 - **Tuning.** Every method has the same learning rates to choose from, and the same tuning seeds, which are not those of
   the final runs. It is scored on rows held out of the training part (text, images), on the validation split (tables),
-  on the training domains' validation splits (domains): never on the rows of the final score."""
+  on the training domains' validation splits (domains): never on the rows of the final score.{together} The search was made
+  once: intervals are over the seeds of the final runs, and do not say what another search would have chosen."""
+TOGETHER = """ Except on
+  {datasets}: one choice was made there for all held-out domains, by runs most of which had trained on the domain that another
+  one held out; a study with `parts` chooses for each by its own runs."""
 UNTUNED = """\
 - **Tuning.** None: every method has the learning rate of ERM, which may suit one better than another."""
 
@@ -47,8 +51,8 @@ DETAILS = """\
 
 
 SEEDS = """\
-- Seeds vary initial models and batches; of tables also the cut between training and validation rows, of domains the cut
-  of every domain. All other evaluation rows are the same for all seeds."""
+- Seeds vary initial models and batches; of tables also the cut between training and validation rows and, where labels are
+  made wrong, which; of domains the cut of every domain. All other evaluation rows are the same for all seeds."""
 
 
 def title(records: Records) -> str:
@@ -67,7 +71,14 @@ def how_to_read(records: Records) -> str:
 
 
 def _tuning(records: Records) -> str:
-    return TUNED if records.tuning else UNTUNED
+    if not records.tuning:
+        return UNTUNED
+    together = {
+        dataset
+        for (dataset, *_), run in records.final.items()
+        if run.get("kind") == "domains" and "by_part" not in run
+    }
+    return TUNED.format(together=TOGETHER.format(datasets=", ".join(sorted(together))) if together else "")
 
 
 def _options(records: Records) -> list[str]:

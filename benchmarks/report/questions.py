@@ -10,6 +10,7 @@ from benchmarks.report.methods import method_title
 from benchmarks.report.progress import interim, interim_mean
 from benchmarks.report.summary import (
     SCORE,
+    decimals_of,
     difference,
     difference_values,
     in_points,
@@ -43,7 +44,7 @@ def _answer(records: Records, question: Mapping[str, Any]) -> list[str]:
             else "No data set has runs of both methods yet."
         )
         return [title, "", " ".join(lacking) or nothing, ""]
-    lower = not is_greater_better(metric)
+    lower, decimals = not is_greater_better(metric), decimals_of(metric)
     unit = "points" if in_points(metric) else "its own unit"
     what = f"{method_title(ours)} − {method_title(theirs)} ({'' if metric == SCORE else metric + ', '}{unit})"
     same = [name for name in found if same_runs(records, name, ours, theirs)]
@@ -51,7 +52,7 @@ def _answer(records: Records, question: Mapping[str, Any]) -> list[str]:
         [
             name,
             str(estimate.n),
-            (SAME_RUNS if name in same else marked(estimate, lower))
+            (SAME_RUNS if name in same else marked(estimate, lower, decimals))
             + interim(records, name, estimate, ours, theirs),
             NOTHING if name in same else _power(records, name, ours, theirs, metric),
         ]
@@ -63,18 +64,33 @@ def _answer(records: Records, question: Mapping[str, Any]) -> list[str]:
         spread = math.nan if same else smallest_detectable([estimate.mean for estimate in found.values()])
         title_of_mean = "mean over data sets" + (f", {len(same)} of them {SAME_RUNS}" if same else "")
         early = interim_mean(records, found, (ours, theirs), question.get("datasets", ()))
-        body.append([title_of_mean, str(means.n), marked(means, lower) + early, detectable(spread)])
+        body.append(
+            [
+                title_of_mean,
+                str(means.n),
+                marked(means, lower, decimals) + early,
+                detectable(spread, decimals),
+            ]
+        )
     header = ["data", "pairs", what, "detectable"]
-    return [title, "", *table(header, body), "", " ".join([_sentence(found, lower, same), *lacking]), ""]
+    return [
+        title,
+        "",
+        *table(header, body),
+        "",
+        " ".join([_sentence(found, lower, same, decimals), *lacking]),
+        "",
+    ]
 
 
 def _power(records: Records, dataset: str, ours: str, theirs: str, metric: str) -> str:
-    return detectable(smallest_detectable(difference_values(records, dataset, ours, theirs, metric)))
+    values = difference_values(records, dataset, ours, theirs, metric)
+    return detectable(smallest_detectable(values), decimals_of(metric))
 
 
-def _sentence(found: Mapping[str, Estimate], lower: bool, same: Collection[str]) -> str:
+def _sentence(found: Mapping[str, Estimate], lower: bool, same: Collection[str], decimals: int) -> str:
     apart = f" On {counted(len(same), 'data set')} both are {SAME_RUNS}." if same else ""
-    verdicts = [verdict(estimate) for name, estimate in found.items() if name not in same]
+    verdicts = [verdict(estimate, decimals) for name, estimate in found.items() if name not in same]
     flip = {"gain": "loss", "loss": "gain"} if lower else {}
     counts = [flip.get(str(name), str(name)) for name in verdicts if name is not None]
     if not counts:

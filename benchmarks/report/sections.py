@@ -1,5 +1,6 @@
 """The section of one data set in a report: its table, what the weights did, and its plots."""
 
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -8,6 +9,7 @@ import numpy as np
 from benchmarks.report.choice import in_order
 from benchmarks.report.formats import (
     NOTHING,
+    OWN_UNIT_DECIMALS,
     SAME_RUNS,
     VERDICTS,
     counted,
@@ -33,7 +35,9 @@ from benchmarks.report.selection import by_rule
 from benchmarks.report.summary import (
     Row,
     Tuning,
+    decimals_of,
     difference,
+    difference_values,
     final_gap,
     first_settings,
     headline,
@@ -49,6 +53,7 @@ from benchmarks.report.summary import (
     value_of,
 )
 from rgd_hf.scores import is_greater_better
+from rgd_hf.statistics import smallest_detectable
 
 WEIGHT_KEYS = {
     "mean weight": "weight_mean",
@@ -129,7 +134,10 @@ def section(records: Records, dataset: str) -> tuple[list[str], Pictures]:
 
 
 def _description(records: Records, dataset: str, first: Mapping) -> str:
-    parts = [f"{first.get('kind', 'data')}, score: {first.get('score_name', 'score')}"]
+    score, chosen_by = first.get("score_name", "score"), tuning_metric(records, dataset)
+    parts = [f"{first.get('kind', 'data')}, score: {score}"]
+    if chosen_by and _metric(chosen_by) != _metric(score):
+        parts[0] += f", but tuned by {chosen_by}"
     counts, samples = first.get("train_class_counts"), first.get("samples") or {}
     if counts:
         parts.append(f"{counted(sum(counts), 'training row')} in {counted(len(counts), 'class')}")
@@ -138,6 +146,11 @@ def _description(records: Records, dataset: str, first: Mapping) -> str:
     seeds = records.seeds(dataset)
     parts.append(f"{counted(len(seeds), 'seed')} ({ranges(seeds)})")
     return "; ".join(parts) + "."
+
+
+def _metric(name: str) -> str:
+    """Without the part of the data that it is of, as in `eval_accuracy` and `test_accuracy`."""
+    return re.sub(r"^(eval_|test_|training_domain_)?(validation_)?", "", name)
 
 
 def _table_of_methods(records: Records, dataset: str, found: list[Row]) -> list[str]:
@@ -194,26 +207,47 @@ def _beyond(records: Records, dataset: str, found: list[Row]) -> list[str]:
     remark = [lacking, ""] if lacking else []
     if not metrics:
         return remark
-    body = []
-    for row in found:
+    others = [row for row in found if row.method != BASELINE]
+    body = [["ERM", *(_of_erm(records, dataset, name) for name in metrics)]]
+    verdicts: list[str | None] = []
+    for row in others:
         cells = []
         for name in metrics:
-            if row.method == BASELINE:
-                values = [
-                    v
-                    for r in records.runs(dataset, BASELINE).values()
-                    if (v := value_of(r, name)) is not None
-                ]
-                mean = sum(values) / len(values) if values else None
-                cells.append(mean_and_spread(values) if values and in_points(name) else number(mean, 4))
-                continue
-            estimate = difference(records, dataset, row.method, metric=name)
-            cells.append(marked(estimate, lower_is_better=not is_greater_better(name)))
+            estimate, decimals = difference(records, dataset, row.method, metric=name), decimals_of(name)
+            verdicts.append(verdict(estimate, decimals))
+            cells.append(marked(estimate, not is_greater_better(name), decimals))
         body.append(
             [method_title(row.method) + interim(records, dataset, row.difference, row.method), *cells]
         )
+    if len(others) > 1:
+        body.append(["detectable, median", *(_power(records, dataset, others, name) for name in metrics)])
     arrows = (name if is_greater_better(name) else f"{name} ↓" for name in metrics)
-    return [*table(["beside the score, − ERM", *arrows], body), "", *remark]
+    lines = [*table(["beside the score, − ERM", *arrows], body), ""]
+    whole = [one for one in verdicts if one is not None]
+    if whole:
+        outside = len(whole) - whole.count("tie")
+        lines += [
+            f"{counted(outside, 'interval')} of these {len(whole)} {'excludes' if outside == 1 else 'exclude'} 0, not corrected "
+            f"for their number; about {0.05 * len(whole):.1f} would by chance if no method differed from ERM.",
+            "",
+        ]
+    return [*lines, *remark]
+
+
+def _of_erm(records: Records, dataset: str, metric: str) -> str:
+    runs = records.runs(dataset, BASELINE).values()
+    values = [value for run in runs if (value := value_of(run, metric)) is not None]
+    if not values or in_points(metric):
+        return mean_and_spread(values) if values else NOTHING
+    return number(sum(values) / len(values), OWN_UNIT_DECIMALS)
+
+
+def _power(records: Records, dataset: str, others: list[Row], metric: str) -> str:
+    each = [
+        smallest_detectable(difference_values(records, dataset, row.method, metric=metric)) for row in others
+    ]
+    known = [value for value in each if not np.isnan(value)]
+    return detectable(float(np.median(known)) if known else np.nan, decimals_of(metric))
 
 
 def _chance(records: Records, dataset: str, found: list[Row]) -> str:
@@ -257,18 +291,18 @@ def _parts(present: Mapping[str, Breakdown]) -> list[str]:
 
 
 def _tuning(records: Records, dataset: str) -> list[str]:
-    """Scores by learning rate, one row for each of the other settings that a method tried."""
+    """Scores by learning rate, one row for each part and each of the other settings that a method tried."""
     found = tuning(records, dataset)
     if not found:
         return []
     rates = in_order({rate_of(candidate)[0] for entry in found.values() for candidate in entry.scores})
     metric, body = tuning_metric(records, dataset), []
     sign = 1 if is_greater_better(metric) else -1
-    for name, entry in found.items():
+    for (name, part), entry in found.items():
         chosen = rate_of(entry.chosen)[1]
         for other in in_order({rate_of(candidate)[1] for candidate in entry.scores}):
             by_rate = {rate_of(c)[0]: score for c, score in entry.scores.items() if rate_of(c)[1] == other}
-            title = method_title(name) + (f"; {other}" if other else "")
+            title = "; ".join(filter(None, (method_title(name), part, other)))
             final = settings_title(entry.chosen) + _remark(entry) if other == chosen else ""
             scores = (_in_its_unit(metric, sign * by_rate[r]) if r in by_rate else NOTHING for r in rates)
             body.append([title, *scores, final])

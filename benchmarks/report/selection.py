@@ -25,8 +25,9 @@ def by_rule(records: Records, dataset: str) -> list[str]:
         for run in records.checkpointed.get(dataset, ())
         if records.comparable(dataset, BASELINE, run["method"])
     ]
+    domains = _held_out(records, dataset, runs)
     for title, rule in RULES.values():
-        scores = {method: _scores(of_method, rule) for method, of_method in _by_method(runs).items()}
+        scores = {method: _scores(of_method, rule, domains) for method, of_method in _by_method(runs).items()}
         scores = {method: found for method, found in scores.items() if found}
         if BASELINE not in scores:
             continue
@@ -52,9 +53,16 @@ def _by_method(runs: Sequence[Record]) -> dict[str, list[Record]]:
     return found
 
 
-def _scores(runs: Sequence[Record], rule: Any) -> dict[int, float]:
-    """By seed, of those in which every held-out domain has a checkpoint that the rule chose."""
-    domains = sorted({str(run["part"]) for run in runs if "+" not in run.get("part", "+")})
+def _held_out(records: Records, dataset: str, runs: Sequence[Record]) -> list[str]:
+    """The domains that are held out in turn: by the study's file, else in any run, whatever its method."""
+    planned = records.plan.datasets.get(dataset, {}).get("parts", {}).values()
+    return sorted(
+        {*next(iter(planned), ()), *(run["part"] for run in runs if "+" not in run.get("part", "+"))}
+    )
+
+
+def _scores(runs: Sequence[Record], rule: Any, domains: Sequence[str]) -> dict[int, float]:
+    """By seed, of those in which every one of `domains` has a checkpoint that the rule chose."""
     found = {}
     for seed in sorted({run["seed"] for run in runs}):
         of_seed = [_as_a_rule_reads_it(run) for run in runs if run["seed"] == seed]

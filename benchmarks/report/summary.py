@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.report.formats import OWN_UNIT_DECIMALS, SHOWN_DECIMALS
 from benchmarks.report.formats import verdict as verdict_of
 from benchmarks.report.lines import BASELINE, Record, Records, candidate_of
 from benchmarks.report.methods import in_order
@@ -50,6 +51,11 @@ def value_of(record: Record, metric: str = SCORE) -> float | None:
 def in_points(metric: str) -> bool:
     """Whether a metric is a fraction, whose differences are told in hundredths."""
     return not metric.endswith(("loss", "mse", "mae", "perplexity"))
+
+
+def decimals_of(metric: str) -> int:
+    """Decimals of differences of a metric."""
+    return SHOWN_DECIMALS if in_points(metric) else OWN_UNIT_DECIMALS
 
 
 def tuning_metric(records: Records, dataset: str) -> str:
@@ -245,19 +251,23 @@ class Tuning:
     is_best: bool
 
 
-def tuning(records: Records, dataset: str) -> dict[str, Tuning]:
-    """By method, for those that were tuned and have a final run."""
-    scores: dict[str, dict[str, list[float]]] = {}
-    for (name, method, _, candidate), record in sorted(records.tuning.items(), key=lambda item: item[0]):
+def tuning(records: Records, dataset: str) -> dict[tuple[str, str], Tuning]:
+    """By method and part (`""` where there is none), for those that were tuned and have a final run."""
+    scores: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for (name, method, _, candidate, part), record in sorted(
+        records.tuning.items(), key=lambda item: item[0]
+    ):
         if name == dataset:
-            scores.setdefault(method, {}).setdefault(candidate, []).append(record["score"])
+            scores.setdefault((method, part), {}).setdefault(candidate, []).append(record["score"])
     found = {}
-    for method in in_order(set(scores)):
+    for method in in_order({method for method, _ in scores}):
         runs = records.runs(dataset, method)
-        if runs:
-            means = {candidate: float(np.mean(values)) for candidate, values in scores[method].items()}
-            chosen = candidate_of(runs[max(runs)])
-            found[method] = Tuning(means, chosen, chosen == records.best_candidate(dataset, method))
+        for part in sorted(part for name, part in scores if name == method and runs):
+            means = {name: float(np.mean(values)) for name, values in scores[method, part].items()}
+            last = runs[max(runs)]
+            chosen = last.get("candidates", {}).get(part, candidate_of(last))
+            is_best = chosen == records.best_candidate(dataset, method, part)
+            found[method, part] = Tuning(means, chosen, is_best)
     return found
 
 

@@ -185,7 +185,8 @@ def resolve_cell(study: Study, cell: Cell, finished: Finished) -> Cell:
     if cell.candidate is not None and source is None:
         return cell
     if cell.candidate is None:
-        cell = replace(cell, candidate=_chosen(study, data, study.methods[method.tuned_as], finished))
+        chosen = _chosen(study, data, study.methods[method.tuned_as], cell.part, finished)
+        cell = replace(cell, candidate=chosen)
     if source is None:
         return cell
     other = replace(cell, method=source)
@@ -198,20 +199,22 @@ def resolve_cell(study: Study, cell: Cell, finished: Finished) -> Cell:
     return replace(cell, scale=scale)
 
 
-def _chosen(study: Study, data: Dataset, method: Method, finished: Finished) -> Candidate:
+def _chosen(study: Study, data: Dataset, method: Method, part: str, finished: Finished) -> Candidate:
+    """Of a part by its own runs alone: with a domain held out, those with another one held out have seen it."""
     tried = candidates(data, method)
     if len(tried) == 1:
         return tried[0]
     scores: dict[str, dict[tuple[int, str], float]] = {}
-    needed = [(seed, part) for seed in data.tuning_seeds for part in data.part_values]
+    needed = [(seed, one) for seed in data.tuning_seeds for one in part.split("+")]
     for candidate in tried:
-        for seed, part in needed:
-            run = finished.get(identity(study, Cell(data.name, method.name, TUNING, seed, candidate, part)))
+        for seed, one in needed:
+            run = finished.get(identity(study, Cell(data.name, method.name, TUNING, seed, candidate, one)))
             if run is not None:
-                scores.setdefault(candidate.label, {})[seed, part] = run["score"]
+                scores.setdefault(candidate.label, {})[seed, one] = run["score"]
     best = best_candidate(scores, needed)
     if best is None:
-        raise CannotRun(f"no settings of {data.name}/{method.name} have finished on all tuning seeds")
+        where = "/".join([data.name, method.name, *([part] if part else [])])
+        raise CannotRun(f"no settings of {where} have finished on all tuning seeds")
     return next(candidate for candidate in tried if candidate.label == best)
 
 

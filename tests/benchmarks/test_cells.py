@@ -93,6 +93,26 @@ def test_tuning_decides_by_the_mean_over_its_seeds_and_passes_over_what_failed(r
     assert chosen(dict.fromkeys([*scores, tuning(HIGH, 101)], 0.7)) == "lr0.5"
 
 
+def test_every_part_has_the_settings_that_its_own_runs_choose(read):
+    """With a domain held out, the tuning runs that hold out another one have trained on it."""
+    study = read(changed("datasets", "digits", "parts", value={"domain": ["a", "b"]}))
+    scores = {
+        Cell("digits", "erm", TUNING, seed, candidate, part): score
+        for seed in (100, 101)
+        for candidate, part, score in ((LOW, "a", 0.6), (HIGH, "a", 0.5), (LOW, "b", 0.1), (HIGH, "b", 0.9))
+    }
+
+    def chosen(part, scores=scores):
+        cell = resolve_cell(study, Cell("digits", "erm", FINAL, 0, part=part), finished(study, scores))
+        return cell.candidate.label
+
+    assert (chosen("a"), chosen("b"), chosen("a+b")) == ("lr0.5", "lr2", "lr2")
+    of_a = {cell: score for cell, score in scores.items() if cell.part == "a"}
+    assert chosen("a", of_a) == "lr0.5"
+    with pytest.raises(CannotRun, match="no settings of digits/erm/b have finished"):
+        chosen("b", of_a)
+
+
 def test_a_scaled_learning_rate_is_that_of_the_other_method_times_its_mean_weight(read):
     study = read()
     scores = {

@@ -74,8 +74,8 @@ def test_scores_of_other_tuning_seeds_are_not_averaged_in(whole, edited):
 
     records = read_records(edited(change))
     left = {key: run["score"] for key, run in records.tuning.items() if key[:2] == ("digits", "kl")}
-    assert {seed for _, _, seed, _ in left} == {101}
-    assert tuning(records, "digits")["kl"].scores == {key[3]: score for key, score in left.items()}
+    assert {key[2] for key in left} == {101}
+    assert tuning(records, "digits")["kl", ""].scores == {key[3]: score for key, score in left.items()}
     assert records.left_out["digits/kl: tuning seed 100, now 101"] == 2
 
 

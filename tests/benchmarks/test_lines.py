@@ -6,6 +6,7 @@ import json
 import pytest
 
 from benchmarks.report.choice import best_candidate, in_order
+from benchmarks.report.formats import settings_title
 from benchmarks.report.lines import read_records
 from benchmarks.report.summary import differences_by_seed, tuning
 from benchmarks.run_file import RunFile
@@ -68,14 +69,14 @@ def test_a_final_run_with_another_learning_rate_than_tuning_chose_does_not_count
         records = read_records(write(tmp_path, order))
         assert records.best_candidate("data", "erm") == "lr2"
         assert {key[1]: run["score"] for key, run in records.final.items()} == {"erm": 0.22, "scaled": 0.44}
-        assert tuning(records, "data")["erm"].is_best
+        assert tuning(records, "data")["erm", ""].is_best
     # The second tuning seed turns the choice.
     later = [line("erm", "tuning", 101, 0.5, 0.6), line("erm", "tuning", 101, 2.0, 0.2)]
     records = read_records(write(tmp_path, [*tuned, *later, *finals, *scaled]))
     assert {key[1]: run["score"] for key, run in records.final.items()} == {"erm": 0.11, "scaled": 0.33}
     # The study has not run it yet: the last line there is, marked as not the best.
     records = read_records(write(tmp_path, [*tuned, *later, finals[1]]))
-    assert records.final["data", "erm", 0]["score"] == 0.22 and not tuning(records, "data")["erm"].is_best
+    assert records.final["data", "erm", 0]["score"] == 0.22 and not tuning(records, "data")["erm", ""].is_best
 
 
 def test_without_tuning_the_last_line_counts(tmp_path):
@@ -131,6 +132,33 @@ def test_parts_of_a_run_count_together_once_all_are_there(tmp_path):
     run = records.final["data", "erm", 0]
     assert run["score"] == pytest.approx(0.7) and run["metrics"]["worst_part"] == 0.5
     assert run["metrics"]["accuracy"] == pytest.approx(0.7) and run["by_part"] == {"a": 0.5, "b": 0.9}
+    assert (run["metrics"]["worst_accuracy"], run["metrics"]["worst_loss"]) == (0.5, 0.5)
+
+
+def test_every_part_counts_with_the_settings_that_its_own_runs_chose(tmp_path):
+    def tried(name, factor, score):
+        return line("erm", "tuning", 100, factor, score, part=name, parts=2) | {
+            "cell": f"data/erm/lr{factor:g}/{name}/seed100/tuning"
+        }
+
+    def final(name, factor, score):
+        found = part(name, 0, score, candidate=f"lr{factor:g}")
+        return found | {"learning_rate_factor": factor}
+
+    tuned = [tried("a", 0.5, 0.9), tried("a", 2.0, 0.1), tried("b", 0.5, 0.2), tried("b", 2.0, 0.3)]
+    finals = [final("a", 0.5, 0.4), final("a", 2.0, 0.99), final("b", 2.0, 0.6), final("b", 0.5, 0.99)]
+    for number, order in enumerate(itertools.permutations([*tuned, *finals])):
+        if number % 401:
+            continue
+        records = read_records(write(tmp_path, order))
+        run = records.final["data", "erm", 0]
+        assert run["score"] == pytest.approx(0.5) and run["candidate"] == "lr0.5 for a; lr2 for b"
+        found = tuning(records, "data")
+        assert {part: (entry.chosen, entry.is_best) for (_, part), entry in found.items()} == {
+            "a": ("lr0.5", True),
+            "b": ("lr2", True),
+        }
+    assert settings_title(run["candidate"]) == "× 0.5 for a; × 2 for b"
 
 
 def test_in_a_random_search_every_part_has_its_best_draw_by_validation(tmp_path):

@@ -10,7 +10,9 @@ from benchmarks.report.markdown import build_report
 def text_of(lines, questions=()):
     final = {(r["dataset"], r["method"], r["seed"]): r for r in lines if r["stage"] == "final"}
     tried = {
-        (r["dataset"], r["method"], r["seed"], candidate_of(r)): r for r in lines if r["stage"] == "tuning"
+        (r["dataset"], r["method"], r["seed"], candidate_of(r), ""): r
+        for r in lines
+        if r["stage"] == "tuning"
     }
     return build_report(Records(final, tried, study={"questions": list(questions)}))[0]
 
@@ -83,3 +85,29 @@ def test_scores_of_tuning_are_in_the_unit_of_their_metric(lines, metric, score, 
     assert header in text and f"| ERM | {cell} | {cell} | {cell} |" in text
     curve = text.split("validation score (" + header.split("(")[1].split(")")[0] + ") at step")[1]
     assert f"| ERM | {cell} | {cell} |" in curve
+
+
+def test_a_loss_is_told_in_four_decimals_and_its_intervals_are_counted(lines):
+    """With two, an interval of [0.0009, 0.0202] would be printed as one that ends at 0, and be a tie."""
+    added = {0: 0.007, 1: 0.0105, 2: 0.014}
+    for line in lines:
+        if line["stage"] == "final":
+            more = added[line["seed"]] if line["method"] == "kl_tau1" else 0.0
+            line["metrics"], line["looked_at"] = {"mean_loss": 0.05 + more}, ["mean_loss"]
+    text = text_of(lines, [question("mean_loss")])
+    few = text.split("\n## few\n")[1].split("\n## ")[0]
+    assert "| ERM | 0.0500 |\n| KL, τ = 1 | ▼ +0.0105 [+0.0018, +0.0192] |" in few
+    assert (
+        "1 interval of these 1 excludes 0, not corrected for their number; about 0.1 would by chance" in few
+    )
+    answer = text.split("### Gain?")[1].split("\n## ")[0]
+    assert "▼ +0.0105 [+0.0018, +0.0192] | ± 0.0" in answer and "2 losses" in answer
+
+
+def test_another_metric_of_tuning_than_the_score_is_told(lines):
+    for line in lines:
+        line["score_name"] = "eval_accuracy" if line["stage"] == "tuning" else "test_balanced_accuracy"
+    assert "score: test_balanced_accuracy, but tuned by eval_accuracy" in text_of(lines)
+    for line in lines:
+        line["score_name"] = "eval_validation_accuracy" if line["stage"] == "tuning" else "test_accuracy"
+    assert "tuned by" not in text_of(lines)

@@ -57,7 +57,7 @@ def test_the_list_of_methods_has_values_tried_not_those_of_one_data_set(records)
         line["method_options"] = ["model", "networks", "tau"]
         line["settings"] |= {"model": "mlp"}
     tried = {
-        ("one", "kl_tau_chosen", 100, f"lr1,tau{tau}"): {
+        ("one", "kl_tau_chosen", 100, f"lr1,tau{tau}", ""): {
             "score": 0.5,
             "settings": {"model": "mlp", "tau": tau, "networks": networks},
         }
