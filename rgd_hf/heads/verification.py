@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather
 from torch import Tensor, nn
 
 from rgd_hf.heads.base import Head, Inputs, bare_model, transformers_class
@@ -70,9 +72,14 @@ def hooks_on_outputs(model: nn.Module) -> bool:
 
 
 def _is_of_class(model: nn.Module) -> bool:
-    """Whether the forward of `model` is that of its class, but for what accelerate puts around it."""
+    """Whether the forward of `model` is that of its class, but for what accelerate and TRL put around it."""
     own = vars(model)
     forward = own.get("_old_forward", own.get("_original_forward", own.get("forward")))
+    function = getattr(forward, "__func__", None)
+    if function is not None and function.__globals__.get("__name__", "").startswith("trl."):
+        # Without labels TRL's calls the one that it found.
+        found = dict(zip(function.__code__.co_freevars, function.__closure__ or ()))
+        forward = found["original_forward"].cell_contents if "original_forward" in found else forward
     return forward is None or getattr(forward, "__func__", None) is type(model).forward
 
 
@@ -87,36 +94,26 @@ def verify(head: Head, bare: nn.Module, model: nn.Module, inputs: Inputs, why: s
     Args:
         head: the head of the task that transformers lists the model's class for.
         bare: the model without wrappers.
-        model: the model as training calls it. Every process has to call this function, as for any forward pass.
+        model: the model as training calls it. Every process has to call this function, as for any forward pass; all make
+            the same passes and come to the same end, whatever their batches.
         inputs: a batch with its labels.
         why: the `doubt`.
 
     Returns:
-        Whether this batch was conclusive: False if it has no item with a loss, or a loss is not finite.
+        Whether a batch of any process was conclusive: one that has no item with a loss, or whose loss is not finite, is not.
 
     Raises:
-        NotImplementedError: the two differ by more than rounding, or the model returns no loss.
+        NotImplementedError: the two differ by more than rounding on any process, or the model returns no loss.
     """
+    if isinstance(model, nn.DataParallel):
+        model = model.module  # its loss would be one for each device
     batch = _ragged(inputs) if head.token_level else _with_hard_labels(inputs, bare.config)
-    items = int(head.valid(batch, bare.config).sum())
-    if not items:
-        return False
+    items = head.valid(batch, bare.config).sum()
 
-    def compare(own: Any, outputs: Any, mode: str = "") -> bool:
-        found = head.losses(outputs, batch, bare.config, 0.0).float().sum() / items
+    def mean_of(outputs: Any) -> Tensor:
+        mean = head.losses(outputs, batch, bare.config, 0.0).float().sum() / items
         auxiliary = head.auxiliary(outputs, bare.config, bare)
-        found = found if auxiliary is None else found + auxiliary
-        if not isinstance(own, Tensor) or own.dim():
-            says = "returns no loss when it is given labels"
-        elif not (found.isfinite() and own.isfinite()):
-            return False
-        else:
-            # Sums of float32 in another order; a loss in half precision is rounded to it.
-            tolerance = max(1e-4, 2 * torch.finfo(own.dtype).eps)
-            if torch.isclose(found, own.float(), rtol=tolerance, atol=tolerance):
-                return True
-            says = f"itself says {own.item():.6g}{mode}"
-        raise NotImplementedError(_message(head, bare, why, found, says))
+        return mean if auxiliary is None else mean + auxiliary
 
     with torch.no_grad():
         with _evaluation_mode(model):
@@ -126,16 +123,37 @@ def verify(head: Head, bare: nn.Module, model: nn.Module, inputs: Inputs, why: s
             forward = {name: value for name, value in batch.items() if name not in withheld}
             with _state_kept(model):
                 outputs = model(**forward, **head.prepare(bare, batch))
-            conclusive = compare(own, outputs)
-        if not bare.training:
-            return conclusive
-        with _state_kept(model):
-            own, of_training = _loss_and_outputs(model(**batch))
-        if _logits_shape(of_training) != _logits_shape(outputs):
-            return (
-                conclusive  # a fused loss, or logits of labelled tokens alone, which leave nothing to compare
-            )
-        return compare(own, of_training, " in training mode") and conclusive
+            pairs, shape = [(own, mean_of(outputs), "")], _logits_shape(outputs)
+            del outputs  # logits may be all that the memory has room for
+        if bare.training:
+            with _state_kept(model):
+                own, outputs = _loss_and_outputs(model(**batch))
+            # A fused loss, or logits of labelled tokens alone, leave nothing to compare.
+            if _logits_shape(outputs) == shape:
+                pairs.append((own, mean_of(outputs), " in training mode"))
+    compared = [(_compared(own, found, mode), found) for own, found, mode in pairs]
+    problem = next(((says, found) for (_, says), found in compared if says), None)
+    told = torch.tensor([[problem is not None, all(conclusive for (conclusive, _), _ in compared)]])
+    differs, conclusive = gather(told.int().to(PartialState().device)).amax(0).tolist()
+    if problem is not None:
+        raise NotImplementedError(_message(head, bare, why, *problem))
+    if differs:
+        raise NotImplementedError(
+            f"{type(bare).__name__} {why}, and on another process its loss is another: see there."
+        )
+    return bool(conclusive)
+
+
+def _compared(own: Any, found: Tensor, mode: str) -> tuple[bool, str | None]:
+    """Whether the two could be compared, and what the model does where they differ."""
+    if not isinstance(own, Tensor) or own.dim():
+        return True, "returns no loss when it is given labels"
+    if not (found.isfinite() and own.isfinite()):
+        return False, None
+    # Sums of float32 in another order; a loss in half precision is rounded to it.
+    tolerance = max(1e-4, 2 * torch.finfo(own.dtype).eps)
+    same = torch.isclose(found, own.float().to(found.device), rtol=tolerance, atol=tolerance)
+    return True, None if same else f"itself says {own.item():.6g}{mode}"
 
 
 def _loss_and_outputs(returned: Any) -> tuple[Any, Any]:
@@ -151,7 +169,7 @@ def _logits_shape(outputs: Any) -> torch.Size | None:
     return next((value.shape for value in outputs if isinstance(value, Tensor) and value.dim()), None)
 
 
-def _message(head: Head, bare: nn.Module, why: str, found: Tensor, says: str) -> str:
+def _message(head: Head, bare: nn.Module, why: str, says: str, found: Tensor) -> str:
     return (
         f"{type(bare).__name__} {why}, so its loss was compared with that of its head, {head.name}, whose losses average to "
         f"{found.item():.6g} on the first batch, but the model {says}. Pass per_sample_loss_fn=(outputs, labels) "

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rgd_hf import ReweightingMixin, rgd_surrogate
+from rgd_hf.heads import doubt
 
 trl = pytest.importorskip("trl")
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -184,3 +185,23 @@ def test_another_loss_type_is_refused(reweighting, make_args):
         refusal = "loss_type"
     with pytest.raises(ValueError, match=refusal):
         trainer_of(ReweightedSFTTrainer, make_args, ours={"reweighting": reweighting}, loss_type="dft")
+
+
+def test_its_forward_leaves_the_loss_of_the_model_known_and_another_one_does_not(make_args):
+    """What TRL puts around a forward of the model's class is not doubted; it made full logits of the first batch."""
+    assert doubt(trainer_of(ReweightedSFTTrainer, make_args).model) is None
+    model = llama()
+    plain = model.forward
+
+    def other(input_ids=None, labels=None, **kwargs):
+        outputs = plain(input_ids=input_ids, labels=labels, **kwargs)
+        if outputs.loss is not None:
+            outputs["loss"] = outputs.loss * 2
+        return outputs
+
+    model.forward = other
+    trainer = trainer_of(ReweightedSFTTrainer, make_args, model=model)
+    with pytest.raises(
+        NotImplementedError, match="has another forward than that of transformers, so its loss"
+    ):
+        trainer.train()

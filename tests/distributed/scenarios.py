@@ -17,14 +17,19 @@ from brute_force import Trajectory
 from cut_cases import BY_PROCESSES, FSDP_SETTINGS, RESUMED, ZERO_SETTINGS, Case, Cut, Setting
 from cut_tasks import make_data, make_model
 from cut_training import make_trainer, train
+from torch.distributed.fsdp import fully_shard
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
     TrainerCallback,
 )
 from transformers.distributed import DistributedConfig
 
+from rgd_hf.heads import find_head
+from rgd_hf.loss_sources import HeadLosses
 from rgd_hf.scripts.processes import leave_process_group
 from rgd_hf.trainer import NonFiniteLossError
 from tests.helpers.tiny import learned, parameters_of, tiny_bert
@@ -92,7 +97,9 @@ def fsdp(folder: Path) -> dict[str, Any]:
     for setting in FSDP_SETTINGS:
         # In a process group save_pretrained would write on the first rank alone; there is none yet.
         make_model(setting.task).save_pretrained(_saved(folder, setting))
-    return {str(setting): _train_sharded(setting, folder) for setting in FSDP_SETTINGS}
+    found: dict[str, Any] = {str(setting): _train_sharded(setting, folder) for setting in FSDP_SETTINGS}
+    rank = int(os.environ["RANK"])
+    return found | {"doubted": doubted(rank, fully_shard), "refused": _refused(rank)}
 
 
 def _saved(folder: Path, setting: Setting) -> Path:
@@ -120,6 +127,53 @@ def _train_sharded(setting: Setting, folder: Path) -> Trajectory:
     end = whole()  # evaluation leaves the outermost parameters gathered
     eval_loss = trainer.evaluate()["eval_loss"]
     return Trajectory(start, end, logs, output.training_loss, eval_loss)
+
+
+class Derived(LlamaForCausalLM):
+    """Its loss is compared with that of its head; `on_ids` makes it another where the batch has these ids."""
+
+    on_ids = -1
+
+    @property
+    def loss_function(self):
+        plain = super().loss_function
+
+        def loss(logits, labels, vocab_size, **kwargs):
+            found = plain(logits, labels, vocab_size, **kwargs)
+            return found * 2 if bool((labels == self.on_ids).any()) else found
+
+        return loss
+
+
+def doubted(rank: int, wrap: Callable[..., Any], on_ids: int = -1) -> list[float]:
+    """Losses of three batches of a rank; the first batch of rank 1 has no item, that of rank 0 has."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 33, "hidden_size": 16, "intermediate_size": 16, "max_position_embeddings": 64}
+    model = Derived(LlamaConfig(**sizes, num_hidden_layers=1, num_attention_heads=2, pad_token_id=0))
+    model.on_ids = on_ids
+    for layer in model.model.layers:
+        wrap(layer)
+    wrap(model)
+    head = find_head(model)
+    assert head is not None
+    source, found = HeadLosses(head, model.train(), None), []
+    ids = torch.randint(2, 30, (2, 3, 9), generator=torch.Generator().manual_seed(1))
+    ids[0, :, 7] = 31  # in batches of rank 0 alone
+    for step in range(3):
+        row = ids[rank, step : step + 1]
+        labels = torch.full_like(row, -100) if rank and not step else row
+        losses = source.run(model, {"input_ids": row, "labels": labels}, 0.0).losses.sum()
+        losses.backward()
+        found.append(losses.item())
+    return found
+
+
+def _refused(rank: int) -> str:
+    try:
+        doubted(rank, fully_shard, on_ids=31)
+    except NotImplementedError as error:
+        return str(error)
+    return ""
 
 
 def zero(folder: Path) -> dict[str, Any]:

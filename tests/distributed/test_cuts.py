@@ -12,6 +12,7 @@ from brute_force import check
 from cut_cases import FOUR_PROCESSES, FSDP_SETTINGS, ONE_PROCESS, RESUMED, TWO_PROCESSES
 from cut_tasks import TASKS, Collator, make_data, make_model
 from cut_training import train
+from scenarios import doubted
 
 from tests.helpers.releases import shards_on_loading
 from tests.helpers.tiny import assert_all_is_learned
@@ -64,3 +65,17 @@ def test_fsdp2(setting, launched):
     first, second = launched("fsdp", 2, str(setting))
     check(setting, first)
     assert torch.equal(first.parameters, second.parameters)
+
+
+@shards_on_loading
+def test_processes_compare_a_doubted_models_loss_together(launched):
+    """Also where the first batch of one of them has no item: all make the same passes, or shards would be waited for."""
+    for rank, found in enumerate(launched("fsdp", 2, "doubted")):
+        assert found == pytest.approx(doubted(rank, lambda module: None), rel=1e-5)
+
+
+@shards_on_loading
+def test_what_one_process_finds_stops_all(launched):
+    first, second = launched("fsdp", 2, "refused")
+    assert "Derived derives from LlamaForCausalLM" in first and "per_sample_loss_fn" in first
+    assert "on another process its loss is another" in second

@@ -174,6 +174,32 @@ def test_what_is_the_models_own_loss_all_the_same_trains(make_args):
     assert set(looked) == {VOCABULARY}  # hooks see logits, which the fused head would not make
 
 
+class TwoReplicas(torch.nn.DataParallel):
+    """What several devices of one process come to: each half of a batch by itself, outputs one after the other."""
+
+    def __init__(self, module):
+        torch.nn.Module.__init__(self)
+        self.module, self.device_ids = module, [0, 1]
+
+    def forward(self, **inputs):
+        halves = [{k: v.chunk(2)[n] for k, v in inputs.items()} for n in range(2)]
+        outputs = [self.module(**half) for half in halves]
+        return {"logits": torch.cat([o.logits for o in outputs])} | (
+            {} if outputs[0].loss is None else {"loss": torch.stack([o.loss for o in outputs])}
+        )
+
+
+def test_several_devices_of_one_process_do_not_change_whether_it_is_its_own_loss(make_args):
+    for build, refused in ((lambda: llama(Renamed), False), (lambda: llama(FocalLlama), True)):
+        model = build()
+        source = ReweightedTrainer(model, make_args(), train_dataset=texts())._loss_source()
+        if refused:
+            with pytest.raises(NotImplementedError, match="itself says"):
+                source.run(TwoReplicas(model), batch(), 0.0)
+        else:
+            assert source.run(TwoReplicas(model), batch(), 0.0).losses.sum() > 0
+
+
 def test_known_classes_and_lora_are_not_doubted():
     assert doubt(tiny_bert()) is None and doubt(llama()) is None
     assert doubt(adapted(LoraConfig)) is None
