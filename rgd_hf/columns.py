@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import datasets
 import torch
 from torch import nn
+from torch.utils.data import IterableDataset
 
 from rgd_hf.data import (
     SAMPLE_INDEX,
@@ -17,6 +18,7 @@ from rgd_hf.data import (
     check_sample_weights,
     has_column,
 )
+from rgd_hf.flattened import SAMPLE_LENGTHS, SampleLengthsCollator
 
 # A mixin stands to the left of the Trainer class that it is mixed into; type checkers see the Trainer below it.
 if TYPE_CHECKING:
@@ -56,6 +58,9 @@ class ColumnsMixin(TrainerBase):
         observers: list[Observer]
         weighting: Weighting
 
+        @property
+        def unreduces_losses(self) -> bool: ...  # noqa: D102
+
     def _columns_read(self) -> tuple[str, ...]:
         """The columns that the rule and the observers read."""
         observed = [column for observer in self.observers for column in observer.columns]
@@ -63,7 +68,7 @@ class ColumnsMixin(TrainerBase):
 
     def _without_columns(self, inputs: Any) -> dict[str, Any]:
         """`inputs` without the hidden columns (`sample_weight` is handled elsewhere)."""
-        hidden = {*self.hidden_columns, *self._columns_read()}
+        hidden = {*self.hidden_columns, *self._columns_read(), SAMPLE_LENGTHS}
         return {name: value for name, value in inputs.items() if name not in hidden}
 
     def _set_signature_columns_if_needed(self) -> None:
@@ -86,7 +91,9 @@ class ColumnsMixin(TrainerBase):
             self._makes_batches = True
             self._hint_at_weights(dataset)
         collator = self.data_collator
-        self.data_collator = SampleWeightCollator(collator, check=is_training)
+        shared_out = self.accelerator.num_processes > 1 and not isinstance(dataset, IterableDataset)
+        told = SampleLengthsCollator(collator) if shared_out and self.unreduces_losses else collator
+        self.data_collator = SampleWeightCollator(told, check=is_training)
         for column in read:
             dtype = torch.int64 if column == SAMPLE_INDEX else None
             self.data_collator = ColumnCollator(self.data_collator, column, dtype)

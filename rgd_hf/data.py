@@ -7,10 +7,8 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from accelerate.data_loader import BatchSamplerShard, SkipBatchSampler
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset
-from transformers.trainer_pt_utils import find_batch_size
+from torch.utils.data import Dataset, IterableDataset
 
 SAMPLE_WEIGHT = "sample_weight"
 """The column that holds a non-negative weight for every sample."""
@@ -106,52 +104,6 @@ def has_column(dataset: Any, column: str, read: bool) -> bool:
         random.setstate(states[0])
         np.random.set_state(states[1])
     return isinstance(example, Mapping) and column in example
-
-
-def drop_repeats(batch: Any, gradient_state: Any, process_index: int, num_processes: int) -> None:
-    """Give weight 0 to the samples that only fill up the last batch of a dataloader.
-
-    With several processes accelerate repeats samples of the epoch's start until every process has a full last
-    batch; counted again, they would make the update depend on the number of processes.
-
-    Args:
-        batch: the newest batch of this process, changed in place.
-        gradient_state: accelerate's `GradientState`, which knows the dataloader in use.
-        process_index: index of this process.
-        num_processes: number of processes of the run.
-    """
-    if num_processes == 1:
-        return
-    loader = gradient_state.active_dataloader
-    if loader is None or not gradient_state.end_of_dataloader:
-        return
-    size = find_batch_size(batch)
-    if size is None:
-        return
-    real = _samples_in_last_batch(loader, size * num_processes)
-    if real is None or real >= size * num_processes:
-        return
-    is_real = torch.arange(size) < real - process_index * size
-    weight = batch.get(SAMPLE_WEIGHT)
-    device = next((v.device for v in batch.values() if isinstance(v, Tensor)), torch.device("cpu"))
-    mask = is_real.to(device=device, dtype=torch.float32)
-    batch[SAMPLE_WEIGHT] = mask if weight is None else mask * weight
-
-
-def _samples_in_last_batch(loader: DataLoader, filled_up: int) -> int | None:
-    """Samples of the data in the last global batch of `filled_up` samples; None where that cannot be known."""
-    batch_sampler = loader.batch_sampler
-    while isinstance(batch_sampler, SkipBatchSampler):
-        batch_sampler = batch_sampler.batch_sampler
-    if isinstance(batch_sampler, BatchSamplerShard):
-        if not batch_sampler.even_batches or batch_sampler.drop_last or batch_sampler.num_processes == 1:
-            return None
-        drawn = getattr(batch_sampler.batch_sampler, "sampler", None)
-        if drawn is None or not hasattr(drawn, "__len__"):
-            return None
-        return len(drawn) % filled_up or filled_up
-    # A dispatcher reads on one process and knows how much it read last.
-    return getattr(loader, "remainder", -1) if getattr(loader, "remainder", -1) > 0 else None
 
 
 class NumberedExamples(Dataset):

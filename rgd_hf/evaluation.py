@@ -1,6 +1,6 @@
 """The plain loss of a whole evaluation set, the same however it is cut into batches and processes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -9,12 +9,17 @@ from torch import Tensor, nn
 from transformers.trainer_utils import EvalLoopOutput
 
 from rgd_hf.data import SAMPLE_WEIGHT
+from rgd_hf.flattened import SAMPLE_LENGTHS, labels_of_row
+from rgd_hf.repeats import cannot_leave_out, ignore_repeats_in_row, share_of_last_batch
 
 # A mixin stands to the left of the Trainer class that it is mixed into; type checkers see the Trainer below it.
 if TYPE_CHECKING:
     from transformers import Trainer as TrainerBase
 else:
     TrainerBase = object
+
+
+_WITHOUT_REPEATS = "Set per_device_eval_batch_size=1, or evaluate on one process."
 
 
 class PlainEvaluationMixin(TrainerBase):
@@ -40,6 +45,11 @@ class PlainEvaluationMixin(TrainerBase):
     _evaluates = False
     # Whether nobody will look at the outputs of the batch that is evaluated.
     _evaluates_loss_only = False
+
+    if TYPE_CHECKING:
+
+        @property
+        def unreduces_losses(self) -> bool: ...  # noqa: D102
 
     def plain_loss(self, losses: Tensor, valid: Tensor, auxiliary: Tensor | None = None) -> Tensor:
         """Mean of the valid `losses` of one evaluation batch (plus the model's auxiliary loss).
@@ -128,24 +138,50 @@ class PlainEvaluationMixin(TrainerBase):
     def _collecting(self, step: Callable[..., Any]) -> Callable[..., Any]:
         """The `prediction_step` of the class, overrides included, that also keeps the losses of the samples."""
 
-        def prediction_step(*args: Any, **kwargs: Any) -> Any:
+        def prediction_step(model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
             self._plain = None
+            in_row = self._ignores_repeats_in_row(inputs)
             with self._evaluating():
-                result = step(*args, **kwargs)
+                result = step(model, inputs, *args, **kwargs)
             plain, self._plain = self._plain, None
             if plain is not None and result[0] is not None:
                 loss, items = plain
                 returned = torch.as_tensor(result[0], device=loss.device).detach()
                 changed = ((returned != loss) & ~(returned.isnan() & loss.isnan())).any()
-                self._eval_batches.append(self._gathered(items, changed))
+                self._eval_batches.append(self._gathered(items, changed, in_row))
             return result
 
         return prediction_step
 
-    def _gathered(self, items: Tensor, changed: Tensor) -> Tensor:
-        accelerator = self.accelerator
+    def _ignores_repeats_in_row(self, inputs: Any) -> bool:
+        """Whether the batch is one row of several samples; the labels of those that are repeats are ignored."""
+        if not isinstance(inputs, MutableMapping):
+            return False
+        lengths = inputs.pop(SAMPLE_LENGTHS, None)
+        share = share_of_last_batch(self.accelerator.gradient_state)
+        if share is None or share.samples == 1 or not self.unreduces_losses:
+            return False
+        in_row = labels_of_row(inputs, self.label_names)
+        if in_row:
+            if not self.accelerator.gradient_state.end_of_dataloader:
+                share = share._replace(kept=share.samples)
+            ignore_repeats_in_row(inputs, share, lengths, in_row, _WITHOUT_REPEATS)
+        return bool(in_row)
+
+    def _gathered(self, items: Tensor, changed: Tensor, in_row: bool) -> Tensor:
+        accelerator, state = self.accelerator, self.accelerator.gradient_state
         items = torch.cat([items, changed.to(items.dtype).expand(len(items), 1)], dim=1)
         if not accelerator.even_batches:
             items = accelerator.pad_across_processes(items, dim=0, pad_index=-1)
-        # Drops the repeats at the end of the last batch, which plain gather (Seq2SeqTrainer's choice) keeps.
-        return accelerator.gather_for_metrics(items)
+        if accelerator.num_processes == 1:
+            return items
+        share = share_of_last_batch(state)
+        if share is None or len(items) == share.samples:
+            # Drops the repeats at the end of the last batch, which plain gather (Seq2SeqTrainer's choice) keeps.
+            return accelerator.gather_for_metrics(items)
+        # It would count the rows of the losses, which are not the samples here.
+        if share.divides and not in_row:
+            raise cannot_leave_out(share, f"{len(items)} losses", _WITHOUT_REPEATS)
+        if state.end_of_dataloader and not share.kept:
+            items = torch.full_like(items, -1)
+        return accelerator.gather(items)

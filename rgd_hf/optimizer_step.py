@@ -5,19 +5,22 @@ what the outermost override returns by the micro-batch's share. Where the items 
 share is known before the backward pass; otherwise the gradients are rescaled once, after the last micro-batch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.trainer_pt_utils import find_batch_size
 from transformers.trainer_utils import has_length
 
-from rgd_hf.data import SAMPLE_WEIGHT, drop_repeats
+from rgd_hf.data import SAMPLE_WEIGHT
+from rgd_hf.flattened import SAMPLE_LENGTHS
 from rgd_hf.gradients import gradients_can_be_rescaled, rescale_gradients
 from rgd_hf.items import reference_at_level
 from rgd_hf.loss_sources import HeadLosses
 from rgd_hf.overrides import in_front, set_on
+from rgd_hf.repeats import Share, leave_out_repeats, share_of_dispatched_batch, share_of_last_batch
 from rgd_hf.step_guard import LossCall, Passes, StepGuardMixin
 
 _SEES_THE_NUMBER = (
@@ -29,6 +32,12 @@ _SEES_THE_NUMBER = (
 )
 """The methods that make the number of a step's items, or are given it."""
 
+WITHOUT_REPEATS = (
+    "Set dataloader_drop_last=True (drop_last of a DataLoader of your own), or per_device_train_batch_size=1 with more "
+    "gradient_accumulation_steps."
+)
+"""What to do where repeats cannot be left out of a training batch."""
+
 
 class OptimizerStepMixin(StepGuardMixin):
     """Makes the objective of an optimizer step one mean over the items of all its micro-batches and processes."""
@@ -38,6 +47,8 @@ class OptimizerStepMixin(StepGuardMixin):
     _step_mass: Tensor
     _step_loss: Tensor
     _step_factor: Tensor
+    # The share of the step's last batch where this package gave its samples weights, to leave out repeats.
+    _left_out: Share | None = None
 
     # --- the items of a step ----------------------------------------------------------------------------------------
 
@@ -110,12 +121,26 @@ class OptimizerStepMixin(StepGuardMixin):
 
     def _begin_step(self, batch_samples: list) -> None:
         """Called once per optimizer step with all its micro-batches, before their forward passes."""
-        drop_repeats(
-            batch_samples[-1],
-            self.accelerator.gradient_state,
-            self.accelerator.process_index,
-            self.accelerator.num_processes,
-        )
+        batches = [batch for batch in batch_samples if isinstance(batch, MutableMapping)]
+        lengths = [batch.pop(SAMPLE_LENGTHS, None) for batch in batches]
+        self._left_out = None
+        if not batches or self.accelerator.num_processes == 1:
+            return
+        batch, state = batches[-1], self.accelerator.gradient_state
+        share = share_of_last_batch(state)
+        if not state.end_of_dataloader:
+            # What the last batch would be refused for is found out in the first.
+            if share is None or not share.divides or self._steps_begun > 1:
+                return
+            batch, share = dict(batch), share._replace(kept=share.samples - 1)
+        elif share is None:
+            accelerator, rows = self.accelerator, find_batch_size(batch) or 0
+            share = share_of_dispatched_batch(
+                state, rows, accelerator.process_index, accelerator.num_processes
+            )
+        if share is not None:
+            weighed = leave_out_repeats(batch, share, lengths[-1], self.label_names, WITHOUT_REPEATS)
+            self._left_out = share if weighed and state.end_of_dataloader else None
 
     def _mass(self, batch: Any) -> Tensor:
         source = self._loss_source()

@@ -18,16 +18,18 @@ from rgd_hf.class_weights import as_setting
 from rgd_hf.columns import ColumnsMixin
 from rgd_hf.data import SAMPLE_WEIGHT
 from rgd_hf.evaluation import PlainEvaluationMixin
+from rgd_hf.flattened import has_several_samples
 from rgd_hf.gradients import check_gradients_can_be_rescaled, steps_in_backward
 from rgd_hf.items import SMALLEST, Items, losses_at_level, reference_at_level, zero_uncounted
 from rgd_hf.loss_sources import BatchLosses, CustomLosses, HeadLosses, PerSampleLossFn
 from rgd_hf.model_card import ModelCardMixin
 from rgd_hf.observers.logs import LogsMixin
 from rgd_hf.observers.statistics import NonFiniteLossError
-from rgd_hf.optimizer_step import OptimizerStepMixin
+from rgd_hf.optimizer_step import WITHOUT_REPEATS, OptimizerStepMixin
 from rgd_hf.overrides import check_order, in_front, parameters_to_the_right
 from rgd_hf.per_sample_losses import PerSampleLossesMixin
 from rgd_hf.push import PushMixin
+from rgd_hf.repeats import cannot_leave_out
 from rgd_hf.training_args import (
     ReweightingArguments,
     check_read,
@@ -153,6 +155,10 @@ class ReweightingMixin(
                 f"{rule.method_name()} compares the samples of one micro-batch with one another, but there is only one: "
                 "raise per_device_train_batch_size (and lower gradient_accumulation_steps)."
             )
+        # Settings of TRL's SFTTrainer: the first packed row may have a single sample, so batches do not tell.
+        joined = getattr(self, "padding_free", False)
+        if level == "sample" and joined and (getattr(args, "packing", False) or args.train_batch_size > 1):
+            raise self._several_samples_in_a_row()
         if self.per_sample_loss_fn is None and getattr(args, "loss_type", "nll") == "dft":
             raise ValueError(
                 "loss_type='dft' of TRL's SFTTrainer has its own weights of tokens, which re-weighted training would "
@@ -263,7 +269,12 @@ class ReweightingMixin(
         losses, level, sample_weight = batch.losses, self._level(), inputs.get(SAMPLE_WEIGHT)
         if self.is_in_train and not self._weights_looked_at:
             self._check_sample_weights(inputs)
+            if level == "sample" and has_several_samples(inputs, batch.reference > 0):
+                raise self._several_samples_in_a_row()
             self._weights_looked_at = True
+        left_out = self._left_out if sample_weight is not None else None
+        if left_out is not None and sample_weight.numel() != len(losses):
+            raise cannot_leave_out(left_out, f"losses of shape {list(losses.shape)}", WITHOUT_REPEATS)
         if self.args.class_weights is not None:
             losses = zero_uncounted(losses, batch.reference)
         losses = losses_at_level(losses, batch.reference, level)
@@ -289,6 +300,13 @@ class ReweightingMixin(
                 self._show_observers(items, weights)
                 self._add_sums(items)
         return self._weighted_loss(loss, mass, num_items)
+
+    def _several_samples_in_a_row(self) -> ValueError:
+        return ValueError(
+            "reweighting_level='sample' needs one row for each sample, but a batch has a single row with several "
+            "samples in it, which would share one weight. Pad the samples (with TRL packing=False and padding_free=False; "
+            "otherwise a data collator that pads), or set reweighting_level='token'."
+        )
 
     def _check_rows(self, by: str, losses: Tensor, inputs: Any) -> None:
         """Raise where losses of samples were asked for, but those that a user's function returned are of other items."""
@@ -323,9 +341,15 @@ class ReweightingMixin(
                 reference = source.reference(batch)
             else:
                 # What counts is known only after the forward pass.
-                reference = torch.ones(find_batch_size(batch) or 1, device=self.args.device)
+                reference = torch.ones(self._samples_of(batch), device=self.args.device)
             reference = reference_at_level(reference, level, batch.get(SAMPLE_WEIGHT))
             yield Items(torch.zeros_like(reference), reference, batch)
+
+    def _samples_of(self, batch: Any) -> int:
+        # A sample may have several rows, but one weight, group or index.
+        columns = [batch.get(name) for name in (SAMPLE_WEIGHT, *self._columns_read())]
+        numbers = [len(column) for column in columns if isinstance(column, Tensor) and column.dim()]
+        return numbers[0] if numbers else find_batch_size(batch) or 1
 
     # --- a training --------------------------------------------------------------------
 

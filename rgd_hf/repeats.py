@@ -1,0 +1,148 @@
+"""Samples that are repeated where several processes share out an epoch's last batch; they must not count twice."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from accelerate.data_loader import BatchSamplerShard, SkipBatchSampler
+from torch import Tensor
+from transformers.trainer_pt_utils import find_batch_size
+
+from rgd_hf.data import SAMPLE_WEIGHT
+from rgd_hf.flattened import ignore_after, labels_of_row
+
+
+class Share(NamedTuple):
+    """What a process has of an epoch's last batch: accelerate repeats samples of the epoch's start to fill it up.
+
+    Attributes:
+        samples: number of samples of this process's batch, repeats included.
+        kept: how many of them, the first ones, are not repeats.
+        divides: whether the batch of some process has both; the same on every process.
+    """
+
+    samples: int
+    kept: int
+    divides: bool
+
+
+def share_of_last_batch(gradient_state: Any) -> Share | None:
+    """The share of this process in the last batch of the data loader in use, known from its first batch on.
+
+    Args:
+        gradient_state: accelerate's `GradientState`, which knows the data loader in use.
+
+    Returns:
+        None where no sample is repeated, or where the data loader does not tell.
+    """
+    batch_sampler = _batch_sampler(gradient_state.active_dataloader)
+    if not isinstance(batch_sampler, BatchSamplerShard) or not batch_sampler.batch_size:
+        return None
+    processes = batch_sampler.num_processes
+    if not batch_sampler.even_batches or batch_sampler.drop_last or processes == 1:
+        return None
+    drawn = getattr(batch_sampler.batch_sampler, "sampler", None)
+    if drawn is None or not hasattr(drawn, "__len__"):
+        return None
+    samples = batch_sampler.batch_size // (processes if batch_sampler.split_batches else 1)
+    return _share(len(drawn) % (samples * processes), samples, processes, batch_sampler.process_index)
+
+
+def _batch_sampler(loader: Any) -> Any:
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    while isinstance(batch_sampler, SkipBatchSampler):
+        batch_sampler = batch_sampler.batch_sampler
+    return batch_sampler
+
+
+def _share(real: int, samples: int, processes: int, index: int) -> Share | None:
+    """The share of process `index` in a batch of `real` samples, filled up to `samples` on each process."""
+    if not 0 < real < samples * processes:
+        return None
+    return Share(samples, min(max(real - index * samples, 0), samples), real % samples > 0)
+
+
+def share_of_dispatched_batch(
+    gradient_state: Any, rows: int, process_index: int, processes: int
+) -> Share | None:
+    """As `share_of_last_batch`, of a last batch that one process has read, by rows, and dealt out."""
+    loader = gradient_state.active_dataloader
+    if loader is None or isinstance(_batch_sampler(loader), BatchSamplerShard):
+        return None
+    return _share(getattr(loader, "remainder", -1), rows, processes, process_index)
+
+
+def leave_out_repeats(
+    batch: Any, share: Share, lengths: Tensor | None, label_names: Sequence[str], remedy: str
+) -> bool:
+    """Make the repeats of a batch count nothing: they get `sample_weight` 0, or ignored labels within a row.
+
+    Args:
+        batch: the batch of this process, which is changed in place.
+        share: what of it counts.
+        lengths: tokens of each sample, `[samples]`, where the batch is one row of several; None if not known.
+        label_names: columns of labels.
+        remedy: what to do where the samples are not told apart, for the message.
+
+    Returns:
+        Whether `batch` now has a `sample_weight` of `share.samples` elements.
+
+    Raises:
+        ValueError: it is not known which rows or tokens are of repeats.
+    """
+    rows = find_batch_size(batch)
+    if rows is None:
+        return False
+    size = share.samples
+    if rows != size:
+        in_row = labels_of_row(batch, label_names) if size > 1 else []
+        if in_row:
+            ignore_repeats_in_row(batch, share, lengths, in_row, remedy)
+            return False
+        labels = [batch[name] for name in label_names if isinstance(batch.get(name), Tensor)]
+        size = next((len(label) for label in labels if label.dim()), size)
+        if share.divides and size != share.samples:
+            raise cannot_leave_out(share, f"{size} rows of labels", remedy)
+    if size != share.samples and share.kept:
+        return False
+    device = next((v.device for v in batch.values() if isinstance(v, Tensor)), torch.device("cpu"))
+    mask = (torch.arange(size) < share.kept).to(device=device, dtype=torch.float32)
+    weight = batch.get(SAMPLE_WEIGHT)
+    batch[SAMPLE_WEIGHT] = mask if weight is None else mask * weight
+    return True
+
+
+def ignore_repeats_in_row(
+    batch: Any, share: Share, lengths: Tensor | None, label_names: Sequence[str], remedy: str
+) -> None:
+    """Ignore the labels of the repeats in the only row of a batch.
+
+    Args:
+        batch: changed in place.
+        share: what of it counts.
+        lengths: tokens of each sample, `[samples]`; None if not known.
+        label_names: columns of labels of the tokens, `[1, tokens]`.
+        remedy: as for `leave_out_repeats`.
+
+    Raises:
+        ValueError: the row is divided, and the lengths are not known.
+    """
+    if share.divides and (lengths is None or len(lengths) != share.samples):
+        raise cannot_leave_out(share, "a single row, in which their borders are not known", remedy)
+    if share.kept == share.samples:
+        return
+    ignore_after(batch, label_names, lengths[: share.kept].sum() if lengths is not None else 0)
+
+
+def cannot_leave_out(share: Share, found: str, remedy: str) -> ValueError:
+    """The error of a batch in which samples cannot be told apart.
+
+    Args:
+        share: what this process has of the last batch.
+        found: what the batch has in place of one row for each sample.
+        remedy: what to do.
+    """
+    return ValueError(
+        "The processes share out the last batch of an epoch and fill it up with samples of its start, which must not "
+        f"count twice. They cannot be told apart: a batch of {share.samples} samples has {found}. {remedy}"
+    )
