@@ -97,6 +97,55 @@ def test_the_port_weights_every_sample_however_the_step_is_cut(name, settings, m
     assert relative_error(found, expected) < 1e-4
 
 
+@pytest.mark.parametrize(
+    ("margin", "settings"),
+    [(False, {}), (True, {}), (True, {"center_rewards_coefficient": 0.5})],
+    ids=["plain", "margin", "margin, centered"],
+)
+def test_a_reward_model_has_the_loss_of_trl(margin, settings, make_args):
+    trl = pytest.importorskip("trl")
+    from datasets import Dataset
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    config = LlamaConfig(
+        vocab_size=43,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        initializer_range=0.3,
+        num_labels=1,
+        pad_token_id=0,
+    )
+    rows = [{"chosen": f"w{i} w{i + 1}", "rejected": f"w{i + 2} w{i}"} for i in range(8)]
+    pairs = Dataset.from_list([row | ({"margin": 0.5 * i} if margin else {}) for i, row in enumerate(rows)])
+    results = []
+    for cls, ours in (
+        (trl.RewardTrainer, {}),
+        (AFTER["ReweightedRewardTrainer"], {"reweighting": "none"}),
+    ):
+        args = make_args(
+            trl.RewardConfig, max_steps=2, bf16=False, gradient_checkpointing=False, max_length=16, **settings
+        )
+        torch.manual_seed(0)
+        model = LlamaForSequenceClassification(config)
+        start = parameters_of(model)
+        trainer = cls(
+            model=model,
+            args=args,
+            train_dataset=pairs,
+            eval_dataset=pairs,
+            processing_class=word_tokenizer(),
+            **ours,
+        )
+        trainer.train()
+        losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
+        results.append((parameters_of(model) - start, [*losses, trainer.evaluate()["eval_loss"]]))
+    (expected, losses), (found, found_losses) = results
+    assert relative_error(found, expected) < 1e-4
+    assert found_losses == pytest.approx(losses, rel=1e-4)
+
+
 def test_a_reward_model_is_trained_on_weighted_pairs(make_args):
     trl = pytest.importorskip("trl")
     from datasets import Dataset
