@@ -8,9 +8,9 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn import functional as F
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import DataCollatorWithFlattening, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from rgd_hf import ReweightingMixin, rgd_surrogate
+from rgd_hf import ReweightedTrainer, ReweightingMixin, rgd_surrogate
 from rgd_hf.heads import doubt
 
 trl = pytest.importorskip("trl")
@@ -205,3 +205,56 @@ def test_its_forward_leaves_the_loss_of_the_model_known_and_another_one_does_not
         NotImplementedError, match="has another forward than that of transformers, so its loss"
     ):
         trainer.train()
+
+
+JOINED = pytest.mark.parametrize(
+    "settings",
+    [{"padding_free": True, "max_length": None}, {"packing": True}],
+    ids=["padding-free", "packed"],
+)
+
+
+@JOINED
+@pytest.mark.parametrize("size", [1, 4])
+def test_one_weight_for_the_samples_of_a_row_is_refused(settings, size, make_args):
+    ours = {"reweighting_level": "sample", "tau": TAU}
+    settings = settings | {"per_device_train_batch_size": size}
+    if size == 1 and "packing" not in settings:  # a row of its own for every sample
+        assert trainer_of(ReweightedSFTTrainer, make_args, ours=ours, **settings).train().global_step == 2
+        return
+    with pytest.raises(ValueError, match=r"one row for each sample.*packing=False and padding_free=False"):
+        trainer_of(ReweightedSFTTrainer, make_args, ours=ours, **settings)
+    # As the message says.
+    settings |= {"packing": False, "padding_free": False}
+    trainer = trainer_of(ReweightedSFTTrainer, make_args, ours=ours, **settings)
+    model = trainer.model.train()
+    batch = next(iter(trainer.get_train_dataloader()))
+    found = gradients(model, trainer.compute_loss(model, dict(batch)))
+    rows = [{name: column[i : i + 1] for name, column in batch.items()} for i in range(size)]
+    losses = torch.stack([token_losses(model, row).mean() for row in rows])
+    assert_same_gradients(found, gradients(model, rgd_surrogate(losses, "kl", TAU).mean()))
+
+
+@pytest.mark.parametrize("told_by", ["position_ids", "cu_seq_lens", "seq_idx"])
+def test_rows_of_several_samples_are_seen_in_the_batch(told_by, make_args):
+    """Of a collator that is not TRL's."""
+    collator = DataCollatorWithFlattening(
+        return_position_ids=told_by == "position_ids",
+        return_flash_attn_kwargs=told_by == "cu_seq_lens",
+        return_seq_idx=told_by == "seq_idx",
+    )
+    data = [{"input_ids": tokenizer()(line)["input_ids"]} for line in text()["text"]]
+
+    def trainer_with(level, size):
+        return ReweightedTrainer(
+            llama(),
+            make_args(per_device_train_batch_size=size),
+            train_dataset=data,
+            data_collator=collator,
+            reweighting_level=level,
+        )
+
+    with pytest.raises(ValueError, match=r"several samples in it.*reweighting_level='token'"):
+        trainer_with("sample", 4).train()
+    assert trainer_with("sample", 1).train().global_step == 2
+    assert trainer_with("token", 4).train().global_step == 2
