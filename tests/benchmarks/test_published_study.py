@@ -41,18 +41,18 @@ def test_reports_and_tables_are_up_to_date(study, page, monkeypatch):
 def test_the_evidence_is_not_mixed_and_every_pair_has_its_seeds():
     found = read_records(PUBLISHED.parent / "evidence")
     assert not found.failed and not found.mixed() and not found.missing() and not found.left_out
-    assert not any(unfinished(found, name) for name in found.datasets)  # what has begun is complete
     for name in found.datasets:
-        assert difference(found, name, "kl_tau1").n == 10, name
+        for method in found.methods(name) - {"erm"}:
+            assert difference(found, name, method).n == 10, (name, method)
 
 
-@pytest.mark.parametrize("study", ["mrpc", "gpu/cola"])
+@pytest.mark.parametrize("study", ["evidence", "gpu/cola"])
 def test_what_is_published_before_it_is_finished_says_so(study):
     directory = PUBLISHED.parent / study
     found = read_records(directory)
     text = (directory / "REPORT.md").read_text(encoding="utf-8")
-    for name in found.datasets:
-        assert unfinished(found, name) and f"- {name}: {unfinished(found, name)}\n" in text
+    begun = [name for name in found.datasets if unfinished(found, name)]
+    assert begun and all(f"- {name}: {unfinished(found, name)}\n" in text for name in begun)
     assert "(interim, " in text and "Holm's family is incomplete: " in text
 
 
