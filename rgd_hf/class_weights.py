@@ -38,6 +38,20 @@ def parse(setting: str) -> list[float] | None:
     return weights
 
 
+def uncounted(setting: str | None, dataset: Any) -> bool:
+    """Whether there are no class weights yet, as where a Trainer without a training set only evaluates."""
+    return setting == BALANCED and dataset is None
+
+
+def check_counted(setting: str | None, dataset: Any) -> None:
+    """Raise `ValueError` where class weights are `"balanced"` but there is no training set."""
+    if uncounted(setting, dataset):
+        raise ValueError(
+            f"class_weights={BALANCED!r} counts the labels of train_dataset, but the Trainer has none, which is enough for "
+            "evaluation alone: give it a train_dataset, or list the weights: class_weights='1,2.5,0.5'."
+        )
+
+
 def class_weights_of(setting: str, num_classes: int, dataset: Any, label_name: str) -> Tensor:
     """The weight of every class.
 

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from transformers.trainer_utils import EvalLoopOutput
 
 from rgd_hf.data import SAMPLE_WEIGHT
+from rgd_hf.evaluated_items import EvaluatedItems
 from rgd_hf.flattened import SAMPLE_LENGTHS, labels_of_row
-from rgd_hf.repeats import cannot_leave_out, ignore_repeats_in_row, share_of_last_batch
+from rgd_hf.overrides import set_on
+from rgd_hf.repeats import ignore_repeats_in_row
 
 # A mixin stands to the left of the Trainer class that it is mixed into; type checkers see the Trainer below it.
 if TYPE_CHECKING:
@@ -33,12 +35,13 @@ class PlainEvaluationMixin(TrainerBase):
     Attributes:
         eval_losses: after an evaluation, on every process: the plain loss of each sample of the evaluation set, the
             mean over the sample's items, in the order of `EvalLoopOutput.predictions`; float32 `[samples]` on the CPU,
-            NaN for a sample without items. None where the loss is the stock Trainer's, which has no losses per sample.
+            NaN for a sample without items. Where the losses have other rows than samples (a flat loss per token, several
+            samples in a row), one of each row. None where the loss is the stock Trainer's, which has no losses per sample.
     """
 
     eval_losses: Tensor | None = None
     # Sums and counts of the samples of the innermost evaluation under way.
-    _eval_batches: Any = ()
+    _eval_batches: EvaluatedItems | tuple[()] = ()
     _collects = False
     # The plain loss that was computed last, with the sums and counts of its samples.
     _plain: tuple[Tensor, Tensor] | None = None
@@ -80,6 +83,24 @@ class PlainEvaluationMixin(TrainerBase):
         finally:
             self._evaluates = outer
 
+    @contextmanager
+    def _outputs_behind_the_loss(self) -> Iterator[None]:
+        """Inside, the Trainer finds all the outputs: it takes the first element of whatever is no dict to be the loss."""
+        compute_loss = self.compute_loss
+
+        def loss_and_outputs(*args: Any, **kwargs: Any) -> Any:
+            returned = compute_loss(*args, **kwargs)
+            if isinstance(returned, tuple) and len(returned) == 2:
+                loss, outputs = returned
+                if outputs is None:
+                    return loss, (loss,)
+                if isinstance(outputs, Tensor):
+                    return loss, (loss, outputs)
+            return returned
+
+        with set_on(self, "compute_loss", loss_and_outputs):
+            yield
+
     def prediction_step(
         self,
         model: nn.Module,
@@ -92,7 +113,7 @@ class PlainEvaluationMixin(TrainerBase):
         inputs = {k: v for k, v in inputs.items() if k != SAMPLE_WEIGHT}
         outer, self._evaluates_loss_only = self._evaluates_loss_only, prediction_loss_only
         try:
-            with self._evaluating():
+            with self._evaluating(), self._outputs_behind_the_loss():
                 return super().prediction_step(
                     model, inputs, prediction_loss_only, ignore_keys=ignore_keys, **kwargs
                 )
@@ -111,7 +132,7 @@ class PlainEvaluationMixin(TrainerBase):
         # An evaluation may run inside another, in its compute_metrics.
         outer_batches, nested = self._eval_batches, self._collects
         of_instance = self.__dict__.get("prediction_step")
-        batches: list[Tensor] = []
+        batches = EvaluatedItems(self.accelerator, dataloader)
         self._eval_batches, self._collects = batches, True
         if not nested:
             self.__dict__["prediction_step"] = self._collecting(self.prediction_step)
@@ -126,9 +147,8 @@ class PlainEvaluationMixin(TrainerBase):
             else:
                 del self.__dict__["prediction_step"]
         self.eval_losses = None
-        if batches:
-            items = torch.cat(batches).cpu()
-            items = items[items[:, 1] >= 0]
+        if len(batches):
+            items = batches.of_all_processes()
             self.eval_losses = items[:, 0] / items[:, 1]  # 0 / 0 is NaN
             total, count, changed = items.double().sum(dim=0).tolist()
             if count > 0 and total == total and not changed and output.metrics is not None:
@@ -145,10 +165,11 @@ class PlainEvaluationMixin(TrainerBase):
                 result = step(model, inputs, *args, **kwargs)
             plain, self._plain = self._plain, None
             if plain is not None and result[0] is not None:
+                assert isinstance(self._eval_batches, EvaluatedItems)
                 loss, items = plain
                 returned = torch.as_tensor(result[0], device=loss.device).detach()
                 changed = ((returned != loss) & ~(returned.isnan() & loss.isnan())).any()
-                self._eval_batches.append(self._gathered(items, changed, in_row))
+                self._eval_batches.add(items, changed, in_row)
             return result
 
         return prediction_step
@@ -158,30 +179,14 @@ class PlainEvaluationMixin(TrainerBase):
         if not isinstance(inputs, MutableMapping):
             return False
         lengths = inputs.pop(SAMPLE_LENGTHS, None)
-        share = share_of_last_batch(self.accelerator.gradient_state)
+        evaluated = self._eval_batches
+        if not isinstance(evaluated, EvaluatedItems):
+            return False
+        share = evaluated.share()
         if share is None or share.samples == 1 or not self.unreduces_losses:
             return False
         in_row = labels_of_row(inputs, self.label_names)
         if in_row:
-            if not self.accelerator.gradient_state.end_of_dataloader:
-                share = share._replace(kept=share.samples)
+            share = share if evaluated.at_end else share._replace(kept=share.samples)
             ignore_repeats_in_row(inputs, share, lengths, in_row, _WITHOUT_REPEATS)
         return bool(in_row)
-
-    def _gathered(self, items: Tensor, changed: Tensor, in_row: bool) -> Tensor:
-        accelerator, state = self.accelerator, self.accelerator.gradient_state
-        items = torch.cat([items, changed.to(items.dtype).expand(len(items), 1)], dim=1)
-        if not accelerator.even_batches:
-            items = accelerator.pad_across_processes(items, dim=0, pad_index=-1)
-        if accelerator.num_processes == 1:
-            return items
-        share = share_of_last_batch(state)
-        if share is None or len(items) == share.samples:
-            # Drops the repeats at the end of the last batch, which plain gather (Seq2SeqTrainer's choice) keeps.
-            return accelerator.gather_for_metrics(items)
-        # It would count the rows of the losses, which are not the samples here.
-        if share.divides and not in_row:
-            raise cannot_leave_out(share, f"{len(items)} losses", _WITHOUT_REPEATS)
-        if state.end_of_dataloader and not share.kept:
-            items = torch.full_like(items, -1)
-        return accelerator.gather(items)

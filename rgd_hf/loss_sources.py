@@ -22,7 +22,8 @@ class PerSampleLosses(NamedTuple):
 
     Attributes:
         losses: unreduced losses, one element per item: `[batch]`, or `[batch, tokens]` for a loss per token.
-        outputs: outputs of the model, for the metrics.
+        outputs: outputs of the model, for the metrics: all of a tensor, of the values of a dict, or of the elements of a
+            tuple or list but for the model's own loss (0-dimensional) that may be the first; None for none.
         valid: bool mask of the shape of `losses`, true for the items that count; None if all do.
         auxiliary: 0-dimensional loss of the batch as a whole, which is added to the (weighted) mean of the losses and
             is never weighted itself, e.g. a penalty on the parameters or on the batch's features; None for none.
@@ -224,6 +225,8 @@ class CustomLosses:
                 "that hold the labels: TrainingArguments(label_names=[...])."
             ) from error
         losses, valid = returned if isinstance(returned, tuple) else (returned, None)
+        if not labels.keys() <= withheld:
+            outputs = _without_loss(outputs)
         first, self._first = self._first, False
         only = next(iter(labels.values())) if len(labels) == 1 else None
         return checked_losses(PerSampleLosses(losses, outputs, valid), self.name, only, first)
@@ -272,7 +275,9 @@ class OverriddenLosses:
                         "leave the setting out, or call super().compute_per_sample_losses(model, inputs)."
                     )
         first, self._first = self._first, False
-        batch = checked_losses(PerSampleLosses(*returned), self.name, inputs.get("labels"), first)
+        own = PerSampleLosses(*returned)
+        own = own._replace(outputs=_without_loss(own.outputs))
+        batch = checked_losses(own, self.name, inputs.get("labels"), first)
         if not isinstance(self.default, HeadLosses) or self.default.class_weights is None:
             return batch
         return batch._replace(reference=self.default.reference_of(batch.valid, inputs, self.name))
@@ -320,6 +325,15 @@ def checked_losses(
     return BatchLosses(outputs, losses, valid, reference, auxiliary)
 
 
+def _without_loss(outputs: Any) -> Any:
+    """The outputs of a model that was given labels, without the loss that stands first in a tuple or list of them."""
+    if isinstance(outputs, tuple | list) and outputs:
+        first = outputs[0]
+        if isinstance(first, Tensor) and first.dim() == 0:
+            return tuple(outputs[1:])
+    return outputs
+
+
 def _needed(model: Any) -> set[str]:
     """Columns that the model's forward cannot do without, labels or not."""
     parameters = inspect.signature(model.forward).parameters.values()
@@ -344,7 +358,7 @@ def find_loss_source(
         per_sample_loss_fn: the user's function, which takes precedence over the head of the model; or None.
         label_names: columns that go to `per_sample_loss_fn` and not to the model.
         class_weights: `"balanced"`, numbers joined by commas, or None.
-        train_dataset: the training set, whose labels `"balanced"` counts.
+        train_dataset: the training set, whose labels `"balanced"` counts; without one there is nothing to weight yet.
         device: device of the class weights.
 
     Raises:
@@ -362,7 +376,7 @@ def find_loss_source(
     if head is None:
         return None
     weights = None
-    if class_weights is not None:
+    if class_weights is not None and not classes.uncounted(class_weights, train_dataset):
         num_labels = bare_model(model).config.num_labels
         weights = classes.class_weights_of(class_weights, num_labels, train_dataset, *head.label_names)
     return HeadLosses(head, model, None if weights is None else weights.to(device))

@@ -127,7 +127,7 @@ class OptimizerStepMixin(StepGuardMixin):
         if not batches or self.accelerator.num_processes == 1:
             return
         batch, state = batches[-1], self.accelerator.gradient_state
-        share = share_of_last_batch(state)
+        share = share_of_last_batch(state.active_dataloader)
         if not state.end_of_dataloader:
             # What the last batch would be refused for is found out in the first.
             if share is None or not share.divides or self._steps_begun > 1:
@@ -136,7 +136,7 @@ class OptimizerStepMixin(StepGuardMixin):
         elif share is None:
             accelerator, rows = self.accelerator, find_batch_size(batch) or 0
             share = share_of_dispatched_batch(
-                state, rows, accelerator.process_index, accelerator.num_processes
+                state.active_dataloader, rows, accelerator.process_index, accelerator.num_processes
             )
         if share is not None:
             weighed = leave_out_repeats(batch, share, lengths[-1], self.label_names, WITHOUT_REPEATS)
@@ -151,12 +151,18 @@ class OptimizerStepMixin(StepGuardMixin):
     # --- one micro-batch --------------------------------------------------------------------------------------------
 
     @property
-    def loss_is_scaled_for_ga(self) -> bool | None:  # type: ignore[override]
+    def loss_is_scaled_for_ga(self) -> bool | None:
         """Tells the Trainer that the loss is already divided by the items of the whole optimizer step."""
         if self._loss_calls and self._loss_calls[-1].losses:
             self._loss_calls[-1].scale_known = True
             return True
-        return super().loss_is_scaled_for_ga
+        of_instance = vars(self).get("loss_is_scaled_for_ga")
+        return super().loss_is_scaled_for_ga if of_instance is None else of_instance
+
+    @loss_is_scaled_for_ga.setter
+    def loss_is_scaled_for_ga(self, value: bool | None) -> None:
+        # Of a loss that is the Trainer's own, or that of a class behind.
+        vars(self)["loss_is_scaled_for_ga"] = value
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """One micro-batch forward and backward; after a step's last one, its gradients get their exact scale.

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from accelerate.data_loader import BatchSamplerShard, SkipBatchSampler
+from accelerate.data_loader import BatchSamplerShard, IterableDatasetShard, SkipBatchSampler
 from torch import Tensor
+from torch.utils.data import BatchSampler
 from transformers.trainer_pt_utils import find_batch_size
+from transformers.trainer_utils import has_length
 
 from rgd_hf.data import SAMPLE_WEIGHT
 from rgd_hf.flattened import ignore_after, labels_of_row
@@ -26,30 +28,34 @@ class Share(NamedTuple):
     divides: bool
 
 
-def share_of_last_batch(gradient_state: Any) -> Share | None:
-    """The share of this process in the last batch of the data loader in use, known from its first batch on.
+def share_of_last_batch(loader: Any) -> Share | None:
+    """The share of this process in the last batch of a data loader, known from its first batch on.
 
     Args:
-        gradient_state: accelerate's `GradientState`, which knows the data loader in use.
+        loader: the data loader in use; None tells nothing.
 
     Returns:
         None where no sample is repeated, or where the data loader does not tell.
     """
-    batch_sampler = _batch_sampler(gradient_state.active_dataloader)
-    if not isinstance(batch_sampler, BatchSamplerShard) or not batch_sampler.batch_size:
+    dataset, batch_sampler = getattr(loader, "dataset", None), _batch_sampler(loader)
+    if isinstance(dataset, IterableDatasetShard):
+        shard, drawn = dataset, dataset.dataset
+    elif isinstance(batch_sampler, BatchSamplerShard) and batch_sampler.even_batches:
+        shard, drawn = batch_sampler, getattr(batch_sampler.batch_sampler, "sampler", None)
+        drawn = drawn if has_length(drawn) else dataset
+    else:
         return None
-    processes = batch_sampler.num_processes
-    if not batch_sampler.even_batches or batch_sampler.drop_last or processes == 1:
+    processes = shard.num_processes
+    if not shard.batch_size or shard.drop_last or processes == 1 or not has_length(drawn):
         return None
-    drawn = getattr(batch_sampler.batch_sampler, "sampler", None)
-    if drawn is None or not hasattr(drawn, "__len__"):
-        return None
-    samples = batch_sampler.batch_size // (processes if batch_sampler.split_batches else 1)
-    return _share(len(drawn) % (samples * processes), samples, processes, batch_sampler.process_index)
+    samples = shard.batch_size // (processes if shard.split_batches else 1)
+    return _share(len(drawn) % (samples * processes), samples, processes, shard.process_index)
 
 
 def _batch_sampler(loader: Any) -> Any:
-    batch_sampler = getattr(loader, "batch_sampler", None)
+    batch_sampler = getattr(loader, "sampler", None)
+    if not isinstance(batch_sampler, BatchSampler):
+        batch_sampler = getattr(loader, "batch_sampler", None)
     while isinstance(batch_sampler, SkipBatchSampler):
         batch_sampler = batch_sampler.batch_sampler
     return batch_sampler
@@ -62,11 +68,8 @@ def _share(real: int, samples: int, processes: int, index: int) -> Share | None:
     return Share(samples, min(max(real - index * samples, 0), samples), real % samples > 0)
 
 
-def share_of_dispatched_batch(
-    gradient_state: Any, rows: int, process_index: int, processes: int
-) -> Share | None:
+def share_of_dispatched_batch(loader: Any, rows: int, process_index: int, processes: int) -> Share | None:
     """As `share_of_last_batch`, of a last batch that one process has read, by rows, and dealt out."""
-    loader = gradient_state.active_dataloader
     if loader is None or isinstance(_batch_sampler(loader), BatchSamplerShard):
         return None
     return _share(getattr(loader, "remainder", -1), rows, processes, process_index)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import Seq2SeqTrainer, Trainer
 from transformers.trainer_pt_utils import find_batch_size
 
-from rgd_hf.class_weights import as_setting
+from rgd_hf.class_weights import as_setting, check_counted
 from rgd_hf.columns import ColumnsMixin
 from rgd_hf.data import SAMPLE_WEIGHT
 from rgd_hf.evaluation import PlainEvaluationMixin
@@ -221,6 +221,9 @@ class ReweightingMixin(
             inputs = {k: v for k, v in inputs.items() if k != SAMPLE_WEIGHT}
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         plain = self._is_plain()
+        if "skip_logits" in inputs:
+            # Stock evaluation asks Liger's forward for it, which then cannot do without labels.
+            inputs = {k: v for k, v in inputs.items() if k != "skip_logits"}
         if not plain and self._loss_call is not None:
             self._check_parts(self._loss_call.passes, columns, "compute_loss")
         elif not plain and self._trains_by_itself:
@@ -236,8 +239,8 @@ class ReweightingMixin(
                 self._check_rows(source.name, batch.losses, columns)
             loss = self._objective(batch, columns, num_items_in_batch)
         outputs = batch.outputs
-        if isinstance(outputs, tuple):
-            # The Trainer takes the first element of a tuple to be the loss.
+        if isinstance(outputs, tuple | list):
+            # The Trainer takes the first element to be the loss.
             outputs = (loss, *outputs)
         return (loss, outputs) if return_outputs else loss
 
@@ -276,6 +279,7 @@ class ReweightingMixin(
         if left_out is not None and sample_weight.numel() != len(losses):
             raise cannot_leave_out(left_out, f"losses of shape {list(losses.shape)}", WITHOUT_REPEATS)
         if self.args.class_weights is not None:
+            check_counted(self.args.class_weights, self.train_dataset)
             losses = zero_uncounted(losses, batch.reference)
         losses = losses_at_level(losses, batch.reference, level)
         reference = reference_at_level(batch.reference, level, sample_weight)
@@ -372,6 +376,7 @@ class ReweightingMixin(
     def _inner_training_loop(self, *args: Any, **kwargs: Any):
         # Only here a search's trial has its model and settings; a batch size that did not fit begins here again.
         self._reset_step_state()
+        check_counted(self.args.class_weights, self.train_dataset)
         self._check_set_up()
         self._start_observers()
         return super()._inner_training_loop(*args, **kwargs)

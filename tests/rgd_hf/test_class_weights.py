@@ -170,6 +170,35 @@ def test_heads_without_classes_are_refused(make_args):
     trainer = ReweightedTrainer(tiny_bert(num_labels=1), make_args(), class_weights="2")
     with pytest.raises(ValueError, match="this is regression"):
         trainer.compute_loss(trainer.model, stack(classification_data(4)) | {"labels": torch.rand(4)})
-    args = make_args(ReweightedTrainingArguments, class_weights="balanced")
+
+
+@pytest.mark.parametrize("reweighting", ["kl", "none"])
+def test_without_a_training_set_balanced_is_enough_for_evaluation_alone(make_args, reweighting):
+    data = classification_data(8)
+    args = make_args(ReweightedTrainingArguments, class_weights="balanced", reweighting=reweighting)
+    trainer = ReweightedTrainer(tiny_bert(), args, eval_dataset=data)
+    plain = tiny_bert().eval()(**stack(data)).loss.item()
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(plain, rel=1e-6)
+    missing = pytest.raises(ValueError, match=r"'balanced' counts the labels of train_dataset.*has none")
+    with missing:
+        trainer.train()
+    trainer.model.train()
+    with missing:
+        trainer.compute_loss(trainer.model, stack(data))
+    trainer.train_dataset = data
+    trainer.train()
+    late, early = trainer.model, tiny_bert()
+    ReweightedTrainer(early, args, train_dataset=data).train()
+    torch.testing.assert_close(parameters_of(late), parameters_of(early))
+
+
+def test_a_loader_of_its_own_without_a_training_set_is_not_trained_on_unbalanced(make_args):
+    class OwnLoader(ReweightedTrainer):
+        def get_train_dataloader(self):
+            return torch.utils.data.DataLoader(classification_data(8), 4, collate_fn=self.data_collator)
+
+    trainer = OwnLoader(tiny_bert(), make_args(max_steps=1), class_weights="balanced")
     with pytest.raises(ValueError, match="counts the labels of train_dataset"):
-        ReweightedTrainer(tiny_bert(), args)
+        trainer.train()
+    listed = OwnLoader(tiny_bert(), make_args(max_steps=1), class_weights="1,2.5,0.5")
+    assert listed.train().global_step == 1

@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import Trainer
+from torch.utils.data import DataLoader
+from transformers import Trainer, default_data_collator
 
 from rgd_hf import ReweightedTrainer
 from rgd_hf.heads import HEADS, logits_of
@@ -131,3 +132,43 @@ def test_what_a_users_head_returns_for_ignored_items_is_nowhere(ignored, make_ar
     loss, gradients = train()
     assert loss == pytest.approx(expected_loss)
     torch.testing.assert_close(gradients, expected)
+
+
+class Unprepared(ReweightedTrainer):
+    """Accelerate knows the training's loader alone, which is at its end while the epoch's evaluation runs."""
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        return DataLoader(self.eval_dataset, batch_size=4, collate_fn=default_data_collator)
+
+
+def test_a_loader_of_the_users_is_not_cut_as_the_trainings_is(make_args):
+    args = make_args(max_steps=4, per_device_train_batch_size=4, learning_rate=0.0, eval_strategy="epoch")
+    trainer = Unprepared(tiny_bert(), args, train_dataset=DATA, eval_dataset=DATA[:8])
+    trainer.train()
+    (loss,) = (entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry)
+    assert loss == pytest.approx(plain(DATA[:8]), rel=1e-5)
+    assert len(trainer.eval_losses) == 8
+
+
+@pytest.mark.parametrize("size", [2, 4, 8])
+def test_losses_of_tokens_in_one_row_all_count(size, make_args):
+    def losses(outputs, labels):
+        return F.cross_entropy(logits_of(outputs).flatten(0, 1), labels.flatten(), reduction="none")
+
+    torch.manual_seed(0)
+    rows = [{"x": torch.randn(6, 5), "labels": torch.randint(0, 3, (6,))} for _ in range(6)]
+    model = Linear()
+    args = make_args(per_device_eval_batch_size=size)
+    trainer = ReweightedTrainer(model, args, eval_dataset=rows, per_sample_loss_fn=losses)
+    batch = stack(rows)
+    expected = losses(model(batch["x"]), batch["labels"]).detach()
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected.mean().item(), rel=1e-5)
+    torch.testing.assert_close(trainer.eval_losses, expected)
+
+
+class Linear(torch.nn.Linear):
+    def __init__(self):
+        super().__init__(5, 3)
+
+    def forward(self, x):
+        return {"logits": super().forward(x)}

@@ -185,6 +185,29 @@ class TestLossBehind:
         trainer = type("Ours", (ReweightingMixin, Scaled), {})(tiny_bert(), make_args(), reweighting="none")
         assert trainer.loss_is_scaled_for_ga is False
 
+    @pytest.mark.parametrize("scaled", [True, False])
+    def test_scale_may_be_set_on_the_object(self, scaled, make_args):
+        class Scaled(self.Theirs):
+            def __init__(self, *args, **kwargs):
+                super().__init__(*args, **kwargs)
+                self.loss_is_scaled_for_ga = scaled
+
+        ours = type("Ours", (ReweightingMixin, Scaled), {})
+        # "kl" is no keyword at all, and the stock Trainer takes none.
+        of_stock = gradient_taken(Scaled, make_args, "kl", (4, 3))
+        assert relative_error(gradient_taken(ours, make_args, "none", (4, 3)), of_stock) < 1e-5
+
+
+def test_a_scale_set_on_the_object_is_not_that_of_re_weighted_losses(make_args):
+    class Scaled(Trainer):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.loss_is_scaled_for_ga = False
+
+    ours = type("Ours", (ReweightingMixin, Scaled), {})
+    found = gradient_taken(ours, make_args, "kl", (4, 3))
+    assert_same_gradient(found, gradient_taken(ReweightedTrainer, make_args, "kl", (4, 3)))
+
 
 def test_a_loss_scale_that_is_not_the_class_s_own_is_refused(make_args):
     class Mine(ReweightedTrainer):

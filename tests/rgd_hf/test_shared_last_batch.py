@@ -177,7 +177,7 @@ def test_samples_that_cannot_be_told_apart_are_refused_at_once(of_two):
 def shard(n, samples, index, processes=2, **options):
     drawn = torch.utils.data.BatchSampler(range(n), samples, False)
     sampler = BatchSamplerShard(drawn, processes, index, **options)
-    return SimpleNamespace(active_dataloader=SimpleNamespace(batch_sampler=sampler)), list(sampler)[-1]
+    return SimpleNamespace(batch_sampler=sampler), list(sampler)[-1]
 
 
 @pytest.mark.parametrize("n", range(1, 18))
@@ -186,8 +186,8 @@ def test_share_is_what_accelerate_does_not_repeat(n, split):
     shares = [shard(n, 4, index, split_batches=split) for index in range(2)]
     step = 4 if split else 8
     kept = []
-    for state, batch in shares:
-        share = share_of_last_batch(state)
+    for loader, batch in shares:
+        share = share_of_last_batch(loader)
         assert (share is None) == (n % step == 0)
         if share is not None:
             assert share.samples == len(batch)
