@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 from transformers.utils import logging
 
@@ -127,11 +128,15 @@ class FusedHead:
         Raises:
             RuntimeError: the model uses its head in a different way than in the first batch.
             ValueError: there are more targets than positions.
+            torch.OutOfMemoryError: the batch is too large, as from any forward pass.
         """
         if self._after is None and not self._keeps_logits:
             try:
                 self._after = self._measure(wrapped, inputs)
             except Exception as error:
+                # It says nothing about the model: auto_find_batch_size tries again with a smaller batch.
+                if isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error):
+                    raise
                 self._give_up(
                     str(error) if isinstance(error, _NotExactError) else f"{error!r} in the attempt"
                 )

@@ -322,3 +322,47 @@ def test_tied_weights_get_both_gradients(make_args):
         eos_token_id=None,
     )
     assert_same(GPT2LMHeadModel(config), make_args, batch())
+
+
+OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+def runs_two_rows_at_most(error=OUT_OF_MEMORY):
+    model = llama()
+
+    def raise_above(module, args, kwargs):
+        if len(kwargs["input_ids"]) > 2:
+            raise error
+
+    model.model.register_forward_pre_hook(raise_above, with_kwargs=True)
+    return model
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OUT_OF_MEMORY,
+        torch.OutOfMemoryError("XPU has no memory left"),
+        RuntimeError(
+            "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."
+        ),
+    ],
+    ids=lambda error: str(error)[:4],
+)
+def test_a_batch_that_is_too_large_says_nothing_about_the_model(error, make_args):
+    model = runs_two_rows_at_most(error)
+    trainer = ReweightedTrainer(model, make_args())
+    inputs = batch()
+    with pytest.raises(type(error)):
+        trainer.compute_loss(model, dict(inputs))
+    assert is_fused(trainer) is None
+    trainer.compute_loss(model, {name: rows[:2] for name, rows in inputs.items()})
+    assert is_fused(trainer)
+
+
+def test_a_smaller_batch_is_found_and_needs_no_logits(make_args):
+    rows = [{"input_ids": torch.arange(3, 9), "labels": torch.arange(3, 9)}] * 8
+    args = make_args(auto_find_batch_size=True, per_device_train_batch_size=8, max_steps=2)
+    trainer = ReweightedTrainer(runs_two_rows_at_most(), args, train_dataset=rows)
+    trainer.train()
+    assert trainer._train_batch_size == 2 and is_fused(trainer)
