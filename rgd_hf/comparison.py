@@ -15,6 +15,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from rgd_hf.description import method_name
 from rgd_hf.json_lines import append_line, read_lines
+from rgd_hf.overrides import behind, in_front
 from rgd_hf.scores import is_greater_better
 from rgd_hf.statistics import Estimate, mean_interval, smallest_detectable
 from rgd_hf.trainer import ReweightingMixin
@@ -152,8 +153,9 @@ def compare(
         The comparison; `print` shows it.
 
     Raises:
-        ValueError: `make_trainer` does not use the seed or re-weighting it is given, `metric` is not among the metrics,
-            there are fewer than two re-weightings or two of the same name, or `output_dir` holds runs with other settings.
+        ValueError: `make_trainer` does not use the seed or re-weighting it is given or gives no `eval_dataset`, `metric`
+            is not among the metrics, there are fewer than two re-weightings or two of the same name, or `output_dir` holds
+            runs with other settings.
     """
     labels = _labels(reweightings)
     if not seeds or len(set(seeds)) < len(seeds):
@@ -264,6 +266,22 @@ def _check_trainer(trainer: Any, seed: int, reweighting: Any) -> None:
             f"make_trainer was given reweighting={reweighting!r}, but its Trainer has {args.reweighting!r}. Pass it on, "
             "ReweightedTrainer(reweighting=reweighting)."
         )
+    if trainer.eval_dataset is None and not _evaluates_by_itself(trainer):
+        raise ValueError(
+            "make_trainer must give its Trainer an eval_dataset, on which the methods are compared: "
+            "ReweightedTrainer(eval_dataset=...)."
+        )
+
+
+def _evaluates_by_itself(trainer: Any) -> bool:
+    """Whether a class of the user's own may know what it is evaluated on."""
+    for name in ("evaluate", "get_eval_dataloader"):
+        last = behind(trainer, ReweightingMixin, name)
+        overrides = [*in_front(trainer, ReweightingMixin, name), *([last] if last else [])]
+        modules = [getattr(override.function, "__module__", "") for override in overrides]
+        if not all(module.startswith("transformers.") for module in modules):
+            return True
+    return False
 
 
 def _settings(trainer: Any) -> dict[str, Any]:

@@ -215,8 +215,48 @@ def test_the_table_shows_the_interval_of_the_statistics():
     assert [float(end) for end in re.findall(r"[-+][\d.]+", row[4])] == pytest.approx(expected[1:3], abs=5e-5)
 
 
+def test_a_missing_evaluation_set_is_noticed_before_the_first_training(make_args, tmp_path):
+    build = Builder(make_args)
+
+    def without(seed, reweighting):
+        trainer = build(seed, reweighting)
+        trainer.eval_dataset = None
+        return trainer
+
+    with pytest.raises(ValueError, match=r"eval_dataset=\.\.\."):
+        compare(without, seeds=[0], output_dir=tmp_path / "c")
+    assert not build.trained
+
+
+def test_a_trainer_may_know_its_evaluation_set_by_itself(make_args, tmp_path):
+    build = Builder(make_args)
+
+    def knows(seed, reweighting):
+        trainer = build(seed, reweighting)
+        data, trainer.eval_dataset = trainer.eval_dataset, None
+        get_eval_dataloader = trainer.get_eval_dataloader
+        trainer.get_eval_dataloader = lambda given=None: get_eval_dataloader(data)
+        return trainer
+
+    assert len(compare(knows, seeds=[0], output_dir=tmp_path / "c").runs) == 2
+
+
 @pytest.mark.parametrize(
-    "name", ["loss", "log_loss", "rmse", "mae", "ece", "calibration_error", "perplexity", "wer"]
+    "name",
+    [
+        "loss",
+        "log_loss",
+        "rmse",
+        "mae",
+        "ece",
+        "calibration_error",
+        "perplexity",
+        "wer",
+        "cer",
+        "ter",
+        "nll",
+        "val/nll",
+    ],
 )
 @pytest.mark.parametrize("prefix", ["", "eval_", "test_"])
 def test_which_metrics_are_better_when_smaller(prefix, name):
@@ -224,7 +264,17 @@ def test_which_metrics_are_better_when_smaller(prefix, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["accuracy", "eval_f1_macro", "r2", "matthews_correlation", "loss_reduction", "bleu"]
+    "name",
+    [
+        "accuracy",
+        "eval_f1_macro",
+        "r2",
+        "matthews_correlation",
+        "loss_reduction",
+        "bleu",
+        "correct_answer",
+        "parameter",
+    ],
 )
 def test_which_metrics_are_better_when_larger(name):
     assert is_greater_better(name)
