@@ -5,18 +5,20 @@ what the outermost override returns by the micro-batch's share. Where the items 
 share is known before the backward pass; otherwise the gradients are rescaled once, after the last micro-batch.
 """
 
+import math
 from collections.abc import Iterator, MutableMapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from transformers.trainer_pt_utils import find_batch_size
 from transformers.trainer_utils import has_length
 
 from rgd_hf.data import SAMPLE_WEIGHT
 from rgd_hf.flattened import SAMPLE_LENGTHS
-from rgd_hf.gradients import gradients_can_be_rescaled, rescale_gradients
+from rgd_hf.gradients import PendingGradients, gradients_can_be_rescaled
 from rgd_hf.items import reference_at_level
 from rgd_hf.loss_sources import HeadLosses
 from rgd_hf.overrides import in_front, set_on
@@ -49,6 +51,8 @@ class OptimizerStepMixin(StepGuardMixin):
     _step_factor: Tensor
     # The share of the step's last batch where this package gave its samples weights, to leave out repeats.
     _left_out: Share | None = None
+    # Those of the step under way, where they are rescaled.
+    _pending: PendingGradients | None = None
 
     # --- the items of a step ----------------------------------------------------------------------------------------
 
@@ -189,7 +193,11 @@ class OptimizerStepMixin(StepGuardMixin):
         with ExitStack() as stack:
             calls = stack.enter_context(self._loss_calls_counted(inputs, mass, total))
             if rescales and total is not None:
-                stack.enter_context(self._rescaled_after_backward(model, calls, total))
+                if not self._step_is_open or self._pending is None:
+                    self._pending = PendingGradients(model, self._optimizers())
+                if self.is_fsdp_enabled:
+                    self._check_pending()  # its forward pass puts the gradients elsewhere
+                stack.enter_context(self._rescaled_after_backward(calls, total))
             loss = super().training_step(model, inputs, num_items_in_batch)
         self._check_gradients_accumulate()
         self._check_calls(calls)
@@ -201,26 +209,64 @@ class OptimizerStepMixin(StepGuardMixin):
             self._step_finished = self._steps_begun
         return loss
 
+    def _optimizers(self) -> list[Any]:
+        """The Trainer's optimizer, and those that the user's class keeps on the Trainer beside it."""
+        return [
+            value for name, value in vars(self).items() if name == "optimizer" or isinstance(value, Optimizer)
+        ]
+
+    def _check_pending(self) -> None:
+        """Raise where others changed the gradients that will be rescaled, unless it may be by 1."""
+        assert self._pending is not None
+        if not self._pending.changed():
+            return
+        # The items were counted, and it is an override that may change them: the scale is 1 unless it does.
+        self._pending.of_others = True
+        if self._counted is None:
+            raise self._gradients_of_others()
+
+    def _gradients_of_others(self) -> NotImplementedError:
+        overrides = [*self._overrides("training_step"), *self._overrides("compute_loss")]
+        return NotImplementedError(
+            f"{overrides[0].name if overrides else 'A callback or hook'} changes gradients (by a backward pass of its own, or "
+            "in place) before the last backward pass of an accumulated step, whose gradients are rescaled after it because of "
+            f"{self._uncounted() or 'a training set of unknown length'}, those of others with them: add a penalty to what "
+            "super().compute_loss returns in compute_loss; or change gradients after super().training_step, once a step, "
+            "where self.accelerator.sync_gradients is true; or set gradient_accumulation_steps=1 (and raise "
+            "per_device_train_batch_size)."
+        )
+
     @contextmanager
-    def _rescaled_after_backward(
-        self, model: nn.Module, calls: list[LossCall], total: Tensor | int
-    ) -> Iterator[None]:
+    def _rescaled_after_backward(self, calls: list[LossCall], total: Tensor | int) -> Iterator[None]:
         """Inside, a backward pass that is the step's last gives the gradients their exact scale.
 
         Not later, so that overrides of `training_step` see the gradients that the optimizer will see.
         """
-        backward = self.accelerator.backward
+        backward, pending = self.accelerator.backward, self._pending
+        assert pending is not None
+
+        done = False
 
         def backward_and_rescale(*args: Any, **kwargs: Any) -> None:
+            nonlocal done
+            # The first one after the loss was asked for is the Trainer's; others may stand behind this package.
+            if done or len(calls) != 1 or calls[0].mass is None:
+                backward(*args, **kwargs)
+                return
+            done = True
+            if not self.is_fsdp_enabled:
+                self._check_pending()
             backward(*args, **kwargs)
-            if len(calls) != 1 or calls[0].mass is None:
-                return  # refused by _check_calls
+            pending.keep()
             self._step_mass = self._step_mass + calls[0].mass / total
             if self.accelerator.sync_gradients:
                 mass = self.accelerator.reduce(self._step_mass, reduction="sum")
-                self._step_factor = torch.where(mass > 0, 1 / mass, 0.0)
-                rescale_gradients(model.parameters(), self._step_factor)
-                self._scale_pending = False
+                self._step_factor = torch.where(mass > 0, 1 / mass, 1.0)
+                # Asked of the device only where there are gradients of others.
+                if pending.of_others and not math.isclose(self._step_factor.item(), 1.0, rel_tol=1e-5):
+                    raise self._gradients_of_others()
+                pending.rescale(self._step_factor)
+                self._scale_pending, self._pending = False, None
 
         with set_on(self.accelerator, "backward", backward_and_rescale):
             yield
@@ -311,7 +357,7 @@ class OptimizerStepMixin(StepGuardMixin):
         return corrected
 
     def _reset_step(self) -> None:
-        self._counted = None
+        self._counted = self._pending = None
         self._step_mass = torch.zeros((), device=self.args.device)
         self._step_loss = torch.zeros((), device=self.args.device)
 
