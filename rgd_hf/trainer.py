@@ -31,6 +31,7 @@ from rgd_hf.per_sample_losses import PerSampleLossesMixin
 from rgd_hf.push import PushMixin
 from rgd_hf.repeats import cannot_leave_out
 from rgd_hf.training_args import (
+    GivenArguments,
     ReweightingArguments,
     check_read,
     check_reweighting,
@@ -71,7 +72,7 @@ class ReweightingMixin(
     Attributes:
         stop_on_non_finite_loss: whether a NaN or infinite training loss ends the run with an error. None, the default,
             does so wherever losses are re-weighted; with `reweighting="none"` the run then continues, as with the stock
-            Trainer.
+            Trainer. In a hyperparameter search it ends the trial, with a warning and the objective NaN, and no error.
 
     Raises:
         NotImplementedError: the model's head is not known and no `per_sample_loss_fn` is given
@@ -98,7 +99,9 @@ class ReweightingMixin(
         super().__init__(*args, **trainer_arguments)
         if rule is None:
             check_read(given, given.get("reweighting", getattr(self.args, "reweighting", "kl")))
-        self.args = with_settings(self.args, given)
+        user_args = self.args
+        self.args = with_settings(user_args, given)
+        self._given_args = None if self.args is user_args else GivenArguments(user_args, given)
         if rule is not None:
             self._set_weighting(rule)
         if not self.label_names and not self.can_return_loss and self._has_own_losses:
@@ -330,7 +333,7 @@ class ReweightingMixin(
         self._steps_begun = self._step_finished = 0
         self._step_is_open = False
         self._start_rule()
-        self._warned = self._weights_looked_at = False
+        self._warned = self._weights_looked_at = self._trial_ends = False
 
     def _begin_step(self, batch_samples: list) -> None:
         super()._begin_step(batch_samples)
@@ -363,6 +366,7 @@ class ReweightingMixin(
         Raises:
             NonFiniteLossError: a loss was NaN or infinite; checkpoints written before are kept.
         """
+        self._use_given_arguments()
         try:
             with self._guarded():
                 result = super().train(*args, **kwargs)
@@ -372,6 +376,20 @@ class ReweightingMixin(
         self._end_step()
         self._stop_if_not_finite()
         return result
+
+    def evaluate(self, *args: Any, **kwargs: Any):
+        """As the Trainer's."""
+        self._use_given_arguments()
+        return super().evaluate(*args, **kwargs)
+
+    def predict(self, *args: Any, **kwargs: Any):
+        """As the Trainer's."""
+        self._use_given_arguments()
+        return super().predict(*args, **kwargs)
+
+    def _use_given_arguments(self) -> None:
+        if self._given_args is not None:
+            self._given_args.bring_up_to_date(self.args)
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any):
         # Only here a search's trial has its model and settings; a batch size that did not fit begins here again.

@@ -1,7 +1,7 @@
 """The settings of re-weighting as `TrainingArguments` fields: scalars with command-line help."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -160,6 +160,37 @@ class ReweightedTrainingArguments(ReweightingArguments, TrainingArguments):
 @dataclass
 class ReweightedSeq2SeqTrainingArguments(ReweightingArguments, Seq2SeqTrainingArguments):
     """`Seq2SeqTrainingArguments` with the settings of re-weighting."""
+
+
+class GivenArguments:
+    """The arguments that a Trainer was given, where it trains with a copy of them.
+
+    The stock Trainer has no copy: whatever is set on the arguments after it was made counts.
+
+    Args:
+        given: the user's object, which others may share.
+        fixed: names of fields that were also given to the Trainer itself, which come before those of `given`.
+    """
+
+    def __init__(self, given: Any, fixed: Collection[str]):
+        self.given = given
+        defaults = {name: field.default for name, field in ReweightingArguments.__dataclass_fields__.items()}
+        present = {name: getattr(given, name) for name in type(given).__dataclass_fields__}
+        present |= {name: getattr(given, name, default) for name, default in defaults.items()}
+        self._seen = {name: value for name, value in present.items() if name not in fixed}
+
+    def bring_up_to_date(self, args: Any) -> None:
+        """Set on `args` what was since set on the user's object, except where `args` were themselves changed since.
+
+        Args:
+            args: the Trainer's copy, in place.
+        """
+        for name, before in self._seen.items():
+            now = getattr(self.given, name, before)
+            if now is not before:
+                self._seen[name] = now
+                if getattr(args, name) is before:
+                    setattr(args, name, now)
 
 
 def take_weighting(given: dict[str, Any]) -> tuple[Weighting | None, dict[str, Any]]:

@@ -1,7 +1,10 @@
 """Training logs of the weights, the warning about clipped losses, and the stop on NaN and infinite values."""
 
+import math
 import warnings
 from typing import TYPE_CHECKING, Any
+
+from transformers.trainer_utils import HPSearchBackend
 
 from rgd_hf.observers.statistics import stop_if_not_finite
 from rgd_hf.observers.trainer import ObserversMixin
@@ -17,7 +20,10 @@ class LogsMixin(ObserversMixin):
     # Of the ReweightingMixin that derives from this class.
     stop_on_non_finite_loss: bool | None
     args: Any
+    objective: Any
     _warned = False
+    # Whether the training is a trial of a search that ends because of a loss that is not finite.
+    _trial_ends = False
     _in_training_step: bool
 
     if TYPE_CHECKING:
@@ -36,6 +42,7 @@ class LogsMixin(ObserversMixin):
         # Every process comes here with a training log, which the Trainer itself gathers the loss for.
         if "loss" in logs and self.unreduces_losses:
             self._stop_if_not_finite()
+        if "loss" in logs and self.unreduces_losses and not self._trial_ends:
             if not self._in_training_step:  # an override may log in the middle of a step
                 self._end_step()
             logs.update(self.weighting.logs())
@@ -64,7 +71,8 @@ class LogsMixin(ObserversMixin):
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         self._stop_if_not_finite()
-        super()._save_checkpoint(*args, **kwargs)
+        if not self._trial_ends:
+            super()._save_checkpoint(*args, **kwargs)
 
     def _stop_if_not_finite(self) -> None:
         stops = self.stop_on_non_finite_loss
@@ -80,4 +88,23 @@ class LogsMixin(ObserversMixin):
                 f"{self.args.output_dir!r} were written before that step and are kept."
             )
         if stops or stops is None:
-            stop_if_not_finite(bad_loss, self.args.output_dir)
+            if self.hp_search_backend is not None and self.state.is_hyper_param_search:
+                self._end_trial_if_not_finite(bad_loss)
+            else:
+                stop_if_not_finite(bad_loss, self.args.output_dir)
+
+    def _end_trial_if_not_finite(self, first_bad_step: float) -> None:
+        """In place of an exception, which would end the whole search: the trial ends and its objective is NaN."""
+        if math.isinf(first_bad_step):
+            return
+        if not self._trial_ends:
+            self._trial_ends = True
+            warnings.warn(
+                f"The training loss was NaN or infinite at optimizer step {first_bad_step:.0f} of this trial, which "
+                "therefore ends; the search continues. Narrow the search space (a lower learning rate) to spare such trials.",
+                stacklevel=3,
+            )
+        self.control.should_training_stop = True
+        # Not that of an evaluation before the loss went wrong. Optuna fails a trial by this one; the other backends are
+        # told what an evaluation after the training gives, which the Trainer makes where there is none.
+        self.objective = math.nan if self.hp_search_backend == HPSearchBackend.OPTUNA else None

@@ -151,5 +151,5 @@ def stop_if_not_finite(first_bad_step: float, output_dir: str) -> None:
         f"The training loss was NaN or infinite at optimizer step {first_bad_step:.0f}, so the parameters are no "
         f"longer usable. Checkpoints in {output_dir!r} were written before that step and are kept. Look at the data "
         "of that step, lower the learning rate, set max_grad_norm, or use bf16 or float32 instead of fp16; then "
-        "resume from the last checkpoint."
+        "resume from the last checkpoint. To train on after such a loss, set trainer.stop_on_non_finite_loss = False."
     )

@@ -8,6 +8,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from rgd_hf import ReweightedTrainer, ReweightedTrainingArguments
 from rgd_hf.divergences import largest_weight
+from rgd_hf.trainer import NonFiniteLossError
 from tests.helpers.tiny import classification_data, parameters_of, tiny_bert
 
 optuna = pytest.importorskip("optuna")
@@ -82,6 +83,111 @@ def test_a_search_that_suggests_a_wrong_value_says_what_is_allowed(make_args):
         trainer.hyperparameter_search(
             hp_space=lambda trial: {"tau": trial.suggest_float("tau", -1, -1)}, n_trials=1, backend="optuna"
         )
+
+
+RATES = [1e-3, 1e38, 1e-2]
+
+
+def search_over_rates(cls, make_args, data=DATA, logging_steps=1, **settings):
+    """The second of three trials diverges."""
+    args = make_args(
+        max_steps=4,
+        optim="sgd",
+        max_grad_norm=0.0,
+        eval_strategy="steps",
+        eval_steps=1,
+        logging_steps=logging_steps,
+    )
+    trainer = cls(
+        args=args, model_init=lambda trial: tiny_bert(), train_dataset=data, eval_dataset=data, **settings
+    )
+    steps, study = [], []
+
+    class Ends(TrainerCallback):
+        def on_train_end(self, args, state, control, **kwargs):
+            steps.append(state.global_step)
+
+    def space(trial):
+        study[:] = [trial.study]
+        return {"learning_rate": trial.suggest_float("learning_rate", *[RATES[trial.number]] * 2)}
+
+    trainer.add_callback(Ends)
+    best = trainer.hyperparameter_search(space, n_trials=3, direction="minimize", backend="optuna")
+    states = [trial.state.name for trial in study[0].trials]
+    return best, states, steps
+
+
+@pytest.mark.parametrize("logging_steps", [1, 100])
+@pytest.mark.parametrize("stops", [None, True, False])
+def test_a_trial_that_diverges_fails_and_the_search_goes_on(stops, logging_steps, make_args):
+    class Ours(ReweightedTrainer):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.stop_on_non_finite_loss = stops
+
+    stock, states, _ = search_over_rates(Trainer, make_args, logging_steps=logging_steps)
+    assert states == ["COMPLETE", "FAIL", "COMPLETE"]
+    if stops is False:
+        best, found, steps = search_over_rates(Ours, make_args, logging_steps=logging_steps)
+    else:
+        with pytest.warns(UserWarning, match="at optimizer step 2 of this trial.*the search continues"):
+            best, found, steps = search_over_rates(Ours, make_args, logging_steps=logging_steps)
+    assert (found, best.run_id) == (states, stock.run_id)
+    assert steps == [4, 2 if stops is not False and logging_steps == 1 else 4, 4]
+
+
+def test_the_objective_of_a_trial_is_not_that_before_it_diverged(make_args):
+    """An accuracy is a number even of a model that is none."""
+    _, states, _ = search_over_rates(
+        ReweightedTrainer, make_args, compute_metrics=lambda prediction: {"accuracy": 0.0}
+    )
+    assert states == ["COMPLETE", "FAIL", "COMPLETE"]
+
+
+def test_a_later_training_outside_of_the_search_stops_with_an_error(make_args):
+    args = make_args(max_steps=3, optim="sgd", max_grad_norm=0.0, learning_rate=1e38)
+    trainer = ReweightedTrainer(
+        args=args, model_init=lambda trial: tiny_bert(), train_dataset=DATA, eval_dataset=DATA
+    )
+    trainer.hyperparameter_search(
+        lambda trial: {"learning_rate": trial.suggest_float("learning_rate", 1e-3, 1e-3)},
+        n_trials=1, direction="minimize", backend="optuna",
+    )  # fmt: skip
+    trainer.args.learning_rate = 1e38
+    with pytest.raises(NonFiniteLossError, match=r"step 2.*stop_on_non_finite_loss = False"):
+        trainer.train()
+
+
+@pytest.mark.parametrize(
+    "cls, keywords",
+    [
+        (TrainingArguments, {}),
+        (TrainingArguments, {"tau": 2.0}),
+        (ReweightedTrainingArguments, {}),
+        (ReweightedTrainingArguments, {"tau": 2.0}),
+    ],
+)
+def test_arguments_changed_after_the_trainer_was_made_count_as_with_the_stock_trainer(
+    cls, keywords, make_args
+):
+    args = make_args(cls, max_steps=1)
+    trainer = ReweightedTrainer(tiny_bert(), args, train_dataset=DATA, eval_dataset=DATA, **keywords)
+    args.max_steps, args.learning_rate, args.tau, args.reweighting = 3, 1e-4, 7.0, "chi2"
+    assert trainer.train().global_step == 3
+    assert (trainer.args.learning_rate, trainer.args.reweighting) == (1e-4, "chi2")
+    # What the Trainer itself was given comes first.
+    assert trainer.args.tau == (2.0 if keywords else 7.0)
+    args.per_device_eval_batch_size = 3
+    trainer.evaluate()
+    assert trainer.args.per_device_eval_batch_size == 3
+
+
+def test_what_is_set_on_the_trainer_itself_is_kept(make_args):
+    args = make_args(max_steps=1)
+    trainer = ReweightedTrainer(tiny_bert(), args, train_dataset=DATA)
+    trainer.args.max_steps = 2
+    args.max_steps = 3
+    assert trainer.train().global_step == 2
 
 
 @pytest.mark.parametrize("cls", [TrainingArguments, ReweightedTrainingArguments])
