@@ -81,7 +81,9 @@ def fold(logits: Tensor, start: int, targets: Tensor, transform: Transform, fold
     folded.target_logits.add_(logits.gather(1, column).squeeze(1).masked_fill_(~inside, 0.0))
     if folded.logits_sum is not None:
         folded.logits_sum.add_(logits.sum(dim=1))
-    largest = logits.amax(dim=1)
+    # A tile may hold nothing but minus infinity: finfo(float32).min, the usual bias of what may not be generated, is that
+    # in half precision. -inf - -inf would be NaN.
+    largest = logits.amax(dim=1).clamp_(min=torch.finfo(torch.float32).min)
     logsumexp = (logits - largest.unsqueeze(1)).exp_().sum(dim=1).log_().add_(largest)
     torch.logaddexp(folded.logsumexp, logsumexp, out=folded.logsumexp)
 

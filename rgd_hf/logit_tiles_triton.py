@@ -17,7 +17,7 @@ _FOLD_BLOCK, _GRADIENT_BLOCK = 2048, 1024
 def _transformed(z, scale, softcap, CAPPED: tl.constexpr):
     """The transformed logits, and the slope of the soft cap there."""
     z = z * scale
-    slope = z * 0.0 + 1.0
+    slope = tl.zeros_like(z) + 1.0
     if CAPPED:
         decay = tl.exp(-2.0 * tl.abs(z) / softcap)
         tanh = (1.0 - decay) / (1.0 + decay)
@@ -31,11 +31,13 @@ def _fold_kernel(
     logits, targets, logsumexp, target_logits, logits_sum, row_stride, start, width, scale, softcap,
     CAPPED: tl.constexpr, SMOOTHED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One program a token. The logsumexp so far is one more term of it: `exp(logsumexp)` is `1 * exp(largest)`."""
+    """One program a token. The logsumexp so far is one more term of it: `exp(logsumexp)` is `total * exp(largest)`."""
     row = tl.program_id(0).to(tl.int64)
     logits += row * row_stride
-    largest = tl.load(logsumexp + row)
-    total = 1.0
+    so_far = tl.load(logsumexp + row)
+    # finfo(float32).min, and not minus infinity, which is all that a tile may hold: -inf - -inf would be NaN.
+    largest = tl.maximum(so_far, -3.4028234663852886e38)
+    total = tl.exp(so_far - largest)
     logits_total = 0.0
     for first in range(0, width, BLOCK):
         column = first + tl.arange(0, BLOCK)

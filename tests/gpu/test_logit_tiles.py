@@ -95,6 +95,19 @@ def test_a_token_that_is_not_finite_spoils_no_other():
     assert found.isfinite().all(dim=1).sum() >= TOKENS - 2
 
 
+@pytest.mark.parametrize("way", [logit_tiles_triton, logit_tiles], ids=["triton", "torch"])
+@pytest.mark.parametrize("transform", [TRANSFORMS[0], TRANSFORMS[1]])
+def test_tiles_of_minus_infinity_are_as_if_they_were_not_there(transform, way):
+    logits, targets, factor = tiles(torch.float32)
+    logits[:8, :2500] = logits[8:16, 2500:2564] = logits[16:24, :2564] = logits[24:, 2564:] = -torch.inf
+    targets = torch.where(torch.arange(TOKENS, device=DEVICE) < 24, 2999, 17)
+    logsumexp = folded_by(way, logits, targets, transform).logsumexp
+    exact = transform(logits.double().clone()).logsumexp(dim=1)
+    torch.testing.assert_close(logsumexp, exact.float(), rtol=1e-6, atol=2e-6)
+    found = way.gradient(logits.clone(), 0, targets, transform, logsumexp, factor, 0.0, VOCABULARY)
+    assert found.isfinite().all() and not found[logits == -torch.inf].any()
+
+
 def test_no_token_at_all():
     logits, targets, _ = tiles(torch.float32)
     nothing = Folded(*(torch.zeros(0, device=DEVICE) for _ in range(3)))

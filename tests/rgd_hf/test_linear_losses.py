@@ -169,6 +169,39 @@ def test_no_tensor_is_larger_than_a_tile(way, most):
     assert largest.elements == TOKENS * VOCABULARY
 
 
+@pytest.mark.parametrize("first", [0, 64], ids=["the first tiles", "later tiles"])
+@pytest.mark.parametrize("trains_weight", [True, False], ids=["trained", "frozen"])
+@pytest.mark.parametrize(
+    ("dtype", "value"),
+    [
+        (torch.float32, -torch.inf),
+        (torch.float32, torch.finfo(torch.float32).min),
+        (torch.bfloat16, torch.finfo(torch.float32).min),
+        (torch.float16, torch.finfo(torch.float32).min),
+    ],
+    ids=str,
+)
+def test_tiles_that_may_not_be_predicted_are_as_if_they_were_not_there(dtype, value, trains_weight, first):
+    hidden, weight, offset, targets = operands(dtype=dtype)
+    offset = offset.detach().float()
+    forbidden = (torch.arange(VOCABULARY) >= first) & (torch.arange(VOCABULARY) < first + 136)
+    offset[forbidden] = value
+    targets[forbidden[targets]] = VOCABULARY - 1
+    weight.requires_grad_(trains_weight)
+    leaves = [hidden, weight] if trains_weight else [hidden]
+    losses = tiled(hidden, weight, offset, targets)
+    # The oracle has no such columns at all.
+    left, kept = (~forbidden).nonzero().flatten(), targets - 136 * (targets >= first + 136)
+    logits = F.linear(hidden, weight[left], offset[left].to(dtype)).float()
+    expected = F.cross_entropy(logits, kept, reduction="none")
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(losses, expected, rtol=4 * eps, atol=4 * eps)
+    for found, right in zip(
+        torch.autograd.grad(losses.sum(), leaves), torch.autograd.grad(expected.sum(), leaves), strict=True
+    ):
+        assert (found.float() - right.float()).norm() < 8 * eps * right.float().norm()
+
+
 # --- a frozen head --------------------------------------------------------------------------------------------------------
 
 
