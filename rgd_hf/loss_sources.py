@@ -60,13 +60,21 @@ class HeadLosses:
         head: what `find_head` returned.
         model: the model without wrappers except PEFT's.
         class_weights: float32 `[classes]`, or None.
+        router_coefficient: of the load-balancing loss of a mixture of experts; None for the model's own.
     """
 
     # Dtypes and dimensions of the labels that were checked: a check waits for the device.
     _checked: frozenset[tuple[tuple[torch.dtype, int], ...]] = frozenset()
 
-    def __init__(self, head: Head, model: nn.Module, class_weights: Tensor | None):
+    def __init__(
+        self,
+        head: Head,
+        model: nn.Module,
+        class_weights: Tensor | None,
+        router_coefficient: float | None = None,
+    ):
         self.head, self.unwrapped, self.class_weights = head, model, class_weights
+        self.router_coefficient = router_coefficient
         self.model = bare_model(model)
         self.name, self.token_level = head.name, head.token_level
         self._smoothing_said = False
@@ -156,7 +164,7 @@ class HeadLosses:
             outputs, losses = self._fused_head.run(model, forward, targets, label_smoothing)
         if losses is None:
             losses = head.losses(outputs, inputs, config, label_smoothing)
-        auxiliary = head.auxiliary(outputs, config, self.model)
+        auxiliary = head.auxiliary(outputs, config, self.model, self.router_coefficient)
         valid, reference = valid.to(losses.device), reference.to(losses.device)
         if head not in OWN_HEADS:
             losses = losses.masked_fill(~valid, 0.0)
@@ -350,6 +358,7 @@ def find_loss_source(
     class_weights: str | None,
     train_dataset: Any,
     device: torch.device,
+    router_coefficient: float | None = None,
 ) -> HeadLosses | CustomLosses | None:
     """The source of the unreduced losses of `model` (without wrappers except PEFT's); None if they are not known.
 
@@ -360,6 +369,7 @@ def find_loss_source(
         class_weights: `"balanced"`, numbers joined by commas, or None.
         train_dataset: the training set, whose labels `"balanced"` counts; without one there is nothing to weight yet.
         device: device of the class weights.
+        router_coefficient: as of `HeadLosses`.
 
     Raises:
         ValueError: class weights for items without classes, or as for `class_weights_of`.
@@ -379,4 +389,4 @@ def find_loss_source(
     if class_weights is not None and not classes.uncounted(class_weights, train_dataset):
         num_labels = bare_model(model).config.num_labels
         weights = classes.class_weights_of(class_weights, num_labels, train_dataset, *head.label_names)
-    return HeadLosses(head, model, None if weights is None else weights.to(device))
+    return HeadLosses(head, model, None if weights is None else weights.to(device), router_coefficient)

@@ -101,6 +101,7 @@ class PerSampleLossesMixin(TrainerBase):
         counted = self.train_dataset if self.args.class_weights == "balanced" else None
         found_for = (
             *(self.args.class_weights, self.reweights, replaced, self._overridden_losses()),
+            self._router_coefficient(),
             *map(_Identity, (self.model, *functions, counted)),
         )
         if self._source_found_for != found_for:
@@ -130,6 +131,7 @@ class PerSampleLossesMixin(TrainerBase):
             self.args.class_weights,
             self.train_dataset,
             self.args.device,
+            self._router_coefficient(),
         )
         if overridden is None:
             return source
@@ -139,6 +141,11 @@ class PerSampleLossesMixin(TrainerBase):
                 "multiply the losses there."
             )
         return OverriddenLosses(self.compute_per_sample_losses, overridden.name, source)
+
+    def _router_coefficient(self) -> float | None:
+        """Of a Trainer that has a setting for it, as TRL's, which multiplies the router's loss by itself; else None."""
+        has_setting = hasattr(self.args, "router_aux_loss_coef")
+        return getattr(self, "router_aux_loss_coef", None) if has_setting else None
 
     def _never_weighed(self) -> bool:
         """Whether an override of `compute_loss` cannot come to that of this package, which it does not mention."""

@@ -14,7 +14,9 @@ def _nothing_to_prepare(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
     return {}
 
 
-def _no_auxiliary_loss(outputs: Any, config: Any, model: nn.Module) -> Tensor | None:
+def _no_auxiliary_loss(
+    outputs: Any, config: Any, model: nn.Module, router_coefficient: float | None = None
+) -> Tensor | None:
     return None
 
 
@@ -41,9 +43,10 @@ class Head:
         optional_label_names: columns withheld from the forward where a batch has them.
         prepare: `(model, inputs) -> dict`: further inputs that the forward needs when the labels are withheld, e.g.
             the decoder's input ids, which the model otherwise derives from the labels.
-        auxiliary: `(outputs, config, model) -> 0-dimensional Tensor or None`: the auxiliary loss that the model adds to
-            the mean of the losses, times its coefficient (e.g. the load-balancing loss of a mixture of experts). It
-            belongs to the batch, not to an item, so it is never weighted.
+        auxiliary: `(outputs, config, model, router_coefficient=None) -> 0-dimensional Tensor or None`: the auxiliary loss
+            that the model adds to the mean of the losses, times its coefficient (e.g. the load-balancing loss of a
+            mixture of experts). It belongs to the batch, not to an item, so it is never weighted. `router_coefficient`
+            takes the place of the model's own for a load-balancing loss.
         targets: `(inputs, config) -> Tensor [batch, items]`, for language models whose logits come from an output
             embedding: the token id that each of the last positions predicts, -100 where ignored, of the shape of
             `valid`; it allows computing the losses without logits. None for other heads.
@@ -60,7 +63,7 @@ class Head:
     check: Callable[[Inputs, Any], None] = _nothing_to_check
     optional_label_names: tuple[str, ...] = ()
     prepare: Callable[[nn.Module, Inputs], dict[str, Any]] = _nothing_to_prepare
-    auxiliary: Callable[[Any, Any, nn.Module], Tensor | None] = _no_auxiliary_loss
+    auxiliary: Callable[..., Tensor | None] = _no_auxiliary_loss
     targets: Callable[[Inputs, Any], Tensor] | None = None
     positions_after: int = 0
     classes: Callable[[Inputs, Any], Tensor] | None = None

@@ -86,7 +86,9 @@ ALIGNED_LM = dataclasses.replace(MASKED_LM, name="language modelling with labels
 # --- auxiliary losses -----------------------------------------------------------------------------------------------
 
 
-def _router_loss(outputs: Any, config: Any, model: nn.Module) -> Tensor | None:
+def _router_loss(
+    outputs: Any, config: Any, model: nn.Module, router_coefficient: float | None = None
+) -> Tensor | None:
     """The load-balancing loss that a mixture of experts adds when it returns its router's logits."""
     if isinstance(outputs, Mapping):
         loss = outputs.get("aux_loss")
@@ -94,6 +96,8 @@ def _router_loss(outputs: Any, config: Any, model: nn.Module) -> Tensor | None:
         loss = outputs[0] if outputs[0].ndim == 0 else None
     if not isinstance(loss, Tensor):
         return None
+    if router_coefficient is not None:
+        return router_coefficient * loss
     for owner, name in (
         (model, "router_aux_loss_coef"),
         (model, "aux_loss_coef"),
@@ -107,18 +111,23 @@ def _router_loss(outputs: Any, config: Any, model: nn.Module) -> Tensor | None:
     )
 
 
-def _bamba_loss(outputs: Any, config: Any, model: nn.Module) -> Tensor | None:
+def _bamba_loss(
+    outputs: Any, config: Any, model: nn.Module, router_coefficient: float | None = None
+) -> Tensor | None:
     """Bamba's penalty on the size of its logits."""
     if not config.z_loss_coefficient > 0:
         return None
     return config.z_loss_coefficient * logits_of(outputs).logsumexp(dim=-1).float().square().mean()
 
 
-def _switch_loss(outputs: Any, config: Any, model: nn.Module) -> Tensor | None:
+def _switch_loss(
+    outputs: Any, config: Any, model: nn.Module, router_coefficient: float | None = None
+) -> Tensor | None:
     """Load balancing and router z-loss of both stacks of a Switch Transformer."""
+    balance = config.router_aux_loss_coef if router_coefficient is None else router_coefficient
     terms = [
         (coefficient, outputs.get(f"{stack}_{kind}_loss"))
-        for kind, coefficient in (("z", config.router_z_loss_coef), ("aux", config.router_aux_loss_coef))
+        for kind, coefficient in (("z", config.router_z_loss_coef), ("aux", balance))
         for stack in ("encoder", "decoder")
     ]
     losses = [coefficient * loss for coefficient, loss in terms if isinstance(loss, Tensor)]

@@ -6,9 +6,17 @@ The oracle is autograd through the surrogate of every token's loss, from the log
 import datasets
 import pytest
 import torch
+from packaging.version import Version
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn import functional as F
-from transformers import DataCollatorWithFlattening, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    DataCollatorWithFlattening,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from rgd_hf import ReweightedTrainer, ReweightingMixin, rgd_surrogate
 from rgd_hf.heads import doubt
@@ -156,6 +164,68 @@ def test_evaluates_the_plain_loss(make_args):
     # One batch: the stock trainer averages over batches, ours over tokens.
     stock, ours = (trainer_of(cls, make_args, model=model) for cls in (trl.SFTTrainer, ReweightedSFTTrainer))
     assert ours.evaluate()["eval_loss"] == pytest.approx(stock.evaluate()["eval_loss"], rel=1e-5)
+
+
+def mixtral():
+    """Keeps its own copy of the coefficient, which TRL's setting does not reach."""
+    torch.manual_seed(0)
+    config = MixtralConfig(
+        vocab_size=33,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        num_local_experts=4,
+        router_aux_loss_coef=0.001,
+        max_position_embeddings=64,
+        initializer_range=0.3,
+        pad_token_id=0,
+        eos_token_id=1,
+    )
+    return MixtralForCausalLM(config)
+
+
+@pytest.mark.skipif(
+    not hasattr(trl.SFTConfig, "router_aux_loss_coef"), reason="this TRL has no router_aux_loss_coef"
+)
+class TestRouter:
+    """The load-balancing loss has the coefficient of TRL's setting, and never a weight."""
+
+    @pytest.mark.parametrize("coefficient", [None, 0.0, 5.0])
+    @pytest.mark.parametrize("fused", [True, False], ids=["without logits", "logits"])
+    def test_the_setting_is_the_coefficient(self, fused, coefficient, make_args):
+        ours = {"tau": TAU, "fused_lm_head": fused}
+        settings = {"router_aux_loss_coef": coefficient}
+        trainer = trainer_of(ReweightedSFTTrainer, make_args, model=mixtral(), ours=ours, **settings)
+        model = trainer.model.train()
+        batch = next(iter(trainer.get_train_dataloader()))
+        found = gradients(model, trainer.compute_loss(model, dict(batch)))
+        objective = rgd_surrogate(token_losses(model, batch), "kl", TAU).mean()
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        router = model(**inputs, output_router_logits=True).aux_loss
+        coefficient = 0.001 if coefficient is None else coefficient
+        assert_same_gradients(found, gradients(model, objective + coefficient * router))
+
+    @pytest.mark.skipif(
+        Version(trl.__version__) < Version("1.16"),
+        reason="before TRL 1.16 the loss is the model's, which does not read the setting",
+    )
+    @pytest.mark.parametrize("coefficient", [None, 0.0, 5.0])
+    def test_none_is_as_the_stock_sft_trainer(self, coefficient, make_args):
+        settings = {"router_aux_loss_coef": coefficient, "learning_rate": 0.05}
+        stock, ours = (
+            trainer_of(cls, make_args, model=mixtral(), ours=keywords, **settings)
+            for cls, keywords in (
+                (trl.SFTTrainer, {}),
+                (ReweightedSFTTrainer, {"reweighting": "none"}),
+            )
+        )
+        assert ours.evaluate()["eval_loss"] == pytest.approx(stock.evaluate()["eval_loss"], rel=1e-5)
+        stock.train()
+        ours.train()
+        for left, right in zip(stock.model.parameters(), ours.model.parameters(), strict=True):
+            torch.testing.assert_close(right, left, rtol=1e-4, atol=1e-6)
 
 
 def test_lora_through_peft_config(make_args):
