@@ -1,12 +1,14 @@
 """The plain loss of a whole evaluation set, the same however it is cut into batches and processes."""
 
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from transformers import Seq2SeqTrainer
 from transformers.trainer_utils import EvalLoopOutput
+from transformers.utils import ModelOutput
 
 from rgd_hf.data import SAMPLE_WEIGHT
 from rgd_hf.evaluated_items import EvaluatedItems
@@ -22,6 +24,45 @@ else:
 
 
 _WITHOUT_REPEATS = "Set per_device_eval_batch_size=1, or evaluate on one process."
+
+
+class _WithLossOfTrainer(nn.Module):
+    """A model that is asked for its own loss, and gives that of the Trainer's `compute_loss`: by one forward pass too.
+
+    The Seq2SeqTrainer asks for it where it generates, and smooths its labels by itself.
+
+    Args:
+        model: as the Trainer calls it.
+        trainer: the Trainer, whose `label_smoother` is gone once it has its loss.
+    """
+
+    def __init__(self, model: nn.Module, trainer: Any):
+        super().__init__()
+        self.module, self.trainer = model, trainer
+        self.training = model.training
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("module"), name)
+
+    def forward(self, *args: Any, **inputs: Any) -> Any:
+        trainer = self.trainer
+        if args or any(inputs.get(name) is None for name in trainer.label_names):
+            return self.module(*args, **inputs)
+        number = trainer._get_num_items_in_batch([inputs], trainer.args.device)
+        loss, outputs = trainer.compute_loss(
+            self.module, inputs, return_outputs=True, num_items_in_batch=number
+        )
+        trainer.label_smoother = None
+        if isinstance(outputs, tuple):
+            return (loss, *outputs[1:])
+        if not isinstance(outputs, ModelOutput):
+            return {"loss": loss, **outputs} if isinstance(outputs, Mapping) else (loss, outputs)
+        outputs["loss"] = loss
+        outputs.move_to_end("loss", last=False)
+        return outputs
 
 
 class PlainEvaluationMixin(TrainerBase):
@@ -112,6 +153,9 @@ class PlainEvaluationMixin(TrainerBase):
         """As the Trainer's; evaluation counts every sample once, so a `sample_weight` column is ignored."""
         inputs = {k: v for k, v in inputs.items() if k != SAMPLE_WEIGHT}
         outer, self._evaluates_loss_only = self._evaluates_loss_only, prediction_loss_only
+        smoother = self.label_smoother
+        if self._generates and not prediction_loss_only and self.unreduces_losses:
+            model = _WithLossOfTrainer(model, self)
         try:
             with self._evaluating(), self._outputs_behind_the_loss():
                 return super().prediction_step(
@@ -119,6 +163,11 @@ class PlainEvaluationMixin(TrainerBase):
                 )
         finally:
             self._evaluates_loss_only = outer
+            self.label_smoother = smoother
+
+    @property
+    def _generates(self) -> bool:
+        return isinstance(self, Seq2SeqTrainer) and bool(getattr(self.args, "predict_with_generate", False))
 
     def evaluation_loop(
         self,
