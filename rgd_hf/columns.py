@@ -53,6 +53,8 @@ class ColumnsMixin(TrainerBase):
     # Whether the training batches come from the Trainer's own dataloader.
     _makes_batches = False
     _weights_looked_at = False
+    # The columns of the training set that a Trainer dropped when it prepared it, and what it made of it.
+    _dropped: tuple[frozenset[str], Any] = (frozenset(), None)
 
     if TYPE_CHECKING:
         observers: list[Observer]
@@ -112,6 +114,46 @@ class ColumnsMixin(TrainerBase):
         finally:
             self.data_collator = collator
 
+    @property
+    def _packs(self) -> bool:
+        return getattr(self.args, "packing", False) is True
+
+    def _joins_samples(self) -> str | None:
+        """The setting of TRL's SFTTrainer that puts several samples into one row of a batch; None without."""
+        if self._packs:
+            return "packing"
+        joins = getattr(self.args, "padding_free", False) is True and self.args.train_batch_size > 1
+        return "padding_free" if joins else None
+
+    def _note_dropped_columns(self, given: Any) -> None:
+        """Compare the training set with the one that the Trainer was given, and may have prepared."""
+        names, kept = _column_names(given), _column_names(self.train_dataset)
+        if names is None and isinstance(given, datasets.IterableDataset) and self._packs:
+            # It may not know its columns before it is read; TRL reads a sample, too.
+            names = list(next(iter(given), ()))
+        if given is self.train_dataset or names is None or (kept is None and not self._packs):
+            return
+        self._dropped = frozenset(names) - frozenset(kept or ()), self.train_dataset
+
+    def _check_columns_are_kept(self) -> None:
+        dropped, prepared = self._dropped
+        read = (SAMPLE_WEIGHT, *self.hidden_columns, *self._columns_read())
+        missing = [name for name in dict.fromkeys(read) if name in dropped]
+        if not missing or prepared is not self.train_dataset:
+            return
+        why, remedy = f"{type(self).__name__} drops when it prepares the data", "keep it there"
+        if self._packs:
+            why = "packing=True drops: a row holds several samples, or parts of them, and has none of its own"
+            remedy = "set packing=False"
+        other = (
+            f"train without weights: train_dataset.remove_columns({SAMPLE_WEIGHT!r})"
+            if missing == [SAMPLE_WEIGHT]
+            else f"train without what reads it (reweighting: {self.weighting.method_name()})"
+        )
+        raise ValueError(
+            f"The training set has the column {', '.join(map(repr, missing))}, which {why}. Either {remedy}, or {other}."
+        )
+
     def _check_sample_weights(self, batch: Any) -> None:
         """Look at the weights of the first batch of a training.
 
@@ -154,3 +196,8 @@ class ColumnsMixin(TrainerBase):
         """As the Trainer's, with the hidden columns removed."""
         inputs = self._without_columns(inputs)
         return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys=ignore_keys, **kwargs)
+
+
+def _column_names(dataset: Any) -> list[str] | None:
+    names = getattr(dataset, "column_names", None)
+    return names if isinstance(names, list) else None

@@ -64,9 +64,20 @@ def reference_at_level(reference: Tensor, level: str, sample_weight: Tensor | No
         raise ValueError(
             f"sample_weight has {sample_weight.numel()} elements for losses of shape {list(reference.shape)}: "
             "it needs one for each sample, and losses whose first dimension is the batch."
+            + in_one_row(reference)
         )
     weight = sample_weight.to(device=reference.device, dtype=torch.float32)
     return reference * weight.reshape(-1, *[1] * (reference.dim() - 1))
+
+
+def in_one_row(losses: Tensor) -> str:
+    """What to do where the losses of a batch are one row, for messages about columns with an element per sample."""
+    if losses.shape[:1] != (1,):
+        return ""
+    return (
+        " Padding-free training puts all samples of a batch into one row: set padding_free=False (TRL), or give a data "
+        "collator that pads (in place of DataCollatorWithFlattening)."
+    )
 
 
 def losses_at_level(losses: Tensor, reference: Tensor, level: str) -> Tensor:

@@ -1,7 +1,7 @@
 """What users override around a mixin: in classes before and behind it, and on the Trainer object itself."""
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from types import CodeType
@@ -134,6 +134,18 @@ def parameters_to_the_right(cls: type, mixin: type, names: Iterable[str]) -> dic
         for name in wanted & set(_parameters(init)):
             found.setdefault(name, other)
     return found
+
+
+def argument(cls: type, mixin: type, name: str, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> Any:
+    """An argument, by keyword or position, of the first `__init__` behind `mixin` that is not this package's; or None."""
+    if name in keywords:
+        return keywords[name]
+    order = cls.__mro__
+    for other in order[order.index(mixin) + 1 :]:
+        if "__init__" in other.__dict__ and not other.__module__.startswith("rgd_hf."):
+            names = [*_parameters(other.__dict__["__init__"])][1:]
+            return dict(zip(names, args)).get(name)
+    return None
 
 
 def _parameters(init: Callable[..., None]) -> Iterable[str]:

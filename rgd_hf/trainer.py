@@ -26,7 +26,7 @@ from rgd_hf.model_card import ModelCardMixin
 from rgd_hf.observers.logs import LogsMixin
 from rgd_hf.observers.statistics import NonFiniteLossError
 from rgd_hf.optimizer_step import WITHOUT_REPEATS, OptimizerStepMixin
-from rgd_hf.overrides import check_order, in_front, parameters_to_the_right
+from rgd_hf.overrides import argument, check_order, in_front, parameters_to_the_right
 from rgd_hf.per_sample_losses import PerSampleLossesMixin
 from rgd_hf.push import PushMixin
 from rgd_hf.repeats import cannot_leave_out
@@ -97,6 +97,9 @@ class ReweightingMixin(
         self.per_sample_loss_fn = per_sample_loss_fn
         self.stop_on_non_finite_loss: bool | None = None
         super().__init__(*args, **trainer_arguments)
+        self._note_dropped_columns(
+            argument(type(self), ReweightingMixin, "train_dataset", args, trainer_arguments)
+        )
         if rule is None:
             check_read(given, given.get("reweighting", getattr(self.args, "reweighting", "kl")))
         user_args = self.args
@@ -141,6 +144,7 @@ class ReweightingMixin(
     def _check_set_up(self) -> None:
         args, rule = self.args, self.weighting
         check_reweighting(args, rule)
+        self._check_columns_are_kept()
         if max(self.get_cp_size(), self.get_sp_size(), self.get_tp_size()) > 1:
             raise NotImplementedError(
                 "Re-weighting is not written for context, sequence or tensor parallelism, where one process sees a "
@@ -153,6 +157,11 @@ class ReweightingMixin(
             return
         self._check_scale()
         level = self._level()
+        if level == "sample" and (joins := self._joins_samples()):
+            raise ValueError(
+                f"reweighting_level='sample' needs the loss of each sample, but {joins}=True puts several into one row: "
+                f"set {joins}=False, or reweighting_level='token'."
+            )
         if rule.compares_items and level == "sample" and args.train_batch_size == 1:
             raise ValueError(
                 f"{rule.method_name()} compares the samples of one micro-batch with one another, but there is only one: "

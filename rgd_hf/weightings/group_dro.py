@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from rgd_hf.items import Items
+from rgd_hf.items import Items, in_one_row
 from rgd_hf.weightings.base import Weighting
 from rgd_hf.weightings.uniform import Uniform
 
@@ -143,7 +143,14 @@ class GroupDRO(Weighting):
                 f"but this batch has only {', '.join(sorted(items.batch))}. Set column, and keep the column in the "
                 "data collator."
             )
-        return torch.as_tensor(groups, device=items.reference.device).reshape(-1).long()
+        groups = torch.as_tensor(groups, device=items.reference.device).reshape(-1).long()
+        if len(groups) != len(items.reference):
+            raise ValueError(
+                f"The column {self.column!r} has {len(groups)} elements for losses of shape {list(items.reference.shape)}: "
+                "GroupDRO needs one for each sample, and losses whose first dimension is the batch."
+                + in_one_row(items.reference)
+            )
+        return groups
 
     def _check(self, groups: Tensor) -> None:
         # On the first micro-batch alone, because it waits for the device.

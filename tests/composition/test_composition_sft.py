@@ -20,6 +20,8 @@ from transformers import (
 
 from rgd_hf import ReweightedTrainer, ReweightingMixin, rgd_surrogate
 from rgd_hf.heads import doubt
+from rgd_hf import ReweightingMixin, rgd_surrogate
+from rgd_hf.weightings import GroupDRO
 
 trl = pytest.importorskip("trl")
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -226,6 +228,83 @@ class TestRouter:
         ours.train()
         for left, right in zip(stock.model.parameters(), ours.model.parameters(), strict=True):
             torch.testing.assert_close(right, left, rtol=1e-4, atol=1e-6)
+
+
+ONE_COUNTS = [0.0, 0.0, 3.0, 0.0]
+PACKED = pytest.mark.parametrize("strategy", ["bfd", "wrapped"])
+
+
+class TestColumns:
+    """A weight, or a group, is one sample's: what puts several samples into one row leaves it no place."""
+
+    def data(self, column, stream=False):
+        rows = text(4).add_column(column, ONE_COUNTS if column == "sample_weight" else [0, 1, 1, 0])
+        return rows.to_iterable_dataset() if stream else rows
+
+    def trainer(self, make_args, data, ours=None, **settings):
+        defaults = {"per_device_train_batch_size": 4, "max_steps": 1}
+        return trainer_of(
+            ReweightedSFTTrainer,
+            make_args,
+            data,
+            ours=ours or {"reweighting": "none"},
+            eval_strategy="no",
+            **defaults | settings,
+        )
+
+    def expected(self, trainer):
+        model = llama().train()
+        (row,) = (row for row in trainer.train_dataset if row["sample_weight"])
+        ids = torch.tensor([row["input_ids"]])
+        return model(input_ids=ids, labels=ids).loss.item()
+
+    @PACKED
+    @pytest.mark.parametrize("stream", [False, True])
+    def test_packing_refuses_weights_and_the_remedies_work(self, stream, strategy, make_args):
+        data = self.data("sample_weight", stream)
+        with pytest.raises(ValueError, match=r"'sample_weight', which packing=True drops.*packing=False, or"):
+            self.trainer(make_args, data, packing=True, packing_strategy=strategy)
+        trainer = self.trainer(make_args, data, packing=False)
+        trainer.train()
+        assert trainer.state.log_history[0]["loss"] == pytest.approx(self.expected(trainer), rel=1e-4)
+        bare = data.remove_columns("sample_weight")
+        self.trainer(make_args, bare, packing=True, packing_strategy=strategy).train()
+
+    def test_a_data_set_given_by_position_is_looked_at_too(self, make_args):
+        args = make_args(trl.SFTConfig, max_length=32, bf16=False, packing=True)
+        with pytest.raises(ValueError, match=r"'sample_weight', which packing=True drops"):
+            ReweightedSFTTrainer(
+                llama(), args, None, self.data("sample_weight"), processing_class=tokenizer()
+            )
+
+    @PACKED
+    def test_packing_refuses_groups_and_the_remedies_work(self, strategy, make_args):
+        rule = {"reweighting": GroupDRO(num_groups=2)}
+        packed = {"packing": True, "packing_strategy": strategy}
+        data = self.data("group")
+        with pytest.raises(
+            ValueError, match=r"'group', which packing=True drops.*packing=False, or.*GroupDRO"
+        ):
+            self.trainer(make_args, data, rule, **packed)
+        self.trainer(make_args, data, rule, packing=False).train()
+        self.trainer(make_args, data, **packed).train()  # nothing reads it
+
+    @pytest.mark.parametrize("column", ["sample_weight", "group"])
+    def test_padding_free_batches_are_named_and_the_remedy_works(self, column, make_args):
+        ours = {"reweighting": "none" if column == "sample_weight" else GroupDRO(num_groups=2)}
+        data = self.data(column)
+        with pytest.raises(ValueError, match=rf"{column}.* has 4 elements.*set padding_free=False"):
+            self.trainer(make_args, data, ours, padding_free=True, max_length=None).train()
+        self.trainer(make_args, data, ours, padding_free=False, max_length=None).train()
+
+    @pytest.mark.parametrize("joins", ["packing", "padding_free"])
+    def test_losses_of_samples_are_refused_and_the_remedies_work(self, joins, make_args):
+        ours = {"reweighting_level": "sample"}
+        settings = {joins: True} | ({"max_length": None} if joins == "padding_free" else {})
+        with pytest.raises(ValueError, match=f"sample.* but {joins}=True .* set {joins}=False"):
+            self.trainer(make_args, text(), ours, **settings)
+        self.trainer(make_args, text(), ours, **settings | {joins: False}).train()
+        self.trainer(make_args, text(), {"reweighting_level": "token"}, **settings).train()
 
 
 def test_lora_through_peft_config(make_args):
