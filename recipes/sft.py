@@ -28,7 +28,7 @@ from rgd_hf import ReweightingArguments, ReweightingMixin
 from rgd_hf.data import SAMPLE_WEIGHT
 from rgd_hf.hub_checks import check_base_model
 from rgd_hf.scripts.cli import parse_args, run_recipe
-from rgd_hf.scripts.data_files import first_rows, say_warning
+from rgd_hf.scripts.data_files import first_rows, sample_weights, say_warning
 from rgd_hf.scripts.errors import UserError, listed
 from rgd_hf.scripts.hard_examples import InspectedTrainer
 from rgd_hf.scripts.holdout import HELP as HOLDOUT_HELP
@@ -123,6 +123,12 @@ class SFTArguments(ReweightingArguments, SFTConfig):
             )
         if self.max_length is not None and self.max_length < 1:
             raise UserError(f"--max_length must be at least 1, not {self.max_length}.")
+        if self.reweighting_level == "sample" and (self.packing or self.padding_free):
+            joins = "--packing" if self.packing else "--padding_free"
+            raise UserError(
+                f"--reweighting_level sample needs the loss of each row of the file, but {joins} puts several into one "
+                f"sequence: leave out {joins}, or give --reweighting_level token."
+            )
         super().__post_init__()
 
 
@@ -147,6 +153,16 @@ def load_data(args: InputArguments, training_args: SFTArguments) -> DatasetDict:
     others = () if training_args.packing else (SAMPLE_WEIGHT, *weighting_of(training_args).columns)
     rows, columns = read_language_data(files, training_args.dataset_text_field, others)
     rows["train"] = first_rows(rows["train"], args.max_train_samples, "max_train_samples")
+    for split, name in files.items():
+        if SAMPLE_WEIGHT not in rows[split].column_names:
+            continue
+        if training_args.padding_free:
+            raise UserError(
+                f"{name} has a column {SAMPLE_WEIGHT!r}, but --padding_free puts several rows into one sequence, which has "
+                "no weight of its own: leave out --padding_free, or rename the column to train without weights."
+            )
+        weights = sample_weights(rows[split], name)
+        rows[split] = rows[split].remove_columns(SAMPLE_WEIGHT).add_column(SAMPLE_WEIGHT, weights)
     chats = {files[split]: check_language_data(rows[split], columns, files[split]) for split in files}
     if len(set(chats.values())) > 1:
         raise UserError(
@@ -223,9 +239,16 @@ def main(argv: list[str] | None = None) -> dict:
 
     def build_trainer(args: Any) -> ReweightedSFTTrainer:
         nonlocal trained
+        model = load_pretrained(AutoModelForCausalLM.from_pretrained, name, dtype=inputs.dtype)
+        router = getattr(args, "router_aux_loss_coef", None)  # not in every release of TRL
+        if router and not hasattr(model.config.get_text_config(), "output_router_logits"):
+            raise UserError(
+                f"--router_aux_loss_coef is for mixtures of experts, which {name} is not ({type(model).__name__}): leave it "
+                "out."
+            )
         lora = LoraConfig(r=inputs.lora_rank or 1, target_modules="all-linear", task_type="CAUSAL_LM")
         trainer = ReweightedSFTTrainer(
-            model=load_pretrained(AutoModelForCausalLM.from_pretrained, name, dtype=inputs.dtype),
+            model=model,
             args=args,
             train_dataset=data["train"],
             eval_dataset=data["validation"],

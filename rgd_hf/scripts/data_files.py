@@ -1,5 +1,6 @@
 """Data sets and tables from the user's own files: delimited text, json, jsonl, parquet."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
+from rgd_hf.data import SAMPLE_WEIGHT
 from rgd_hf.scripts.column_types import column_names, typed_tables
 from rgd_hf.scripts.delimited import read_delimited
 from rgd_hf.scripts.errors import UserError, listed
@@ -210,3 +212,23 @@ def first_rows(dataset: Dataset, count: int | None, option: str) -> Dataset:
     if count < 1:
         raise UserError(f"--{option} must be at least 1, not {count}.")
     return dataset.select(range(min(count, len(dataset))))
+
+
+def sample_weights(dataset: Dataset, where: str) -> list[float]:
+    """The column `sample_weight` as numbers, also where it holds them as text; `where` names the data to the user.
+
+    Raises:
+        UserError: a cell is empty, no number, negative or not finite; the message numbers rows from 0.
+    """
+    weights = []
+    for row, value in enumerate(dataset[SAMPLE_WEIGHT]):
+        try:
+            weights.append(float(value))
+        except (TypeError, ValueError):
+            weights.append(math.nan)
+        if not (math.isfinite(weights[-1]) and weights[-1] >= 0):
+            raise UserError(
+                f"the column {SAMPLE_WEIGHT!r} of {where} has {value!r} in row {row} (counted from 0): it multiplies each sample's share of "
+                "the loss, so it takes finite numbers of at least 0. Correct it, or rename the column to leave it out."
+            )
+    return weights

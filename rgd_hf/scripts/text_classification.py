@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rgd_hf.data import SAMPLE_WEIGHT
 from rgd_hf.scripts.column_types import MISSING_NUMBERS, say_what_looks_alike
-from rgd_hf.scripts.data_files import require_columns, say_warning
+from rgd_hf.scripts.data_files import require_columns, sample_weights, say_warning
 from rgd_hf.scripts.errors import UserError, listed
 from rgd_hf.scripts.results import say
 
@@ -317,21 +317,6 @@ def tokenize(
             encode, batched=True, remove_columns=dataset.column_names, desc=f"Tokenizing {split}"
         )
         if SAMPLE_WEIGHT in dataset.column_names:
-            encoded = encoded.add_column(SAMPLE_WEIGHT, _sample_weights(dataset, where))
+            encoded = encoded.add_column(SAMPLE_WEIGHT, sample_weights(dataset, where))
         done[split] = encoded.add_column("labels", encoded_labels)
     return done
-
-
-def _sample_weights(dataset: Dataset, where: str) -> list[float]:
-    weights = []
-    for row, value in enumerate(dataset[SAMPLE_WEIGHT]):
-        try:
-            weights.append(float(value))
-        except (TypeError, ValueError):
-            weights.append(math.nan)
-        if not (math.isfinite(weights[-1]) and weights[-1] >= 0):
-            raise UserError(
-                f"the column {SAMPLE_WEIGHT!r} of {where} has {value!r} in row {row}: it multiplies each sample's share of "
-                "the loss, so it takes finite numbers of at least 0. Correct it, or rename the column to leave it out."
-            )
-    return weights

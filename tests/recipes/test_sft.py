@@ -165,6 +165,15 @@ def test_lines_of_a_text_file(command, tmp_path):
         (["--lora_rank=-2"], "--lora_rank must be at least 1, or 0.*not -2"),
         (["--dtype=float61"], "--dtype must be one of 'float32', 'bfloat16', .*not 'float61'"),
         (["--max_length=-5"], "--max_length must be at least 1, not -5"),
+        (
+            ["--reweighting_level=sample", "--packing=true"],
+            "--reweighting_level sample .* leave out --packing",
+        ),
+        (["--reweighting_level=sample", "--padding_free=true"], "leave out --padding_free, or give .* token"),
+        (
+            ["--router_aux_loss_coef=0.1"],
+            "--router_aux_loss_coef is for mixtures of experts, which .* is not",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused(options, message, command):

@@ -74,6 +74,28 @@ def test_cells_of_another_kind_are_refused(train, message, load):
         load(train)
 
 
+@pytest.mark.parametrize("bad", ["high", None, -1.0, float("nan")])
+def test_every_weight_is_checked(bad, load):
+    good = ["1", "0.5"] * 4 if bad == "high" else [1.0, 0.5] * 4
+    rows = [{**row, "sample_weight": weight} for row, weight in zip(TEXTS, good, strict=True)]
+    data = load(rows)
+    assert {*data["train"]["sample_weight"], *data["validation"]["sample_weight"]} == {1.0, 0.5}
+    wrong = [*rows[:5], {**rows[5], "sample_weight": bad}, *rows[6:]]
+    for train, validation, where in ((wrong, None, "/train"), (rows, wrong, "vtrain")):
+        with pytest.raises(
+            UserError, match=rf"'sample_weight' of .*{where}\.jsonl has .* in row 5 \(counted"
+        ):
+            load(train, validation)
+    assert "sample_weight" not in load(wrong, packing=True)["train"].column_names
+
+
+def test_padding_free_batches_have_no_place_for_weights(load):
+    rows = [{**row, "sample_weight": 1.0} for row in TEXTS]
+    with pytest.raises(UserError, match=r"train\.jsonl has a column 'sample_weight', but --padding_free"):
+        load(rows, padding_free=True)
+    load(rows, padding_free=False)
+
+
 def test_validation_cells_are_checked_too(load):
     with pytest.raises(UserError, match=r"'text' of .*vtrain\.jsonl has no value in 1 of 9 rows"):
         load(TEXTS, [*TEXTS, {"text": None}])
