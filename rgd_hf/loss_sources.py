@@ -60,7 +60,7 @@ class HeadLosses:
         head: what `find_head` returned.
         model: the model without wrappers except PEFT's.
         class_weights: float32 `[classes]`, or None.
-        router_coefficient: of the load-balancing loss of a mixture of experts; None for the model's own.
+        router_coefficient: factor of the load-balancing loss of a mixture of experts; None for the model's own.
     """
 
     # Dtypes and dimensions of the labels that were checked: a check waits for the device.
