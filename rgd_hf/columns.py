@@ -118,13 +118,6 @@ class ColumnsMixin(TrainerBase):
     def _packs(self) -> bool:
         return getattr(self.args, "packing", False) is True
 
-    def _joins_samples(self) -> str | None:
-        """The setting of TRL's SFTTrainer that puts several samples into one row of a batch; None without."""
-        if self._packs:
-            return "packing"
-        joins = getattr(self.args, "padding_free", False) is True and self.args.train_batch_size > 1
-        return "padding_free" if joins else None
-
     def _note_dropped_columns(self, given: Any) -> None:
         """Compare the training set with the one that the Trainer was given, and may have prepared."""
         names, kept = _column_names(given), _column_names(self.train_dataset)

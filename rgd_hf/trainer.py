@@ -157,11 +157,6 @@ class ReweightingMixin(
             return
         self._check_scale()
         level = self._level()
-        if level == "sample" and (joins := self._joins_samples()):
-            raise ValueError(
-                f"reweighting_level='sample' needs the loss of each sample, but {joins}=True puts several into one row: "
-                f"set {joins}=False, or reweighting_level='token'."
-            )
         if rule.compares_items and level == "sample" and args.train_batch_size == 1:
             raise ValueError(
                 f"{rule.method_name()} compares the samples of one micro-batch with one another, but there is only one: "

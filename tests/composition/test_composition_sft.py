@@ -20,7 +20,6 @@ from transformers import (
 
 from rgd_hf import ReweightedTrainer, ReweightingMixin, rgd_surrogate
 from rgd_hf.heads import doubt
-from rgd_hf import ReweightingMixin, rgd_surrogate
 from rgd_hf.weightings import GroupDRO
 
 trl = pytest.importorskip("trl")
@@ -296,15 +295,6 @@ class TestColumns:
         with pytest.raises(ValueError, match=rf"{column}.* has 4 elements.*set padding_free=False"):
             self.trainer(make_args, data, ours, padding_free=True, max_length=None).train()
         self.trainer(make_args, data, ours, padding_free=False, max_length=None).train()
-
-    @pytest.mark.parametrize("joins", ["packing", "padding_free"])
-    def test_losses_of_samples_are_refused_and_the_remedies_work(self, joins, make_args):
-        ours = {"reweighting_level": "sample"}
-        settings = {joins: True} | ({"max_length": None} if joins == "padding_free" else {})
-        with pytest.raises(ValueError, match=f"sample.* but {joins}=True .* set {joins}=False"):
-            self.trainer(make_args, text(), ours, **settings)
-        self.trainer(make_args, text(), ours, **settings | {joins: False}).train()
-        self.trainer(make_args, text(), {"reweighting_level": "token"}, **settings).train()
 
 
 def test_lora_through_peft_config(make_args):
