@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from rgd_hf.heads import bare_model
 from rgd_hf.loss_sources import (
@@ -167,6 +167,24 @@ class PerSampleLossesMixin(TrainerBase):
                 "use 'sample' or 'auto'."
             )
         return level
+
+    def _several_samples_in_a_row(self) -> ValueError:
+        return ValueError(
+            "reweighting_level='sample' needs one row for each sample, but a batch has a single row with several "
+            "samples in it, which would share one weight. Pad the samples (with TRL packing=False and padding_free=False; "
+            "otherwise a data collator that pads), or set reweighting_level='token'."
+        )
+
+    def _check_rows(self, by: str, losses: Tensor, inputs: Any) -> None:
+        """Raise where losses of samples were asked for, but those that a user's function returned are of other items."""
+        labels = [inputs[name] for name in self.label_names if isinstance(inputs.get(name), Tensor)]
+        samples = {len(column) for column in labels if column.dim()}
+        if len(samples) == 1 and losses.shape[0] not in samples:
+            raise ValueError(
+                f"reweighting_level='sample' needs one loss, or one row of losses, for each of the {samples.pop()} samples "
+                f"of the batch, but {by} returned losses of shape {list(losses.shape)}: return them (and their mask) "
+                "as [batch, tokens], or set reweighting_level='token'."
+            )
 
     def _cannot_unreduce(self) -> Exception:
         if self.compute_loss_func is not None:
