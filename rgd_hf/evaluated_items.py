@@ -23,7 +23,7 @@ class EvaluatedItems:
     accelerate), all that the processes evaluate counts.
 
     Args:
-        accelerator: of the Trainer.
+        accelerator: the Trainer's.
         dataloader: what the evaluation iterates over; on one process nothing of it is ever left out.
     """
 

@@ -194,7 +194,7 @@ class OptimizerStepMixin(StepGuardMixin):
             calls = stack.enter_context(self._loss_calls_counted(inputs, mass, total))
             if rescales and total is not None:
                 if not self._step_is_open or self._pending is None:
-                    self._pending = PendingGradients(model, self._optimizers())
+                    self._pending = PendingGradients(model, self._kept_optimizers())
                 if self.is_fsdp_enabled:
                     self._check_pending()  # its forward pass puts the gradients elsewhere
                 stack.enter_context(self._rescaled_after_backward(calls, total))
@@ -209,7 +209,7 @@ class OptimizerStepMixin(StepGuardMixin):
             self._step_finished = self._steps_begun
         return loss
 
-    def _optimizers(self) -> list[Any]:
+    def _kept_optimizers(self) -> list[Any]:
         """The Trainer's optimizer, and those that the user's class keeps on the Trainer beside it."""
         return [
             value for name, value in vars(self).items() if name == "optimizer" or isinstance(value, Optimizer)

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,7 +117,9 @@ def _readings(text: str, separator: str) -> Iterator[Survey]:
     if '"' not in text:
         yield plain
         return
-    if not plain.fits or plain.space_before_quote:
+    # A cell may begin with a space and a quotation mark that are its own: then the mark that encloses it comes first.
+    opened = re.search(rf'(?:^|{re.escape(separator)}) +"', text, re.MULTILINE)
+    if not plain.fits or (plain.space_before_quote and opened):
         spaced = _survey(text, separator, quoted=True, skip_spaces=True)
         if spaced.fits:
             yield spaced

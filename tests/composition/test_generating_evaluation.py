@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 
 from rgd_hf import ReweightedSeq2SeqTrainer, ReweightingMixin
-from tests.composition.test_composition_seq2seq import MODELS, bart, collate, pairs
 from tests.helpers.processes import run_on
+from tests.helpers.seq2seq import bart, collate, pairs, t5
 
 DATA = pairs(7, 1)
 
@@ -49,7 +49,7 @@ def mean_over_tokens(build):
     return torch.cat(losses).mean().item()
 
 
-@MODELS
+@pytest.mark.parametrize("build", [t5, bart])
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
 @pytest.mark.parametrize("batch", [1, 4, 7])
 def test_the_loss_is_the_mean_over_the_tokens_and_the_tokens_are_the_stock_trainers(

@@ -34,6 +34,8 @@ def written(folder: Path, text: str | bytes, name: str = "t.csv") -> Path:
 
 
 CASES = {
+    "space and quotation mark in a cell": ('a,b\n" """, ;\n', {"a": [' "'], "b": [" ;"]}, None),
+    "space before a quoted cell": ('a,b\n1, ";"\n', {"a": [1], "b": [";"]}, None),
     "comma": ("x,y\n1,a\n2,b\n", {"x": [1, 2], "y": ["a", "b"]}, None),
     "semicolon": ("x;y\n1;a, b\n2;b\n", {"x": [1, 2], "y": ["a, b", "b"]}, None),
     "bar": ("x|y\n1|a;b\n2|b\n", {"x": [1, 2], "y": ["a;b", "b"]}, None),

@@ -16,7 +16,7 @@ from transformers import DataCollatorWithFlattening, LlamaForSequenceClassificat
 from rgd_hf import ReweightedTrainer, ReweightingMixin
 from rgd_hf.repeats import Share, leave_out_repeats, share_of_last_batch
 from rgd_hf.weightings import GroupDRO
-from tests.composition.test_composition_sft import llama, text, tokenizer
+from tests.helpers.language import llama, text, tokenizer
 from tests.helpers.processes import run_on
 from tests.helpers.quiet import QUIET
 from tests.helpers.tiny import classification_data, parameters_of, relative_error, stack, tiny_bert

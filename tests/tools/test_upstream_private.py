@@ -57,6 +57,7 @@ PRIVATE: dict[str, tuple[Any, str]] = {
     "_forward_hooks": (nn.Module(), "whether hooks see or change the outputs of a model"),
     "_backward_hooks": (torch.Tensor, "whether hooks may take a step with the gradients"),
     "_post_accumulate_grad_hooks": (torch.Tensor, "likewise"),
+    "_version": (torch.Tensor, "whether others changed a gradient in place"),
     "_foreach_mul_": (torch, "one kernel rescales all gradients"),
 }
 
