@@ -8,8 +8,8 @@ from torch import Tensor
 
 from rgd_hf.losses import IGNORE_INDEX
 
-SAMPLE_LENGTHS = "sample_lengths"
-"""The column that holds the number of tokens of each sample of a batch's only row, int64 `[samples]`."""
+SAMPLE_LENGTHS = "_rgd_hf_sample_lengths"
+"""The column that holds the number of tokens of each sample of a batch's only row, int64 `[samples]`; no user's name."""
 
 
 class SampleLengthsCollator:
@@ -23,7 +23,7 @@ class SampleLengthsCollator:
         self.collator = collator
 
     def __call__(self, examples: list[Any]) -> Any:
-        """The batch of `collator`, with `sample_lengths` where its one row is the examples' tokens, end to end."""
+        """The batch of `collator`, with `SAMPLE_LENGTHS` where its one row is the examples' tokens, end to end."""
         # A collator may take columns out of the examples.
         tokens = [e.get("input_ids") if isinstance(e, Mapping) else None for e in examples]
         batch = self.collator(examples)

@@ -1,6 +1,6 @@
 """Rescaling accumulated gradients once per optimizer step, before they are clipped."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -31,53 +31,82 @@ def rescale_gradients(parameters: Iterable[nn.Parameter], factor: Tensor) -> Non
 class PendingGradients:
     """The gradients of an accumulated step whose scale is known only after its last micro-batch.
 
-    Nothing is copied and no device waited for: a change shows in a tensor's identity and version counter.
+    Those of the model are not copied: a change shows in a tensor's identity and version counter. Of parameters outside it
+    (a head or a learnt loss weight kept on the Trainer), what the step's backward passes add is kept apart, since the user's
+    code may clear their gradients when it likes, or step with an optimizer of its own.
 
     Args:
-        model: its gradients are cleared before the step.
-        optimizers: their parameters may lie outside the model (a head or a learnt loss weight kept on the Trainer), where
-            gradients of earlier steps remain unless the user's code clears them.
+        model: its gradients are cleared before the step, to None or to zeros.
+        optimizers: their parameters may lie outside the model.
 
     Attributes:
         of_others: whether others added to the gradients of the step; for the caller.
     """
 
-    of_others = False
-
     def __init__(self, model: nn.Module, optimizers: Iterable[Any]):
-        of_model = {id(parameter): parameter for parameter in model.parameters()}
+        self._parameters = list(model.parameters())
+        of_model = set(map(id, self._parameters))
         of_optimizers = {
             id(parameter): parameter
             for optimizer in optimizers
             for group in getattr(optimizer, "param_groups", ())
             for parameter in group["params"]
         }
-        self._outside = [of_optimizers[key] for key in of_optimizers if key not in of_model]
-        self._parameters = [*of_model.values(), *self._outside]
-        self._seen: list[tuple[Tensor, int] | None] = [None] * len(self._parameters)
-        self._earlier: list[tuple[nn.Parameter, Tensor]] | None = None
+        self._outside = [parameter for key, parameter in of_optimizers.items() if key not in of_model]
+        self._added: dict[int, tuple[nn.Parameter, Tensor]] = {}
+        self._seen: dict[int, tuple[Tensor, int]] = {}
+        # Zeros are what some clear gradients to; nothing else is asked of the device.
+        left = (parameter.grad for parameter in self._parameters)
+        self.of_others = any(bool(gradient.any()) for gradient in left if gradient is not None)
+        self._keep()
 
     def changed(self) -> bool:
-        """Whether others changed gradients since the last backward pass of the step, or before the first; call it before each."""
-        if self._earlier is None:
-            self._earlier = [(p, p.grad) for p in self._outside if p.grad is not None]
-            for parameter, _ in self._earlier:
-                parameter.grad = None
-        return any(
-            gradient is not None if seen is None else gradient is not seen[0] or gradient._version != seen[1]
-            for gradient, seen in zip((p.grad for p in self._parameters), self._seen)
+        """Whether others changed gradients of the loss since its last backward pass, or before the first."""
+        return any(self._is_changed(parameter) for parameter in self._parameters) or any(
+            self._is_changed(parameter) for parameter, _ in self._added.values() if self._is_kept(parameter)
         )
 
-    def keep(self) -> None:
-        """Remember them as they are after a backward pass of the step."""
-        gradients = (parameter.grad for parameter in self._parameters)
-        self._seen = [None if gradient is None else (gradient, gradient._version) for gradient in gradients]
+    def backward(self, run: Callable[[], Any]) -> None:
+        """A backward pass of the step: `run`."""
+        before = [parameter.grad for parameter in self._outside]
+        for parameter in self._outside:
+            parameter.grad = None
+        run()
+        for parameter, gradient in zip(self._outside, before):
+            added = parameter.grad
+            if added is None:
+                parameter.grad = gradient
+                continue
+            earlier = self._added.get(id(parameter))
+            seen = self._seen.get(id(parameter))
+            if earlier is None or seen is None or seen[0] is not gradient:  # cleared since
+                self._added[id(parameter)] = parameter, added.clone()
+            else:
+                earlier[1].add_(added)
+            if gradient is not None:
+                parameter.grad = gradient.add_(added)
+        self._keep()
 
     def rescale(self, factor: Tensor) -> None:
         """Multiply what the step added to the gradients by the 0-dimensional `factor`."""
         rescale_gradients(self._parameters, factor)
-        for parameter, gradient in self._earlier or ():
-            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+        for parameter, added in self._added.values():
+            if self._is_kept(parameter):
+                parameter.grad.add_(added * (factor.to(added.device) - 1))  # type: ignore[union-attr]
+
+    def _keep(self) -> None:
+        of_loss = [*self._parameters, *(parameter for parameter, _ in self._added.values())]
+        self._seen = {id(p): (p.grad, p.grad._version) for p in of_loss if p.grad is not None}
+
+    def _is_kept(self, parameter: nn.Parameter) -> bool:
+        """Whether the gradient is still the tensor of the last backward pass, and was not cleared since."""
+        return id(parameter) in self._seen and self._seen[id(parameter)][0] is parameter.grad
+
+    def _is_changed(self, parameter: nn.Parameter) -> bool:
+        gradient, seen = parameter.grad, self._seen.get(id(parameter))
+        if gradient is None or seen is None:
+            return gradient is not None or seen is not None
+        return gradient is not seen[0] or gradient._version != seen[1]
 
 
 def steps_in_backward(args: Any) -> bool:

@@ -72,6 +72,12 @@ class OptimizerStepMixin(StepGuardMixin):
         ]
         return changing[0].name if changing else None
 
+    def _needs_rescaling(self) -> str:
+        """What the gradients of accumulated steps are rescaled because of, for messages."""
+        unknown = "a training set of unknown length"
+        counts = isinstance(self._loss_source(), HeadLosses) and not self.args.normalize_weights
+        return unknown if counts and self._is_endless else self._uncounted() or unknown
+
     @property
     def _rescales(self) -> bool:
         """Whether the step's scale is known only after its forward passes, so that gradients are rescaled."""
@@ -218,7 +224,7 @@ class OptimizerStepMixin(StepGuardMixin):
     def _check_pending(self) -> None:
         """Raise where others changed the gradients that will be rescaled, unless it may be by 1."""
         assert self._pending is not None
-        if not self._pending.changed():
+        if not (self._pending.of_others or self._pending.changed()):
             return
         # The items were counted, and it is an override that may change them: the scale is 1 unless it does.
         self._pending.of_others = True
@@ -230,7 +236,7 @@ class OptimizerStepMixin(StepGuardMixin):
         return NotImplementedError(
             f"{overrides[0].name if overrides else 'A callback or hook'} changes gradients (by a backward pass of its own, or "
             "in place) before the last backward pass of an accumulated step, whose gradients are rescaled after it because of "
-            f"{self._uncounted() or 'a training set of unknown length'}, those of others with them: add a penalty to what "
+            f"{self._needs_rescaling()}, those of others with them: add a penalty to what "
             "super().compute_loss returns in compute_loss; or change gradients after super().training_step, once a step, "
             "where self.accelerator.sync_gradients is true; or set gradient_accumulation_steps=1 (and raise "
             "per_device_train_batch_size)."
@@ -256,8 +262,7 @@ class OptimizerStepMixin(StepGuardMixin):
             done = True
             if not self.is_fsdp_enabled:
                 self._check_pending()
-            backward(*args, **kwargs)
-            pending.keep()
+            pending.backward(lambda: backward(*args, **kwargs))
             self._step_mass = self._step_mass + calls[0].mass / total
             if self.accelerator.sync_gradients:
                 mass = self.accelerator.reduce(self._step_mass, reduction="sum")

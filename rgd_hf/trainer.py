@@ -182,8 +182,7 @@ class ReweightingMixin(
                 "accumulated step would be steps of their own: set gradient_accumulation_steps=1."
             )
         if self._rescales:
-            asked_by = self._uncounted() or "a training set of unknown length"
-            check_gradients_can_be_rescaled(args, self.is_deepspeed_enabled, asked_by)
+            check_gradients_can_be_rescaled(args, self.is_deepspeed_enabled, self._needs_rescaling())
 
     def _check_scale(self) -> None:
         for cls in type(self).__mro__:

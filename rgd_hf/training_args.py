@@ -1,6 +1,7 @@
 """The settings of re-weighting as `TrainingArguments` fields: scalars with command-line help."""
 
 import copy
+import itertools
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -162,20 +163,27 @@ class ReweightedSeq2SeqTrainingArguments(ReweightingArguments, Seq2SeqTrainingAr
     """`Seq2SeqTrainingArguments` with the settings of re-weighting."""
 
 
+_NUMBERS = itertools.count()
+
+
 class GivenArguments:
     """The arguments that a Trainer was given, where it trains with a copy of them.
 
-    The stock Trainer has no copy: whatever is set on the arguments after it was made counts.
+    The stock Trainer has no copy: whatever is set on the arguments after it was made counts. Where several Trainers are made
+    from one object, that is so for the last one alone: what is set for it is not for those before.
 
     Args:
-        given: the user's object, which others may share.
+        given: the user's object.
         fixed: names of fields that were also given to the Trainer itself, which come before those of `given`.
     """
 
     def __init__(self, given: Any, fixed: Collection[str]):
-        self.given = given
+        self.given, self._number = given, next(_NUMBERS)
+        given._rgd_hf_used_by = self._number
         defaults = {name: field.default for name, field in ReweightingArguments.__dataclass_fields__.items()}
-        present = {name: getattr(given, name) for name in type(given).__dataclass_fields__}
+        present = {
+            name: getattr(given, name) for name in type(given).__dataclass_fields__ if hasattr(given, name)
+        }
         present |= {name: getattr(given, name, default) for name, default in defaults.items()}
         self._seen = {name: value for name, value in present.items() if name not in fixed}
 
@@ -185,6 +193,8 @@ class GivenArguments:
         Args:
             args: the Trainer's copy, in place.
         """
+        if self.given._rgd_hf_used_by != self._number:
+            return
         for name, before in self._seen.items():
             now = getattr(self.given, name, before)
             if now is not before:

@@ -76,7 +76,7 @@ def _is_of_class(model: nn.Module) -> bool:
     own = vars(model)
     forward = own.get("_old_forward", own.get("_original_forward", own.get("forward")))
     function = getattr(forward, "__func__", None)
-    if function is not None and function.__globals__.get("__name__", "").startswith("trl."):
+    if function is not None and getattr(function, "__globals__", {}).get("__name__", "").startswith("trl."):
         # Without labels TRL's calls the one that it found.
         found = dict(zip(function.__code__.co_freevars, function.__closure__ or ()))
         forward = found["original_forward"].cell_contents if "original_forward" in found else forward

@@ -1,6 +1,7 @@
 """Settings reach the trainer when they are used, not when it is made: search, shared and pickled arguments."""
 
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
@@ -208,6 +209,19 @@ def test_one_arguments_object_serves_several_trainers(cls, make_args):
     assert {k: v for k, v in vars(args).items() if k in before} == before
     torch.testing.assert_close(parameters_of(first.model), parameters_of(third.model), rtol=1e-5, atol=1e-7)
     assert not torch.allclose(parameters_of(first.model), parameters_of(second.model), rtol=1e-4)
+
+
+def test_what_is_set_for_the_next_trainer_is_not_for_those_before(make_args, tmp_path):
+    """As in a loop over methods, whose directories would be one."""
+    args, trainers = make_args(max_steps=1), []
+    for name in ("none", "kl"):
+        args.output_dir = str(tmp_path / name)
+        trainers.append(ReweightedTrainer(tiny_bert(), args, train_dataset=DATA, reweighting=name))
+    args.seed = 7
+    for trainer in trainers:
+        trainer.train()
+    assert [Path(trainer.args.output_dir).name for trainer in trainers] == ["none", "kl"]
+    assert [trainer.args.seed for trainer in trainers] == [42, 7]
 
 
 def test_settings_may_change_between_two_runs(make_args):

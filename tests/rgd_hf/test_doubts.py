@@ -1,6 +1,7 @@
 """A model whose loss may not be that of its head is held against its own loss, once: subclasses, forwards, hooks, adapters."""
 
 import functools
+import types
 from copy import deepcopy
 
 import pytest
@@ -198,6 +199,15 @@ def test_several_devices_of_one_process_do_not_change_whether_it_is_its_own_loss
                 source.run(TwoReplicas(model), batch(), 0.0)
         else:
             assert source.run(TwoReplicas(model), batch(), 0.0).losses.sum() > 0
+
+
+def test_a_forward_that_is_no_function_is_compared(make_args):
+    model = llama()
+    plain = model.forward
+    called = functools.partial(lambda self, **inputs: plain(**inputs))
+    model.forward = types.MethodType(called, model)
+    assert doubt(model) == "has another forward than that of transformers"
+    ReweightedTrainer(model, make_args(remove_unused_columns=False), train_dataset=texts()).train()
 
 
 def test_known_classes_and_lora_are_not_doubted():

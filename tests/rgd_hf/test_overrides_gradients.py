@@ -16,7 +16,8 @@ from override_steps import (
     trainer_of,
 )
 from torch import nn
-from transformers import TrainerCallback
+from torch.utils.data import IterableDataset
+from transformers import Trainer, TrainerCallback
 
 from rgd_hf import ReweightedTrainer
 from tests.helpers.tiny import gradients_of, relative_error, stack, tiny_bert
@@ -216,6 +217,71 @@ def test_so_are_those_of_a_callback(make_args):
         trainer_of(ReweightedTrainer, make_args, "normalized", (5, 3), [AddsNoise()]),
         "A callback or hook changes gradients",
     )
+
+
+class WithADiscriminator:
+    """A network of its own, as of a GAN or a probe, which the loss does not reach."""
+
+    every_micro_batch = True
+
+    def __init__(self, *args, **keywords):
+        super().__init__(*args, **keywords)
+        torch.manual_seed(2)
+        self.discriminator, self.calls, self.seen = nn.Linear(4, 1), 0, []
+        self.d_optimizer = torch.optim.SGD(self.discriminator.parameters(), lr=0.1)
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        first = self.calls % self.args.gradient_accumulation_steps == 0
+        self.calls += 1
+        if self.every_micro_batch or first:
+            self.d_optimizer.zero_grad()
+        self.discriminator(torch.full((2, 4), float(self.calls))).mean().backward()
+        if self.every_micro_batch or self.accelerator.sync_gradients:
+            self.seen.append(gradients_of(self.discriminator).clone())
+            self.d_optimizer.step()
+        return loss
+
+
+class StepsOnce(WithADiscriminator):
+    every_micro_batch = False
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        yield from data()
+
+
+@pytest.mark.parametrize("rows", [data, Stream], ids=["finite", "stream"])
+@pytest.mark.parametrize("settings", [{}, {"normalize_weights": True}], ids=str)
+@pytest.mark.parametrize("own", [WithADiscriminator, StepsOnce])
+def test_an_optimizer_of_parameters_that_the_loss_does_not_reach_is_left_alone(
+    own, settings, rows, make_args
+):
+    args = make_args(max_steps=2, per_device_train_batch_size=2, gradient_accumulation_steps=2)
+    seen = []
+    for cls, given in ((Trainer, {}), (ReweightedTrainer, settings)):
+        trainer = type("Own", (own, cls), {})(tiny_bert(), args, train_dataset=rows(), **given)
+        trainer.train()
+        seen.append(torch.stack(trainer.seen))
+    assert torch.equal(*seen)
+
+
+@CUTS
+def test_gradients_cleared_to_zeros_are_no_gradients_of_others(cut, make_args):
+    trainer = trainer_of(ReweightedTrainer, make_args, "normalized", cut)
+    model = trainer.model
+    model(**stack(data())).loss.backward()
+    model.zero_grad = lambda set_to_none=True: nn.Module.zero_grad(model, set_to_none=False)
+    assert_same_gradient(gradient_taken(trainer), gradient_of("normalized"))
+
+
+def test_a_stream_is_what_gradients_are_rescaled_because_of(make_args):
+    args = make_args(max_steps=1, per_device_train_batch_size=2, gradient_accumulation_steps=2)
+    trainer = type("Adds", (AddsAGradientAfter, ReweightedTrainer), {})(
+        tiny_bert(), args, train_dataset=Stream()
+    )
+    refuses(trainer, "because of a training set of unknown length")
 
 
 def test_the_gradient_of_the_step_is_not_that_of_the_penalty():

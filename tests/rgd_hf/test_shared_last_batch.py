@@ -3,7 +3,7 @@
 import sys
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
+from types import MethodType, SimpleNamespace
 
 import datasets
 import pytest
@@ -11,7 +11,12 @@ import torch
 from accelerate.data_loader import BatchSamplerShard
 from torch.nn.functional import logsigmoid
 from torch.utils.data import DataLoader
-from transformers import DataCollatorWithFlattening, LlamaForSequenceClassification, TrainingArguments
+from transformers import (
+    DataCollatorWithFlattening,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    TrainingArguments,
+)
 
 from rgd_hf import ReweightedTrainer, ReweightingMixin
 from rgd_hf.repeats import Share, leave_out_repeats, share_of_last_batch
@@ -236,3 +241,22 @@ if __name__ == "__main__":
     except ValueError as error:
         results["refused"] = str(error), trainer.state.global_step
     torch.save(results, Path(sys.argv[1]) / f"{trainer.args.process_index}.pt")
+
+
+@pytest.mark.parametrize("name", ["sample_lengths", "lengths"])
+def test_columns_of_the_users_reach_the_model(name, make_args):
+    seen = []
+
+    def forward(self, input_ids=None, sample_lengths=None, lengths=None, labels=None, **kwargs):
+        seen.append({"sample_lengths": sample_lengths, "lengths": lengths}[name])
+        return LlamaForCausalLM.forward(self, input_ids=input_ids, labels=labels, **kwargs)
+
+    model = llama()
+    model.forward = MethodType(forward, model)
+    row = {"input_ids": [3, 4, 5], "labels": [3, 4, 5], name: 3}
+    trainer = ReweightedTrainer(
+        model, make_args(max_steps=1), train_dataset=[row] * 4, eval_dataset=[row] * 4
+    )
+    trainer.train()
+    trainer.evaluate()
+    assert len(seen) > 2 and all(value is not None for value in seen)
