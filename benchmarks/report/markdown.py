@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 
-from benchmarks.report.formats import counted, marked, probability, table
+from benchmarks.report.formats import counted, marked, probability, table, verdict
 from benchmarks.report.lines import BASELINE, Records
 from benchmarks.report.method import how_to_read, method, title
 from benchmarks.report.methods import method_title
@@ -133,6 +133,7 @@ def _counts(records: Records, found: Sequence[Overall], over_datasets: bool) -> 
             bool(interim(records, name, estimate, method.method))
             for method in found
             for name, estimate in method.by_dataset.items()
+            if verdict(estimate) is not None
         )
         text += f" Interim, with fewer pairs than planned: {early} of {len(verdicts)}." if early else ""
     else:

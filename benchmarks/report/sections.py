@@ -334,13 +334,16 @@ def _score_over_training(records: Records, dataset: str) -> list[str]:
     }
     if BASELINE not in curves:
         return []
-    steps = curves[BASELINE][0]
+    # Methods may train for longer than ERM.
+    steps = max((steps for steps, _ in curves.values()), key=lambda steps: steps[-1])
     shown = steps if len(steps) <= SCORES_SHOWN else np.linspace(steps[0], steps[-1], SCORES_SHOWN)
     metric = tuning_metric(records, dataset)
-    body = [
-        [method_title(name), *(_in_its_unit(metric, value) for value in np.interp(shown, *pair))]
-        for name, pair in curves.items()
-    ]
+    body = []
+    for name, pair in curves.items():
+        values = np.interp(shown, *pair, left=np.nan, right=np.nan)
+        body.append(
+            [method_title(name), *(NOTHING if np.isnan(v) else _in_its_unit(metric, v) for v in values)]
+        )
     header = [f"validation score ({_unit(metric)}) at step", *(f"{step:.0f}" for step in shown)]
     return [*table(header, body), ""]
 

@@ -111,3 +111,14 @@ def test_another_metric_of_tuning_than_the_score_is_told(lines):
     for line in lines:
         line["score_name"] = "eval_validation_accuracy" if line["stage"] == "tuning" else "test_accuracy"
     assert "tuned by" not in text_of(lines)
+
+
+def test_the_scores_over_a_training_go_to_the_end_of_the_longest(lines):
+    for line in lines:
+        if line["stage"] == "final":
+            steps = (1, 2) if line["method"] == "erm" else (1, 2, 3, 4)
+            line["history"] = [{"step": step, "eval_score": step / 8} for step in steps]
+    text = text_of(lines)
+    assert "at step | 1 | 2 | 3 | 4 |" in text
+    assert "| ERM | 12.50 | 25.00 | – | – |" in text
+    assert "| KL, τ = 1 | 12.50 | 25.00 | 37.50 | 50.00 |" in text

@@ -66,6 +66,13 @@ def test_verdicts_of_fewer_pairs_than_planned_are_interim(left):
     assert "Interim, with fewer pairs than planned: 1 of 2." in section(text, "Summary")
 
 
+def test_what_has_no_interval_is_no_interim_verdict(left):
+    records = left(
+        lambda line: two_methods_two_seeds(line) and (line["method"] == "erm" or line["seed"] == 0)
+    )
+    assert "Interim, with fewer" not in section(build_report(records)[0], "Summary")
+
+
 def test_a_method_with_fewer_seeds_than_others_is_named(left):
     records = left(lambda line: line["dataset"] == "few" and (line["method"] == "erm" or line["seed"] != 2))
     assert unfinished(records, "few") == "2 of 3 seeds of `kl`"
