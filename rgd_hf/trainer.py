@@ -164,7 +164,7 @@ class ReweightingMixin(
             )
         # Settings of TRL's SFTTrainer: the first packed row may have a single sample, so batches do not tell.
         joined = getattr(self, "padding_free", False)
-        if level == "sample" and joined and (getattr(args, "packing", False) or args.train_batch_size > 1):
+        if level == "sample" and joined and (self._packs or args.train_batch_size > 1):
             raise self._several_samples_in_a_row()
         if self.per_sample_loss_fn is None and getattr(args, "loss_type", "nll") == "dft":
             raise ValueError(

@@ -44,6 +44,10 @@ class Plan:
         data = self.datasets.get(dataset)
         return {} if data is None else dict.fromkeys(data["methods"], data["seeds"])
 
+    def parts(self, dataset: str) -> Sequence[str]:
+        """The parts that a data set is trained on in turn; none where it has none, or the plan does not have it."""
+        return _part_values(self.datasets.get(dataset, DATASET))
+
     def as_now(self, run: Record) -> Record:
         """A line with what the file says now of that which decides nothing about its training."""
         if not self.datasets:

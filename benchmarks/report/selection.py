@@ -55,10 +55,8 @@ def _by_method(runs: Sequence[Record]) -> dict[str, list[Record]]:
 
 def _held_out(records: Records, dataset: str, runs: Sequence[Record]) -> list[str]:
     """The domains that are held out in turn: by the study's file, else in any run, whatever its method."""
-    planned = records.plan.datasets.get(dataset, {}).get("parts", {}).values()
-    return sorted(
-        {*next(iter(planned), ()), *(run["part"] for run in runs if "+" not in run.get("part", "+"))}
-    )
+    trained = (run["part"] for run in runs if "+" not in run.get("part", "+"))
+    return sorted({*records.plan.parts(dataset), *trained})
 
 
 def _scores(runs: Sequence[Record], rule: Any, domains: Sequence[str]) -> dict[int, float]:

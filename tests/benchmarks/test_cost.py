@@ -1,26 +1,13 @@
 """Re-weighting never waits for the device between two logs: no `.item()` of ours, nor anything that becomes one."""
 
 import pytest
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer
+from transformers import Trainer
 
 from rgd_hf import ReweightedTrainer
 from rgd_hf.weightings.choice import by_losses_alone
+from tests.helpers.language import llama
 from tests.helpers.operators import CountSteps, CountWaits
 from tests.helpers.tiny import classification_data, tiny_bert
-
-
-def llama():
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=30,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=32,
-    )
-    return LlamaForCausalLM(config)
 
 
 def token_data():

@@ -4,27 +4,13 @@ import pytest
 import torch
 import transformers
 from torch.nn import functional as F
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from rgd_hf import ReweightedTrainer, rgd_surrogate
+from tests.helpers.language import llama
 from tests.helpers.tiny import classification_data, tiny_bert
 
 peft = pytest.importorskip("peft")
 VIRTUAL = 3
-
-
-def llama():
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=30,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=32,
-        initializer_range=0.3,
-    )
-    return LlamaForCausalLM(config)
 
 
 def token_data(n=8, length=7):

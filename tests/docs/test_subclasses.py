@@ -6,6 +6,8 @@ from textwrap import dedent
 
 import pytest
 import torch
+from datasets import Dataset
+from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from docs.readers_script import word_tokenizer
 from rgd_hf import rgd_weights
@@ -97,16 +99,11 @@ def test_the_port_weights_every_sample_however_the_step_is_cut(name, settings, m
     assert relative_error(found, expected) < 1e-4
 
 
-@pytest.mark.parametrize(
-    ("margin", "settings"),
-    [(False, {}), (True, {}), (True, {"center_rewards_coefficient": 0.5})],
-    ids=["plain", "margin", "margin, centered"],
-)
-def test_a_reward_model_has_the_loss_of_trl(margin, settings, make_args):
-    trl = pytest.importorskip("trl")
-    from datasets import Dataset
-    from transformers import LlamaConfig, LlamaForSequenceClassification
+PAIRS = [{"chosen": f"w{i} w{i + 1}", "rejected": f"w{i + 2} w{i}"} for i in range(8)]
 
+
+def reward_model():
+    torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=43,
         hidden_size=16,
@@ -117,8 +114,18 @@ def test_a_reward_model_has_the_loss_of_trl(margin, settings, make_args):
         num_labels=1,
         pad_token_id=0,
     )
-    rows = [{"chosen": f"w{i} w{i + 1}", "rejected": f"w{i + 2} w{i}"} for i in range(8)]
-    pairs = Dataset.from_list([row | ({"margin": 0.5 * i} if margin else {}) for i, row in enumerate(rows)])
+    return LlamaForSequenceClassification(config)
+
+
+@pytest.mark.parametrize(
+    ("margin", "settings"),
+    [(False, {}), (True, {}), (True, {"center_rewards_coefficient": 0.5})],
+    ids=["plain", "margin", "margin, centered"],
+)
+def test_a_reward_model_has_the_loss_of_trl(margin, settings, make_args):
+    trl = pytest.importorskip("trl")
+    rows = [row | ({"margin": 0.5 * i} if margin else {}) for i, row in enumerate(PAIRS)]
+    pairs = Dataset.from_list(rows)
     results = []
     for cls, ours in (
         (trl.RewardTrainer, {}),
@@ -127,8 +134,7 @@ def test_a_reward_model_has_the_loss_of_trl(margin, settings, make_args):
         args = make_args(
             trl.RewardConfig, max_steps=2, bf16=False, gradient_checkpointing=False, max_length=16, **settings
         )
-        torch.manual_seed(0)
-        model = LlamaForSequenceClassification(config)
+        model = reward_model()
         start = parameters_of(model)
         trainer = cls(
             model=model,
@@ -148,19 +154,6 @@ def test_a_reward_model_has_the_loss_of_trl(margin, settings, make_args):
 
 def test_a_reward_model_is_trained_on_weighted_pairs(make_args):
     trl = pytest.importorskip("trl")
-    from datasets import Dataset
-    from transformers import LlamaConfig, LlamaForSequenceClassification
-
-    config = LlamaConfig(
-        vocab_size=43,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_labels=1,
-        pad_token_id=0,
-    )
-    pairs = [{"chosen": f"w{i} w{i + 1}", "rejected": f"w{i + 2} w{i}"} for i in range(8)]
     results = []
     for size, accumulation in ((8, 1), (2, 4)):
         args = make_args(
@@ -173,10 +166,9 @@ def test_a_reward_model_is_trained_on_weighted_pairs(make_args):
             max_length=16,
             learning_rate=1e-2,
         )
-        torch.manual_seed(0)
-        model = LlamaForSequenceClassification(config)
+        model = reward_model()
         trainer = AFTER["ReweightedRewardTrainer"](
-            model=model, args=args, train_dataset=Dataset.from_list(pairs), processing_class=word_tokenizer()
+            model=model, args=args, train_dataset=Dataset.from_list(PAIRS), processing_class=word_tokenizer()
         )
         trainer.train()
         assert trainer.state.log_history[0]["weight_mean"] > 1
@@ -186,5 +178,5 @@ def test_a_reward_model_is_trained_on_weighted_pairs(make_args):
         NotImplementedError, match=r"RewardTrainer\.compute_loss .* compute_per_sample_losses"
     ):
         type("Unported", (AFTER["ReweightingMixin"], trl.RewardTrainer), {})(
-            model=model, args=args, train_dataset=Dataset.from_list(pairs), processing_class=word_tokenizer()
+            model=model, args=args, train_dataset=Dataset.from_list(PAIRS), processing_class=word_tokenizer()
         )
