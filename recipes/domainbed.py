@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 
 from rgd_hf import ReweightedTrainingArguments
+from rgd_hf.scripts.best_metric import asked_metric
 from rgd_hf.scripts.cli import parse_args, run_recipe
 from rgd_hf.scripts.domains.algorithms import AlgorithmArguments
 from rgd_hf.scripts.domains.backbones import BackboneArguments, load_backbone
@@ -87,6 +88,11 @@ def check(algorithm: AlgorithmArguments, args: ReweightedTrainingArguments) -> N
     if args.load_best_model_at_end:
         raise UserError(
             "--load_best_model_at_end: leave it out, the model is that of the best checkpoint without it."
+        )
+    if asked_metric(args) is not None:
+        raise UserError(
+            "--metric_for_best_model: leave it out, the best checkpoint is that of the best mean accuracy on validation "
+            "rows of the training domains."
         )
     for option in ("per_device_train_batch_size", "per_device_eval_batch_size"):
         if getattr(args, option) < 1:

@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from rgd_hf import ReweightedTrainingArguments
+from rgd_hf.scripts.best_metric import check_metric
 from rgd_hf.scripts.cli import parse_args, run_recipe
 from rgd_hf.scripts.data_files import first_rows, read_directory, read_splits
 from rgd_hf.scripts.errors import UserError, listed
@@ -37,7 +38,7 @@ from rgd_hf.scripts.holdout import HELP as HOLDOUT_HELP
 from rgd_hf.scripts.holdout import hold_out
 from rgd_hf.scripts.hub import load_hub_dataset, load_pretrained
 from rgd_hf.scripts.length_grouping import LengthGroupedTrainer
-from rgd_hf.scripts.metrics import make_compute_metrics
+from rgd_hf.scripts.metrics import make_compute_metrics, metric_names
 from rgd_hf.scripts.plans import RunArguments, prepare_runs
 from rgd_hf.scripts.results import print_results, say, settings_of
 from rgd_hf.scripts.runs import push_runs, train_runs
@@ -239,6 +240,8 @@ def main(argv: list[str] | None = None) -> dict:
         tokenizer = load_pretrained(AutoTokenizer.from_pretrained, model_name)
         data = tokenize(raw, tokenizer, columns, data_args.label_column, labels, data_args.max_seq_length)
     validation = {split.removeprefix("validation_"): rows for split, rows in data.items() if split != "train"}
+    prefixes = [f"{name}_" for name in validation] if len(validation) > 1 else [""]
+    check_metric(training_args, [p + key for p in prefixes for key in (*metric_names(metric), "loss")])
 
     def build_trainer(args: ReweightedTrainingArguments) -> LengthGroupedTrainer:
         config = load_pretrained(AutoConfig.from_pretrained, model_name, **labels.config)

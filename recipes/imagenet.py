@@ -29,6 +29,7 @@ import torch
 from accelerate import PartialState
 
 from rgd_hf import ReweightedTrainingArguments
+from rgd_hf.scripts.best_metric import check_metric
 from rgd_hf.scripts.cli import parse_args, run_recipe
 from rgd_hf.scripts.errors import UserError
 from rgd_hf.scripts.hard_examples import TrainingSamples
@@ -52,7 +53,12 @@ from rgd_hf.scripts.vision.data import (
     load_image_streams,
 )
 from rgd_hf.scripts.vision.decoding import BadImages, check_all_images, open_image
-from rgd_hf.scripts.vision.metrics import keep_best_classes, make_image_metrics, shot_groups
+from rgd_hf.scripts.vision.metrics import (
+    image_metric_names,
+    keep_best_classes,
+    make_image_metrics,
+    shot_groups,
+)
 from rgd_hf.scripts.vision.models import ImageModelArguments, build_image_classifier
 from rgd_hf.scripts.vision.plots import plot_curves, plot_weights, read_history
 from rgd_hf.scripts.vision.sets import ImageSet
@@ -277,6 +283,7 @@ def train(
         if PartialState().is_main_process and not begun(plan):
             bad.forget()  # those of an earlier training here may have been repaired
         images = load(data_args, training_args)
+    check_metric(training_args, [*image_metric_names(len(images.classes), images.groups), "loss"])
     facts = {}
     if isinstance(images.train, ImageSet) and isinstance(images.validation, ImageSet):
         facts["train_class_counts"] = images.train.counts().tolist()

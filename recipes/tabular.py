@@ -3,8 +3,8 @@
     accelerate launch recipes/tabular.py --data mine.csv --target price --compare --seeds 0 1 2 3 4
     accelerate launch recipes/tabular.py --data breast_cancer --network tabm --output_dir runs/tabm
 
-The best epoch is chosen on validation rows, and scores are computed once, on test rows. The network is saved with its
-preprocessing and predicts a DataFrame:
+The best epoch is chosen on validation rows, by accuracy or RMSE, or as --metric_for_best_model says, and scores are computed
+once, on test rows. The network is saved with its preprocessing and predicts a DataFrame:
 
     model = transformers.AutoModel.from_pretrained("runs/tabm", trust_remote_code=True)
     model.predict(frame)
@@ -39,7 +39,7 @@ from rgd_hf.scripts.tabular.hard_examples import list_hard_rows
 from rgd_hf.scripts.tabular.label_noise import with_label_noise
 from rgd_hf.scripts.tabular.options import NetworkArguments
 from rgd_hf.scripts.tabular.predictions import write_predictions
-from rgd_hf.scripts.tabular.scores import better_is_larger, main_score, scores
+from rgd_hf.scripts.tabular.scores import better_is_larger, scores, selecting_score
 from rgd_hf.scripts.tabular.table import TableArguments, prepare_table
 from rgd_hf.scripts.tabular.training import train_network
 from rgd_hf.weightings.choice import weighting_of
@@ -154,7 +154,7 @@ def main(argv: list[str] | None = None) -> dict:
         )
     plan = prepare_runs(training_args, run_args, settings_of(data_args, column_args, model_args))
     prepared = prepare_table(data_args, column_args, training_args.label_smoothing_factor)
-    score = main_score(prepared.target.is_regression)
+    score = selecting_score(prepared.target.is_regression, training_args)
 
     def train(run: Run, checkpoint: str | None) -> dict[str, Any]:
         splits = with_label_noise(prepared.split(run.args.seed), data_args.label_noise)

@@ -3,7 +3,7 @@
     python benchmarks/tables/baselines.py --data mine.csv --target price --model lightgbm --output_dir runs/lightgbm
 
 The rows and their encoding are those of recipes/tabular.py with the same options and the same seed: so are the names of the
-scores, `eval_...` on validation rows, which boosting stops by, and `test_...` on test rows.
+scores, `eval_...` on validation rows, on which boosting stops by its own loss, and `test_...` on test rows.
 """
 
 import os
@@ -32,7 +32,7 @@ from rgd_hf.scripts.results import (
 from rgd_hf.scripts.tabular.columns import ColumnArguments
 from rgd_hf.scripts.tabular.label_noise import with_label_noise
 from rgd_hf.scripts.tabular.predictions import write_predictions
-from rgd_hf.scripts.tabular.scores import main_score, scores
+from rgd_hf.scripts.tabular.scores import CLASSIFICATION, REGRESSION, scores
 from rgd_hf.scripts.tabular.table import TableArguments, prepare_table
 
 
@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> dict:
     predict = BASELINES[args.model](splits, args.settings(), args.seed)
     regression, directory = splits.target.is_regression, Path(args.output_dir)
     validation, test = predict(splits.validation), predict(splits.test)
-    main_name = main_score(regression)
+    main_name = next(iter(REGRESSION if regression else CLASSIFICATION))
     os.makedirs(directory, exist_ok=True)
     if args.save_predictions:
         write_predictions(splits, test, directory)
@@ -101,7 +101,10 @@ def main(argv: list[str] | None = None) -> dict:
         "name": args.model,
         "method": args.model,
         "seconds": round(time.perf_counter() - started, 2),
-        f"eval_{main_name}": scores(splits.validation.y, validation, regression)[main_name],
+        **{
+            f"eval_{name}": value
+            for name, value in scores(splits.validation.y, validation, regression).items()
+        },
         **{f"test_{name}": value for name, value in scores(splits.test.y, test, regression).items()},
         "settings": {**settings_of(data_args, column_args, args), "seed": args.seed},
         "versions": package_versions(),

@@ -87,6 +87,12 @@ class TextClassificationMetric(evaluate.Metric):
         return {name: float(value) for name, value in scores.items()}
 
 
+def metric_names(name: str) -> list[str]:
+    """The keys of what the metric `name` of `FUNCTIONS` computes."""
+    samples = np.array([[0], [1]] if name == "multi_label" else [0, 1])
+    return list(FUNCTIONS[name](samples, samples))
+
+
 def predicted_labels(logits: Any, problem_type: str) -> np.ndarray:
     """What logits predict.
 

@@ -11,8 +11,10 @@ from sklearn.metrics import (
     roc_auc_score,
     root_mean_squared_error,
 )
+from transformers import TrainingArguments
 
 from rgd_hf.scores import is_greater_better
+from rgd_hf.scripts.best_metric import asked_metric, check_metric
 from rgd_hf.scripts.calibration import expected_calibration_error
 
 
@@ -26,43 +28,59 @@ def macro_auroc(y: np.ndarray, probabilities: np.ndarray) -> float:
     return float(np.mean(areas)) if areas else float("nan")
 
 
-def classification_scores(y: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
-    """Accuracy, balanced accuracy, macro F1, macro AUROC, log loss and expected calibration error.
-
-    Args:
-        y: class indices `[rows]`.
-        probabilities: `[rows, classes]`.
-    """
+def _f1_macro(y: np.ndarray, probabilities: np.ndarray) -> float:
     predicted = probabilities.argmax(axis=1)
-    classes = np.arange(probabilities.shape[1])
-    normalized = probabilities / probabilities.sum(axis=1, keepdims=True)
-    return {
-        "accuracy": float(accuracy_score(y, predicted)),
-        "balanced_accuracy": float(balanced_accuracy_score(y, predicted)),
-        "f1_macro": float(f1_score(y, predicted, average="macro", labels=np.unique(y), zero_division=0)),
-        "auroc": macro_auroc(y, probabilities),
-        "log_loss": float(log_loss(y, normalized, labels=classes)),
-        "ece": expected_calibration_error(normalized.max(axis=1), predicted == y),
-    }
+    return f1_score(y, predicted, average="macro", labels=np.unique(y), zero_division=0)
 
 
-def regression_scores(y: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
-    """Root mean squared error, mean absolute error and R2; both arguments float `[rows]`."""
-    return {
-        "rmse": float(root_mean_squared_error(y, predicted)),
-        "mae": float(mean_absolute_error(y, predicted)),
-        "r2": float(r2_score(y, predicted)),
-    }
+def _log_loss(y: np.ndarray, probabilities: np.ndarray) -> float:
+    return log_loss(y, _normalized(probabilities), labels=np.arange(probabilities.shape[1]))
+
+
+def _ece(y: np.ndarray, probabilities: np.ndarray) -> float:
+    return expected_calibration_error(
+        _normalized(probabilities).max(axis=1), probabilities.argmax(axis=1) == y
+    )
+
+
+def _normalized(probabilities: np.ndarray) -> np.ndarray:
+    return probabilities / probabilities.sum(axis=1, keepdims=True)
+
+
+CLASSIFICATION = {
+    "accuracy": lambda y, probabilities: accuracy_score(y, probabilities.argmax(axis=1)),
+    "balanced_accuracy": lambda y, probabilities: balanced_accuracy_score(y, probabilities.argmax(axis=1)),
+    "f1_macro": _f1_macro,
+    "auroc": macro_auroc,
+    "log_loss": _log_loss,
+    "ece": _ece,
+}
+"""Scores of probabilities `[rows, classes]` for class indices `[rows]`, by name; the first chooses unless another is asked for."""
+
+REGRESSION = {"rmse": root_mean_squared_error, "mae": mean_absolute_error, "r2": r2_score}
+"""Scores of predicted values `[rows]`, by name; the first chooses unless another is asked for."""
 
 
 def scores(y: np.ndarray, predicted: np.ndarray, is_regression: bool) -> dict[str, float]:
-    """Scores of predicted values `[rows]`, or of probabilities `[rows, classes]`."""
-    return regression_scores(y, predicted) if is_regression else classification_scores(y, predicted)
+    """All scores of predicted values `[rows]`, or of probabilities `[rows, classes]`."""
+    table = REGRESSION if is_regression else CLASSIFICATION
+    return {name: float(score(y, predicted)) for name, score in table.items()}
 
 
-def main_score(is_regression: bool) -> str:
-    """The score that methods are selected and ranked by."""
-    return "rmse" if is_regression else "accuracy"
+def validation_score(name: str, y: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+    """The score of this name as `compute_metrics` returns it: without the loss, which the Trainer computes itself."""
+    return {} if name == "loss" else {name: float({**REGRESSION, **CLASSIFICATION}[name](y, predicted))}
+
+
+def selecting_score(is_regression: bool, args: TrainingArguments) -> str:
+    """The score that the best epoch is chosen by: `args.metric_for_best_model`, else accuracy or RMSE.
+
+    Raises:
+        UserError: the target has no such score.
+    """
+    names = list(REGRESSION if is_regression else CLASSIFICATION)
+    check_metric(args, [*names, "loss"])
+    return asked_metric(args) or names[0]
 
 
 def better_is_larger(name: str, value: float) -> float:

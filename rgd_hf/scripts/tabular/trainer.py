@@ -9,6 +9,7 @@ from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
 from rgd_hf import HardExamplesMixin, ReweightedTrainer, ReweightedTrainingArguments
+from rgd_hf.scripts.errors import UserError
 from rgd_hf.scripts.tabular.batches import BatchLoader
 from rgd_hf.scripts.tabular.scores import better_is_larger
 from rgd_hf.scripts.weight_histogram import WeightHistogramMixin
@@ -64,6 +65,10 @@ class KeepBest(TrainerCallback):
         self.waited = 0
 
     def on_evaluate(self, args, state, control, model=None, metrics: Any = None, **kwargs):
+        if math.isnan(metrics[f"eval_{self.score}"]):
+            raise UserError(
+                f"--metric_for_best_model {self.score}: on the validation rows it is not a number; choose another."
+            )
         now = (better_is_larger(self.score, metrics[f"eval_{self.score}"]), -metrics["eval_loss"])
         if now > self.best or not self.weights:
             self.best, self.best_epoch, self.waited = now, state.epoch, 0

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from rtdl_num_embeddings import compute_bins
+from scipy.special import softmax
 from transformers import set_seed
 
 from rgd_hf import ReweightedTrainingArguments
@@ -21,7 +22,7 @@ from rgd_hf.scripts.tabular.losses import loss_of
 from rgd_hf.scripts.tabular.modeling import TabularModel
 from rgd_hf.scripts.tabular.options import MAX_EMBEDDED_FEATURES, NetworkArguments
 from rgd_hf.scripts.tabular.pretraining import pretrain
-from rgd_hf.scripts.tabular.scores import main_score
+from rgd_hf.scripts.tabular.scores import selecting_score, validation_score
 from rgd_hf.scripts.tabular.splits import Part, Splits
 from rgd_hf.scripts.tabular.trainer import KeepBest, TabularTrainer, quiet, with_changes
 
@@ -37,7 +38,7 @@ class TrainedNetwork:
         model: with the weights of its best epoch.
         trainer: that trained it.
         best_epoch: the epoch of those weights.
-        validation_score: its main score on the validation split, larger is better.
+        validation_score: the score that chose it, on the validation split, with the sign that makes larger better.
         test: predictions for the test split: probabilities `[rows, classes]`, or values `[rows]`.
     """
 
@@ -115,13 +116,16 @@ def train_network(
         splits: the encoded table.
         network: one of `NETWORKS`.
         sizes: sizes of the network.
-        args: learning rate, epochs, seed, weighting and so on; a small table gets smaller batches.
+        args: learning rate, epochs, seed, weighting and so on; a small table gets smaller batches. The best epoch is chosen by
+            `metric_for_best_model`, a name of `scores.CLASSIFICATION` or `scores.REGRESSION` or "loss"; by default accuracy or
+            RMSE.
         record_examples: let the trainer tell its `hard_examples` by the row of the training split.
 
     Raises:
         UserError: the settings do not go with the table.
         NonFiniteLossError: a loss was NaN or infinite.
     """
+    score = selecting_score(splits.target.is_regression, args)
     set_seed(args.seed)
     smoothing, weights_of_classes = args.label_smoothing_factor, args.class_weights
     config = make_config(splits, network, sizes)
@@ -145,7 +149,6 @@ def train_network(
         train = TensorTable({**train.columns, SAMPLE_WEIGHT: of_class[splits.train.y]}, args.device)
     if record_examples:
         train = TensorTable({**train.columns, SAMPLE_INDEX: torch.arange(len(train))}, args.device)
-    score = main_score(splits.target.is_regression)
     keep_best = KeepBest(score, sizes.patience)
     with settings_explained():
         trainer = quiet(
@@ -154,7 +157,7 @@ def train_network(
                 args=args,
                 train_dataset=train,
                 eval_dataset=make_table(splits.validation, config, args.device),
-                compute_metrics=lambda prediction: _validation_score(prediction, config),
+                compute_metrics=lambda prediction: _score_of(prediction, config, score),
                 callbacks=[keep_best],
                 per_sample_loss_fn=loss_of(splits.target.is_regression, smoothing),
                 record_examples=record_examples,
@@ -166,12 +169,14 @@ def train_network(
     )
 
 
-def _validation_score(prediction: Any, config: TabularConfig) -> Mapping[str, float]:
-    logits = prediction.predictions
+def _score_of(prediction: Any, config: TabularConfig, name: str) -> Mapping[str, float]:
+    logits, labels = prediction.predictions.astype(np.float64), prediction.label_ids
     if config.problem_type == "regression":
-        errors = (logits[:, 0] - prediction.label_ids) * config.target_std
-        return {"rmse": float(np.sqrt(np.mean(errors**2)))}
-    return {"accuracy": float(np.mean(logits.argmax(axis=1) == prediction.label_ids))}
+        labels, logits = (
+            values * config.target_std + config.target_mean for values in (labels, logits[:, 0])
+        )
+        return validation_score(name, labels, logits)
+    return validation_score(name, labels, softmax(logits, axis=1))
 
 
 @torch.no_grad()

@@ -25,6 +25,12 @@ def keep_best_classes(logits: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
     return best.indices, (best.values[:, 0] - logits.logsumexp(dim=-1)).exp()
 
 
+def image_metric_names(classes: int, groups: Mapping[str, np.ndarray]) -> list[str]:
+    """The keys of what `make_image_metrics(groups)` computes for so many classes."""
+    top = ["top5_accuracy"] if classes >= TOP else []
+    return ["accuracy", *top, "worst_class_accuracy", *(f"{name}_shot_accuracy" for name in groups)]
+
+
 def make_image_metrics(
     groups: Mapping[str, np.ndarray],
 ) -> Callable[[EvalPrediction], dict[str, float]]:
