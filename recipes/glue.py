@@ -119,6 +119,10 @@ class DataArguments:
         metadata={"help": HOLDOUT_HELP + "The split is stratified by class and does not depend on --seed."},
     )
 
+    def __post_init__(self):
+        if self.max_seq_length < 1:
+            raise UserError(f"--max_seq_length must be at least 1, not {self.max_seq_length}.")
+
 
 @dataclass
 class ModelArguments:

@@ -223,7 +223,7 @@ def _write_study(study: Study, directory: Path) -> None:
 
 
 def _say(line: str) -> None:
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
+    console.print(line, highlight=False, soft_wrap=True)
 
 
 def _show(runner: Runner) -> None:

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from benchmarks.offline import sources
-from rgd_hf.scripts.cli import as_arguments, check_option_names, parse_args
+from rgd_hf.scripts.cli import check_option_names, parse_args
+from rgd_hf.scripts.config_files import as_arguments
 from rgd_hf.scripts.errors import UserError
 
 CHECKOUT = Path(__file__).resolve().parents[2]

@@ -8,6 +8,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from benchmarks.study.specification import Dataset, Method, Question, RandomSearch, Study
+from rgd_hf.scripts.config_files import UniqueKeys
 from rgd_hf.scripts.errors import UserError, listed
 
 SHARED = ("seeds", "tuning_seeds", "learning_rate_factors", "holdout_fraction", "metrics")
@@ -25,7 +26,7 @@ def read_study(filename: str | Path) -> Study:
     if not path.is_file():
         raise UserError(f"there is no study {str(filename)!r} (looked in {Path.cwd()}).")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
+        content = yaml.load(path.read_text(encoding="utf-8"), UniqueKeys)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
@@ -87,17 +88,3 @@ def _explained(error: ValidationError) -> str:
     if found["type"] == "value_error":
         return f"{where}{found['ctx']['error']}."
     return f"{where}{found['msg'][0].lower()}{found['msg'][1:]}, not {found['input']!r}."
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """Stops where a mapping names a key twice; YAML would let the last one win."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
-        names = [key.value for key, _ in node.value]
-        twice = [key for key, _ in node.value if names.count(key.value) > 1]
-        if twice:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"{twice[-1].value!r} stands here twice", twice[-1].start_mark
-            )
-        return node

@@ -1,27 +1,26 @@
 """The command line of a recipe: dataclasses as options, one optional YAML or JSON file, errors without tracebacks."""
 
 import difflib
-import json
 import os
 import re
 import sys
 import time
-from argparse import SUPPRESS
+from argparse import SUPPRESS, Action
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
-import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 from rgd_hf.contrib import SetupError
 from rgd_hf.hub_errors import HubError, find_failure
+from rgd_hf.scripts.config_files import as_arguments, as_typed, read_settings
 from rgd_hf.scripts.errors import UserError, listed
 from rgd_hf.scripts.processes import leave_process_group
+from rgd_hf.scripts.ranges import check_ranges
 from rgd_hf.weightings import WEIGHTINGS
 from rgd_hf.weightings.choice import by_losses_alone
 
-CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
 USAGE = "accelerate launch %(prog)s [CONFIG.yaml|CONFIG.json] --option value ..."
 EPILOG = "CONFIG holds the same options, `name: value`; options on the command line overrule it."
 # Settings of `TrainingArguments` that the Trainer leaves to scripts, and what recipes do instead.
@@ -79,6 +78,9 @@ def parse_args(
         raise UserError(str(error)) from error
     if unknown:
         raise UserError(f"{parser.describe_unknown(unknown[0])} See --help.")
+    for group in parsed:
+        if isinstance(group, TrainingArguments):
+            check_ranges(group)
     return tuple(parsed)
 
 
@@ -116,17 +118,6 @@ def check_rule(reweighting: str) -> None:
             "(docs/contrib.md shows how). With the training domains as groups, GroupDRO is --algorithm group_dro of "
             "recipes/domainbed.py."
         )
-
-
-def as_arguments(settings: Mapping[str, Any]) -> list[str]:
-    """Settings as a command line: a list becomes several values, a dict becomes JSON, None is omitted."""
-    arguments = []
-    for name, value in settings.items():
-        if isinstance(value, list):
-            arguments += [f"--{name}", *map(str, value)]
-        elif value is not None:
-            arguments.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
-    return arguments
 
 
 def run_recipe(main: Callable[[], Any]) -> None:
@@ -169,11 +160,14 @@ class _Parser(HfArgumentParser):
             epilog=epilog,
             allow_abbrev=False,
         )
+        self.hints = {name: hint for cls in dataclass_types for name, hint in get_type_hints(cls).items()}
         trains = any(issubclass(cls, TrainingArguments) for cls in dataclass_types)
         self.without_effect = WITHOUT_EFFECT if trains else {}
         for action in self._actions:
             if action.dest in self.without_effect:
                 action.help = SUPPRESS
+        if trains:  # the Trainer's own default pushes the model at every checkpoint, before there are results
+            self.set_defaults(hub_strategy="end")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         for argument in args or ():
@@ -190,6 +184,14 @@ class _Parser(HfArgumentParser):
 
     def option_names(self) -> list[str]:
         return [a.dest for a in self._actions if a.dest not in ("help", *self.without_effect)]
+
+    def option(self, name: str) -> Action:
+        """The option that fills the field `name`."""
+        return next(action for action in self._actions if action.dest == name)
+
+    def takes_mapping(self, name: str) -> bool:
+        """Whether the field `name` may be a mapping."""
+        return any(get_origin(kind) is dict or kind is dict for kind in get_args(self.hints[name]))
 
     def describe_unknown(self, name: str) -> str:
         """An error message for an unknown option, with the nearest known one."""
@@ -209,23 +211,22 @@ def _plain(argument: str) -> str:
 
 def _config_arguments(filename: str, parser: _Parser) -> list[str]:
     """The settings of a configuration file as command-line arguments, so that both are checked alike."""
-    path = Path(filename)
-    if path.suffix.lower() not in CONFIG_SUFFIXES:
-        raise UserError(
-            f"{filename!r} is neither an option (--name value) nor a {' / '.join(CONFIG_SUFFIXES)} file."
-        )
-    if not path.is_file():
-        raise UserError(f"there is no configuration file {filename!r} (looked in {Path.cwd()}).")
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML too
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{filename}: not valid YAML or JSON: {' '.join(str(error).split())}") from error
-    if not isinstance(settings, dict):
-        raise UserError(f"{filename}: expected lines `name: value`, found {type(settings).__name__}.")
-    for name in settings:
+    settings = read_settings(filename)
+    for name, value in settings.items():
         if name not in parser.option_names():
             raise UserError(f"{filename}: {parser.describe_unknown(str(name))}")
-    return as_arguments(settings)
+        if value is None:  # which no command line can say
+            if type(None) not in get_args(parser.hints[name]):
+                raise UserError(
+                    f"{filename}: {name} cannot be null. Leave the line out for the default, {parser.get_default(name)!r}."
+                )
+            parser.set_defaults(**{name: None})
+    return as_arguments(
+        {
+            name: as_typed(value, parser.option(name), parser.takes_mapping(name))
+            for name, value in settings.items()
+        }
+    )
 
 
 def _without_worker(message: str) -> str:

@@ -18,6 +18,7 @@ from rgd_hf.scripts.hard_examples import HARD_EXAMPLES
 from rgd_hf.scripts.predictions import PREDICTIONS
 from rgd_hf.scripts.processes import on_main_process, same_everywhere
 from rgd_hf.scripts.pushing import check_repository
+from rgd_hf.scripts.ranges import check_seed
 from rgd_hf.scripts.results import RESULTS_NAME, read_results, settings_of
 
 SETTINGS_NAME = "run_settings.json"
@@ -88,6 +89,8 @@ class RunArguments:
             raise UserError(f"--hard_examples must be at least 0, not {self.hard_examples}.")
         if self.seeds and not self.compare:
             raise UserError("--seeds goes with --compare: a single training takes --seed.")
+        for seed in self.seeds:
+            check_seed("seeds", seed)
         if len(set(self.seeds)) < len(self.seeds):
             raise UserError(f"--seeds must differ, which {' '.join(map(str, self.seeds))} do not.")
 

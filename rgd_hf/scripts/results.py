@@ -22,14 +22,14 @@ PACKAGES = (
     "rgd-hf", "torch", "transformers", "accelerate", "datasets", "timm", "scikit-learn", "lightgbm", "numpy", "pandas", "scipy"
 )  # fmt: skip
 
-console = Console()
+console = Console(markup=False, emoji=False)  # texts are the user's
 
 
 def say(*lines: str) -> None:
     """Print on the main process alone."""
     if PartialState().is_main_process:
         for line in lines:
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            console.print(line, highlight=False, soft_wrap=True)
 
 
 def package_versions() -> dict[str, str]:

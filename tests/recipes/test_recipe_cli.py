@@ -12,6 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 from rgd_hf import ReweightedTrainingArguments
 from rgd_hf.scripts.cli import parse_args, run_recipe
 from rgd_hf.scripts.errors import UserError
+from rgd_hf.scripts.plans import RunArguments
+from rgd_hf.scripts.results import print_results, say
 from rgd_hf.weightings import WEIGHTINGS
 
 
@@ -41,8 +43,65 @@ def test_command_line_overrules_the_file_and_the_file_the_defaults(tmp_path, nam
 
 def test_yaml_numbers_in_scientific_notation_are_numbers(tmp_path):
     path = tmp_path / "settings.yaml"
-    path.write_text("rate: 5e-5\nnames:\n  - x\ncount: null\n")
+    path.write_text("rate: 5e-5\nnames:\n  - x\n")
     assert parse(str(path)) == Things(rate=5e-5, names=["x"])
+
+
+def test_null_in_a_file_is_none_and_not_the_default_of_the_recipe(tmp_path):
+    path = tmp_path / "settings.yaml"
+    path.write_text(f"output_dir: {tmp_path}\nsave_total_limit: null\n")
+    defaults = {"save_total_limit": 1}
+    parsed, default, again = (
+        parse_args([ReweightedTrainingArguments], argv, description="", defaults=defaults)[0]
+        for argv in ([str(path)], ["--output_dir", "x"], [str(path), "--save_total_limit", "3"])
+    )
+    assert (parsed.save_total_limit, default.save_total_limit, again.save_total_limit) == (None, 1, 3)
+
+
+def test_values_of_a_file_mean_what_they_mean_on_the_command_line(tmp_path):
+    path = tmp_path / "settings.yaml"
+    path.write_text(
+        f"output_dir: {tmp_path}\nsave_strategy: no\nbf16: no\nclass_weights: [1, 2.5]\nreport_to: [none]\n"
+        "reweighting: relative_kl\nreweighting_args: {decay: 0.8}\nlr_scheduler_kwargs: {num_cycles: 2}\n"
+    )
+    parsed = parse_args([ReweightedTrainingArguments], [str(path)], description="")[0]
+    assert (parsed.save_strategy, parsed.bf16, parsed.class_weights) == ("no", False, "1,2.5")
+    assert parsed.reweighting_args == "decay=0.8" and parsed.lr_scheduler_kwargs == {"num_cycles": 2}
+
+
+@pytest.mark.parametrize(
+    "argv, allowed",
+    [
+        (["--per_device_train_batch_size", "0"], "at least 1, not 0"),
+        (["--gradient_accumulation_steps", "0"], "at least 1, not 0"),
+        (["--learning_rate", "-1"], "at least 0, not -1"),
+        (["--label_smoothing_factor", "1.5"], "between 0 and 1"),
+        (["--num_train_epochs", "0"], "train nothing"),
+        (["--max_steps", "0"], "train nothing"),
+        (["--seed", "-1"], "--seed must lie between 0 and 4294967295"),
+        (["--compare", "--seeds", "0", "-1"], "--seeds must lie between 0 and 4294967295"),
+    ],
+)
+def test_numbers_out_of_range_are_refused_before_training(argv, allowed, tmp_path):
+    with pytest.raises(UserError, match=allowed):
+        parse_args(
+            [RunArguments, ReweightedTrainingArguments],
+            ["--output_dir", str(tmp_path), *argv],
+            description="",
+        )
+
+
+def test_recipes_push_when_all_is_done(tmp_path):
+    args = parse_args([ReweightedTrainingArguments], ["--output_dir", str(tmp_path)], description="")[0]
+    assert args.hub_strategy == "end"
+
+
+def test_what_is_printed_is_the_text_as_it_is(capsys):
+    say("a :smile: and [bold]text[/bold]")
+    record = {"method": "[old]", "seconds": 1.0, "eval_accuracy": 0.5, "settings": {"seed": 0}}
+    print_results(":cat: of [data]", record)
+    shown = capsys.readouterr().out
+    assert all(text in shown for text in ("a :smile: and [bold]text[/bold]", ":cat: of [data]", "[old]"))
 
 
 @pytest.mark.parametrize(
@@ -52,6 +111,8 @@ def test_yaml_numbers_in_scientific_notation_are_numbers(tmp_path):
         ("count: many", "--count"),
         ("just words", "name: value"),
         ("count: [", "not valid YAML"),
+        ("count: 1\ncount: 2", "'count' stands here twice"),
+        ("count: null", "count cannot be null. Leave the line out for the default, 1"),
     ],
 )
 def test_a_wrong_file_is_named_with_its_problem(tmp_path, content, complaint):

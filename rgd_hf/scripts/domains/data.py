@@ -66,7 +66,7 @@ class DomainArguments:
     )
 
     def __post_init__(self):
-        for name in ("image_size", "max_eval_samples"):
+        for name in ("image_size", "max_seq_length", "max_eval_samples"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"--{name} must be at least 1, not {value}.")

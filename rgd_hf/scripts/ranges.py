@@ -1,0 +1,34 @@
+"""The ranges of training arguments that transformers takes as they are, and that fail, or do nothing, much later."""
+
+from transformers import TrainingArguments
+
+from rgd_hf.scripts.errors import UserError
+
+AT_LEAST_ONE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+SEEDS = 2**32
+
+
+def check_ranges(args: TrainingArguments) -> None:
+    """Raise `UserError` where a number is out of its range, with what is allowed."""
+    for name in AT_LEAST_ONE:
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name} must be at least 1, not {getattr(args, name)}.")
+    if not args.learning_rate >= 0:
+        raise UserError(f"--learning_rate must be at least 0, not {args.learning_rate:g}.")
+    if not 0 <= args.label_smoothing_factor < 1:
+        raise UserError(
+            f"--label_smoothing_factor must lie between 0 and 1 (0 is none), not {args.label_smoothing_factor:g}."
+        )
+    if args.max_steps == 0 or (args.max_steps < 0 and not args.num_train_epochs > 0):
+        raise UserError(
+            f"--num_train_epochs {args.num_train_epochs:g} and --max_steps {args.max_steps} train nothing: give a number of "
+            "epochs above 0, or of steps from 1."
+        )
+    for name in ("seed", "data_seed"):
+        check_seed(name, getattr(args, name))
+
+
+def check_seed(option: str, seed: int | None) -> None:
+    """Raise `UserError` for a seed that random generators do not take."""
+    if seed is not None and not 0 <= seed < SEEDS:
+        raise UserError(f"--{option} must lie between 0 and {SEEDS - 1}, not {seed}.")
