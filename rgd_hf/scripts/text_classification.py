@@ -67,6 +67,8 @@ def find_text_columns(
     label_column: str,
     where: str,
     tell: Callable[[str], Any] = say,
+    option: str = "--text_columns",
+    most: int = 2,
 ) -> list[str]:
     """The one or two text columns: those asked for, else usual names, else the only ones that hold strings.
 
@@ -76,10 +78,14 @@ def find_text_columns(
         label_column: name of the label column.
         where: the data, for messages.
         tell: called with a sentence where there are other columns of strings, which are not used.
+        option: the option of the recipe that names them, for messages.
+        most: how many the recipe takes, 1 or 2.
 
     Raises:
-        UserError: they are missing, no strings, or cannot be told; the message names the columns found.
+        UserError: they are missing, no strings, cannot be told, or are a pair where one is taken; the message names the
+            columns found.
     """
+    amount = "one or two" if most > 1 else "one"
     strings = [
         name
         for name, feature in dataset.features.items()
@@ -87,9 +93,9 @@ def find_text_columns(
     ]
     if asked:
         require_columns(dataset, asked, where)
-        if len(asked) > 2 or not set(asked) <= set(strings):
+        if len(asked) > most or not set(asked) <= set(strings):
             raise UserError(
-                f"--text_columns takes one or two columns that hold strings, not {listed(asked)}; "
+                f"{option} takes {amount} column(s) that hold strings, not {listed(asked)}; "
                 f"columns of strings in {where}: {listed(strings)}.{_nested(dataset)}"
             )
         return list(asked)
@@ -99,13 +105,19 @@ def find_text_columns(
         return strings
     if not usual:
         raise UserError(
-            f"cannot tell which column of {where} is the text: name one or two with --text_columns. "
+            f"cannot tell which column of {where} is the text: name {amount} with {option}. "
             f"Columns of strings: {listed(strings)}; all columns: {listed(dataset.column_names)}.{_nested(dataset)}"
+        )
+    if len(usual[0]) > most:
+        raise UserError(
+            f"{where} has the text columns {' and '.join(map(repr, usual[0]))}, a pair, but each sample is one text here: name "
+            f"the one to use ({option} {usual[0][0]}), or write both texts into one column."
         )
     others = [name for name in strings if name not in usual[0]]
     if others:
         tell(
-            f"Text column(s): {listed(usual[0])}; not used: {listed(others)}. --text_columns chooses one or two others."
+            f"Text column(s): {listed(usual[0])}; not used: {listed(others)}. {option} chooses "
+            + ("one or two others." if most > 1 else "another.")
         )
     return usual[0]
 

@@ -76,6 +76,33 @@ def test_texts_with_a_domain_column(tmp_path):
     assert data.environments[1].labels.tolist() == [0, 1, 0, 1, 0, 1]
 
 
+def test_a_pair_of_texts_is_not_cut_to_its_first(tmp_path):
+    rows = [
+        {"text1": f"{d} {n}", "text2": "other", "label": n % 2, "domain": d} for d in "ab" for n in range(6)
+    ]
+    path = str(tmp_path / "pairs.csv")
+    Dataset.from_list(rows).to_csv(path)
+    with pytest.raises(UserError, match=r"'text1' and 'text2', a pair, .*--text_column text1"):
+        read_table("domain", "label", data_file=path)
+    for column, first in (("text1", "a 0"), ("text2", "other")):
+        data = read_table("domain", "label", data_file=path, text_column=column)
+        assert data.environments[0].inputs[0] == first
+    options = ["--data_file", path, "--held_out", "a", "--use_cpu"]
+    with pytest.raises(UserError, match="a pair"):
+        domainbed.main([*options, "--output_dir", str(tmp_path / "out")])
+    Dataset.from_list(rows).rename_columns({"text1": "left", "text2": "right"}).to_csv(path)
+    with pytest.raises(UserError, match=r"cannot tell which column .*: name one with --text_column[.]"):
+        read_table("domain", "label", data_file=path)
+
+
+def test_a_domain_that_lacks_the_text_is_named(tmp_path):
+    for domain, column in (("a", "text"), ("b", "words")):
+        rows = [{column: f"{n}", "label": n % 2} for n in range(4)]
+        Dataset.from_list(rows).to_parquet(tmp_path / f"{domain}.parquet")
+    with pytest.raises(UserError, match=r"the domain 'b' lacks the column\(s\) 'text'; found: 'words'"):
+        read_directory(tmp_path, "label")
+
+
 @pytest.mark.parametrize(
     "options,message",
     [

@@ -165,7 +165,10 @@ def _from_rows(parts: dict[str, Dataset], label_column: str, text_column: str | 
         column, kind = "image", "image"
     else:
         asked = [text_column] if text_column else None
-        (column, *_), kind = find_text_columns(first, asked, label_column, "the data"), "text"
+        (column,) = find_text_columns(first, asked, label_column, "the data", option="--text_column", most=1)
+        kind = "text"
+    for domain, rows in parts.items():
+        require_columns(rows, [column], f"the domain {domain!r}")
     together = concatenate_datasets([rows.select_columns([label_column]) for rows in parts.values()])
     labels = find_labels(together, label_column, "the data")
     if labels.kind != "single_label_classification":
