@@ -102,7 +102,7 @@ class DataArguments:
         default="label",
         metadata={
             "help": "The label column: strings or integers (classes), floats (regression) or lists (several labels per "
-            "text)."
+            "text: their names, or a 0 or 1 for every class)."
         },
     )
     max_seq_length: int = field(
@@ -244,8 +244,11 @@ def main(argv: list[str] | None = None) -> dict:
         tokenizer = load_pretrained(AutoTokenizer.from_pretrained, model_name)
         data = tokenize(raw, tokenizer, columns, data_args.label_column, labels, data_args.max_seq_length)
     validation = {split.removeprefix("validation_"): rows for split, rows in data.items() if split != "train"}
-    prefixes = [f"{name}_" for name in validation] if len(validation) > 1 else [""]
-    check_metric(training_args, [p + key for p in prefixes for key in (*metric_names(metric), "loss")])
+    computed = []
+    for name, rows in validation.items():
+        prefix = f"{name}_" if len(validation) > 1 else ""
+        computed += [prefix + key for key in (*metric_names(metric, rows["labels"][:]), "loss")]
+    check_metric(training_args, computed)
 
     def build_trainer(args: ReweightedTrainingArguments) -> LengthGroupedTrainer:
         config = load_pretrained(AutoConfig.from_pretrained, model_name, **labels.config)

@@ -3,7 +3,7 @@
 They are scikit-learn's and scipy's; `evaluate.load` would fetch its scripts from the Hub.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import datasets
@@ -12,6 +12,8 @@ import numpy as np
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, mean_squared_error
 from transformers import EvalPrediction
+
+CORRELATIONS = ("pearson", "spearmanr")
 
 
 def _accuracy(predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
@@ -34,6 +36,8 @@ def _matthews(predictions: np.ndarray, references: np.ndarray) -> dict[str, floa
 
 
 def _correlations(predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
+    if len(references) < 2:
+        return dict.fromkeys(CORRELATIONS, float("nan"))
     return {
         "pearson": pearsonr(predictions, references)[0],
         "spearmanr": spearmanr(predictions, references)[0],
@@ -68,7 +72,7 @@ class TextClassificationMetric(evaluate.Metric):
     """The metric named by `config_name`, one of `FUNCTIONS`.
 
     `compute(predictions=..., references=...)` takes class indices, real numbers (`correlations`, `regression`) or
-    rows of 0 and 1 (`multi_label`), and returns a dict of floats.
+    rows of 0 and 1 (`multi_label`), and returns a dict of floats. Correlations of one sample, or of equal ones, are NaN.
     """
 
     def _info(self) -> evaluate.MetricInfo:
@@ -87,10 +91,12 @@ class TextClassificationMetric(evaluate.Metric):
         return {name: float(value) for name, value in scores.items()}
 
 
-def metric_names(name: str) -> list[str]:
-    """The keys of what the metric `name` of `FUNCTIONS` computes."""
+def metric_names(name: str, references: Sequence[Any] | None = None) -> list[str]:
+    """The keys of what the metric `name` of `FUNCTIONS` computes; without correlations where `references`, float `[samples]`, are equal."""
     samples = np.array([[0], [1]] if name == "multi_label" else [0, 1])
-    return list(FUNCTIONS[name](samples, samples))
+    names = list(FUNCTIONS[name](samples, samples))
+    constant = references is not None and name in REAL_VALUED and len(set(references)) < 2
+    return [key for key in names if not (constant and key in CORRELATIONS)]
 
 
 def predicted_labels(logits: Any, problem_type: str) -> np.ndarray:

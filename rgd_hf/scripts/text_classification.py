@@ -18,6 +18,7 @@ from rgd_hf.data import SAMPLE_WEIGHT
 from rgd_hf.scripts.column_types import MISSING_NUMBERS, say_what_looks_alike
 from rgd_hf.scripts.data_files import require_columns, sample_weights, say_warning
 from rgd_hf.scripts.errors import UserError, listed
+from rgd_hf.scripts.label_values import encode_multi_hot, is_multi_hot, label_values, require_names
 from rgd_hf.scripts.results import say
 
 MANY_CLASSES = 20
@@ -40,11 +41,13 @@ class Labels:
             `PretrainedConfig.problem_type`.
         names: the classes, in the order of their numbers; empty for regression.
         numbered: whether the data itself gave the classes these numbers, so that a column of numbers may stand for them.
+        multi_hot: whether lists of several labels hold a 0 or 1 for every class; else they name those of the sample.
     """
 
     kind: str
     names: tuple[str, ...]
     numbered: bool = True
+    multi_hot: bool = False
 
     @property
     def config(self) -> dict[str, Any]:
@@ -132,20 +135,33 @@ def _nested(dataset: Dataset) -> str:
 
 
 def find_labels(
-    dataset: Dataset, column: str, where: str, warn: Callable[[str], Any] = say_warning
+    dataset: Dataset,
+    column: str,
+    where: str,
+    warn: Callable[[str], Any] = say_warning,
+    tell: Callable[[str], Any] = say,
 ) -> Labels:
     """What the training split's label column holds.
 
-    Class numbers, strings and booleans are classes, floats are a regression's target, lists are sets of labels.
+    Class numbers, strings, dates and booleans are classes, floats are a regression's target. Lists are sets of labels or,
+    where all have one length above 1 and hold nothing but 0 and 1, multi-hot: classes are called by their position.
+
+    Args:
+        dataset: the training data.
+        column: name of the label column.
+        where: the data, for messages.
+        warn: called with a sentence for everything that may not be meant.
+        tell: called with a sentence where lists are taken as multi-hot.
 
     Raises:
-        UserError: there is no such column, it has empty cells, or fewer than two classes.
+        UserError: there is no such column, it has empty cells or values that are no labels, a list that names a label
+            twice, or fewer than two classes.
     """
     require_columns(dataset, [column], f"{where} (label column, see --label_column)")
     feature = dataset.features[column]
     if isinstance(feature, ClassLabel):
         return Labels("single_label_classification", tuple(feature.names))
-    values = _label_values(dataset, column, where, warn)
+    values = label_values(dataset, column, where, warn)
     if isinstance(values[0], float):
         if len(set(values)) <= MANY_CLASSES and all(value.is_integer() for value in values):
             warn(
@@ -157,6 +173,16 @@ def find_labels(
     inner = getattr(feature, "feature", None)
     if is_set and isinstance(inner, ClassLabel):
         return Labels("multi_label_classification", tuple(inner.names))
+    if is_set and is_multi_hot(values):
+        count = len(values[0])
+        tell(
+            f"The label column {column!r} of {where} holds lists of {count} zeros and ones, taken as one for each class; the "
+            f"classes are called by their position, '0' to '{count - 1}'. If 0 and 1 are names of classes, write texts."
+        )
+        return Labels("multi_label_classification", tuple(map(str, range(count))), multi_hot=True)
+    if is_set:
+        require_names(values, column, where)
+        values = [[_whole(label) for label in row] for row in values]
     classes = sorted({value for row in values for value in row} if is_set else set(values))
     counts = Counter(value for row in values for value in row) if is_set else Counter(values)
     say_what_looks_alike(counts, f"the label column {column!r} of {where}", warn)
@@ -178,10 +204,22 @@ def encode_labels(dataset: Dataset, column: str, labels: Labels, where: str) -> 
     """The label column as class numbers, floats, or rows of 0.0 and 1.0.
 
     Raises:
-        UserError: a label is missing, not a number where one is needed, or none of `labels.names`.
+        UserError: a label is missing, not a number where one is needed, or none of `labels.names`; or the column does not
+            hold lists as that of the training data does, or of another length.
     """
     require_columns(dataset, [column], f"{where} (label column, see --label_column)")
-    values = _label_values(dataset, column, where)
+    values = label_values(dataset, column, where)
+    several = labels.kind == "multi_label_classification"
+    if any(isinstance(value, list) != several for value in values):
+        held, needed = ("no lists", "lists") if several else ("lists", "none")
+        raise UserError(
+            f"the label column {column!r} of {where} holds {held}, but that of the training data {needed}: write the labels "
+            "of both in the same way."
+        )
+    if labels.multi_hot:
+        return encode_multi_hot(values, len(labels.names), column, where)
+    if several:
+        require_names(values, column, where)
     if labels.kind == "regression":
         try:
             targets = [float(value) for value in values]
@@ -193,8 +231,9 @@ def encode_labels(dataset: Dataset, column: str, labels: Labels, where: str) -> 
                 f"the label column {column!r} of {where} has {infinite:,} number(s) that are not finite."
             )
         return targets
-    numbers = _class_numbers(dataset.features[column], labels)
-    rows = values if labels.kind == "multi_label_classification" else [[value] for value in values]
+    rows = values if several else [[value] for value in values]
+    texts = any(isinstance(value, str) for row in rows for value in row)
+    numbers = _class_numbers(dataset.features[column], labels, texts)
     strange = sorted({str(value) for row in rows for value in row if value not in numbers})
     if strange:
         raise UserError(
@@ -202,7 +241,7 @@ def encode_labels(dataset: Dataset, column: str, labels: Labels, where: str) -> 
             f"{listed(labels.names)}"
             + (f" (as numbers: 0 to {len(labels.names) - 1})." if 0 in numbers else ".")
         )
-    if labels.kind == "single_label_classification":
+    if not several:
         return [numbers[value] for value in values]
     chosen = [{numbers[value] for value in row} for row in rows]
     return [[float(number in row) for number in range(len(labels.names))] for row in chosen]
@@ -211,7 +250,7 @@ def encode_labels(dataset: Dataset, column: str, labels: Labels, where: str) -> 
 def say_missing_classes(
     encoded: Sequence[Any], labels: Labels, where: str, warn: Callable[[str], Any] = say_warning
 ) -> None:
-    """Warn of the classes that a split has no sample of.
+    """Warn of the classes that a split has no sample of, or of a regression's target that is one number alone.
 
     Args:
         encoded: the labels, as `encode_labels` returns them.
@@ -220,6 +259,11 @@ def say_missing_classes(
         warn: called once, if there are any.
     """
     if not labels.names:
+        if len(set(encoded)) < 2:
+            warn(
+                f"{where} has {len(encoded):,} row(s), all with the label {encoded[0]:g}: correlations (pearson, spearmanr) on "
+                "it are not defined and will be NaN. They need rows with two different labels or more."
+            )
         return
     several = labels.kind == "multi_label_classification"
     counts = np.sum(encoded, axis=0) if several else np.bincount(encoded, minlength=len(labels.names))
@@ -232,49 +276,23 @@ def say_missing_classes(
         )
 
 
-def _class_numbers(feature: Any, labels: Labels) -> dict[Any, int]:
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) else value
+
+
+def _class_numbers(feature: Any, labels: Labels, texts: bool) -> dict[Any, int]:
     """From what the column holds to a class number: names, or numbers that are either names or positions."""
     names = labels.names
     inner = getattr(feature, "feature", feature)
-    kind = getattr(inner, "dtype", "")
     by_name = {name: number for number, name in enumerate(names)}
-    if kind in ("string", "large_string"):
+    if texts:
         return by_name
-    if kind == "bool" and set(names) == {"False", "True"}:
+    if getattr(inner, "dtype", "") == "bool" and set(names) == {"False", "True"}:
         return {value: by_name[str(value)] for value in (False, True)}
     # Numbers of a plain column are its classes' names; those of a ClassLabel, or of GLUE, are positions.
     if not isinstance(inner, ClassLabel) and all(name.lstrip("-").isdigit() for name in names):
         return {int(name): number for number, name in enumerate(names)}
     return {number: number for number in range(len(names))} if labels.numbered else {}
-
-
-def _label_values(
-    dataset: Dataset, column: str, where: str, warn: Callable[[str], Any] | None = None
-) -> list[Any]:
-    """The values of a label column, strings without spaces around them; values that this makes equal are warned of."""
-    values = dataset[column][:]
-    missing = sum(value is None or value != value for value in values)
-    if missing:
-        raise UserError(
-            f"the label column {column!r} of {where} is empty in {missing} of {len(values)} rows."
-        )
-    plain = [_without_spaces(value) for value in values]
-    if warn is not None and isinstance(plain[0], str):
-        names = set(values)
-        twins = sorted(name for name in names if name != name.strip() and len(names & {name.strip()}))
-        if twins:
-            count = sum(value in twins for value in values)
-            warn(
-                f"the label column {column!r} of {where} has {count:,} label(s) that differ from others in spaces around "
-                f"them alone, taken as the same: {listed(twins[:10])}."
-            )
-    return plain
-
-
-def _without_spaces(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_without_spaces(item) for item in value]
-    return value.strip() if isinstance(value, str) else value
 
 
 def _check_texts(dataset: Dataset, columns: Sequence[str], where: str) -> None:

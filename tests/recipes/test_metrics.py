@@ -6,7 +6,7 @@ from evaluate import Metric
 from transformers import EvalPrediction
 
 from rgd_hf.scripts.glue_tasks import GLUE_TASKS
-from rgd_hf.scripts.metrics import FUNCTIONS, TextClassificationMetric, make_compute_metrics
+from rgd_hf.scripts.metrics import FUNCTIONS, TextClassificationMetric, make_compute_metrics, metric_names
 
 RNG = np.random.default_rng(0)
 REFERENCES = RNG.integers(0, 2, 200)
@@ -46,6 +46,15 @@ def test_correlations_take_one_logit_a_sample():
     assert score("correlations", logits, targets) == pytest.approx(
         {k: scores[k] for k in ("pearson", "spearmanr")}
     )
+
+
+def test_correlations_of_one_sample_are_not_a_number():
+    scores = score("regression", np.array([[0.5]]), np.array([2.0]))
+    assert scores["mse"] == pytest.approx(2.25)
+    assert np.isnan([scores["pearson"], scores["spearmanr"]]).all()
+    assert metric_names("regression", [2.0, 2.0]) == ["mse"] and metric_names("correlations", [2.0]) == []
+    assert metric_names("regression", [2.0, 1.0]) == metric_names("regression") == list(scores)
+    assert metric_names("accuracy", [1]) == ["accuracy"]
 
 
 def test_multi_label_metrics():
