@@ -194,7 +194,12 @@ def test_a_split_that_lacks_a_file_is_refused(tmp_path):
     [
         ([0, 1], {"columns": ["image", "fine_label"]}, r"lacks the column\(s\) 'fine_label'"),
         ([0, -1], {}, "from -1 to 0"),
-        ([0, 2], {}, "no image of 1 of its 3 classes: '1'"),
+        (
+            [0, 2],
+            {},
+            "no image of 1 of its 3 classes: '1'. Class numbers count from 0 .* as texts in place of numbers;",
+        ),
+        ([0, 2], {"class_names": ["a", "b", "c"]}, "of its 3 classes: 'b'. .* and leave out --class_names;"),
         ([0.5, 1.5], {}, "class numbers .from 0. or class names"),
         ([0, 3], {"class_names": ["a", "b"]}, "from 0 to 3, but there are 2 classes"),
         ([0, 1], {"columns": ["label", "label"]}, "not images"),
@@ -206,6 +211,26 @@ def test_wrong_labels_are_refused_before_training(labels, options, message, tmp_
         parquet(tmp_path / f"{split}.parquet", labels)
     with pytest.raises(UserError, match=message):
         load_image_sets(ImageDataArguments(data_dir=str(tmp_path), **options))
+
+
+def test_numbers_with_gaps_train_as_texts(tmp_path):
+    """What the message about them advises."""
+    for split in ("train", "validation"):
+        parquet(tmp_path / f"{split}.parquet", ["3", "1", "1"])
+    train, _ = load_image_sets(ImageDataArguments(data_dir=str(tmp_path)))
+    assert train.classes == ("1", "3") and train.labels.tolist() == [1, 0, 0]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_class_names_are_each_given_once(streaming, tmp_path):
+    names = ["crane", "bird", "crane", "crane"]
+    with pytest.raises(UserError, match=r"'crane' 3 times, for the classes '0', '2', '3'.*'crane \(0\)'"):
+        ImageDataArguments(data_dir=str(tmp_path), class_names=names, streaming=streaming)
+    for split in ("train", "validation"):
+        parquet(tmp_path / f"{split}.parquet", [0, 1, 2, 3])
+    names = ["crane (0)", "bird", "crane (2)", "crane (3)"]
+    _, validation = load_image_sets(ImageDataArguments(data_dir=str(tmp_path), class_names=names))
+    assert validation.labels.tolist() == [0, 1, 2, 3] and validation.classes == tuple(names)
 
 
 def test_folders_have_names_of_their_own_and_do_not_mix_with_files(tmp_path):

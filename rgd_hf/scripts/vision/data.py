@@ -1,6 +1,7 @@
 """Where the images of a recipe come from: the Hub, parquet files, class folders, or scikit-learn's digits."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -48,7 +49,8 @@ class ImageDataArguments:
     class_names: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Names of the classes in the order of their numbers, if the data does not have them."
+            "help": "Names of the classes in the order of their numbers, each a different one, if the data does not have "
+            "them."
         },
     )
     streaming: bool = field(
@@ -90,6 +92,13 @@ class ImageDataArguments:
             raise UserError(
                 f"--columns are two, of the images and of the labels; given: {listed(self.columns)}."
             )
+        for name, count in Counter(self.class_names or ()).items():
+            if count > 1:
+                numbers = [number for number, other in enumerate(self.class_names or ()) if other == name]
+                raise UserError(
+                    f"--class_names has {name!r} {count} times, for the classes {listed(numbers)}: each needs a name of its "
+                    f"own. Make them different: '{name} ({numbers[0]})', say, or '{name} (KIND)'."
+                )
         if self.dataset_name and self.data_dir:
             raise UserError("give either --dataset_name or --data_dir, not both.")
         if not self.data_dir:
@@ -139,7 +148,9 @@ def load_image_sets(
     missing = [name for name, count in zip(train.classes, train.counts()) if count == 0]
     if missing:
         raise UserError(
-            f"{train.origin} has no image of {len(missing)} of its {len(train.classes)} classes: {listed(missing[:10])}."
+            f"{train.origin} has no image of {len(missing)} of its {len(train.classes)} classes: {listed(missing[:10])}. "
+            "Class numbers count from 0 and leave none out: renumber the labels, or write them as texts in place of numbers"
+            f"{' and leave out --class_names' if args.class_names else ''}; then those that occur are the classes."
         )
     _check_classes(train.classes, train.origin)
     train = sample_rows(train, args.max_train_samples, seed, "max_train_samples")
