@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from rgd_hf.scripts.dialects import SEPARATORS, SHOWN, Survey, best_survey
 from rgd_hf.scripts.errors import UserError, listed
+from rgd_hf.scripts.surrogates import refuse_surrogates
 
 _BLOCK = 50_000
 _BYTES = 1 << 26
@@ -120,6 +121,7 @@ def decoded(raw: bytes, path: Path, warn: Callable[[str], Any]) -> str:
     try:
         text = raw.decode(encoding or "utf-8")
     except UnicodeDecodeError as error:
+        refuse_surrogates(raw, encoding or "utf-8", path)
         if encoding:
             raise UserError(f"{path} begins like {encoding} but is not: {error.reason}.") from error
         text = _western(raw, path, warn)

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from rgd_hf.scripts.errors import UserError, listed
+from rgd_hf.scripts.surrogates import refuse_surrogates, surrogate_error
 
 _KINDS = {
     bool: "true or false",
@@ -30,19 +31,25 @@ def read_json(path: Path, lines: bool, warn: Callable[[str], Any]) -> pa.Table:
         warn: called with a sentence where the rows of a column differ in type.
 
     Raises:
-        UserError: no JSON, other than rows, a key twice in one object, or a column of values that do not go together.
+        UserError: no JSON, other than rows, a key twice in one object, a column of values that do not go together, or
+            half a character (a lone surrogate).
     """
+    raw = path.read_bytes()
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
+        refuse_surrogates(raw, "utf-8-sig", path)
         raise UserError(
             f"{path} could not be read as json, which is UTF-8: {error.reason} at byte {error.start}. Convert it: "
             "iconv -f ENCODING -t UTF-8 FILE > UTF8_FILE."
         ) from error
     content = _objects_by_line(text, path) if lines or _has_objects_by_line(text) else _parse(text, path, "")
     columns = _columns(content, path)
-    arrays = {name: _array(values, f"{path}: column {name!r}", warn) for name, values in columns.items()}
-    return pa.table(arrays)
+    try:
+        arrays = {name: _array(values, f"{path}: column {name!r}", warn) for name, values in columns.items()}
+        return pa.table(arrays)
+    except UnicodeEncodeError as error:
+        raise surrogate_error(columns, path) from error
 
 
 def _parse(text: str, path: Path, where: str) -> Any:

@@ -1,5 +1,7 @@
 """Data sets from local files."""
 
+import json
+
 import pytest
 
 from rgd_hf.scripts.data_files import first_rows, read_directory, read_file, require_columns
@@ -94,3 +96,63 @@ def test_first_rows(write_rows):
     assert first_rows(rows, 99, "max_train_samples").num_rows == 2
     with pytest.raises(UserError, match="--max_train_samples must be at least 1"):
         first_rows(rows, 0, "max_train_samples")
+
+
+ROW_OF_HALF = "first in row 1 .counted from 0"
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (
+            "bad \ud83d emoji",
+            rf"column 'text' has half a character in 1 row\(s\), {ROW_OF_HALF}.*'bad .ud83d emoji'",
+        ),
+        (["good", "\ude00"], ROW_OF_HALF),
+        ({"content": "\ude00"}, ROW_OF_HALF),
+        ({"\ude00": "x"}, ROW_OF_HALF),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["json", "jsonl"])
+def test_half_characters_in_json_are_refused(value, message, suffix, tmp_path):
+    usual = {str: "good \U0001f600", list: ["good"], dict: {"content": "good"}}[type(value)]
+    rows = [{"text": usual, "label": 0}, {"text": value, "label": 1}]
+    path = tmp_path / f"rows.{suffix}"
+    path.write_text(json.dumps(rows) if suffix == "json" else "\n".join(map(json.dumps, rows)))
+    with pytest.raises(UserError, match=f"rows.{suffix}: .*{message}"):
+        read_file(path)
+
+
+def test_half_characters_in_names_and_mixed_columns_are_refused(tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([{"te\ud83dxt": "a"}]))
+    with pytest.raises(UserError, match=r"the name of the column 'te.ud83dxt' has half a character"):
+        read_file(path)
+    path.write_text(json.dumps([{"text": 1}, {"text": "\ud83d"}]))
+    with pytest.raises(UserError, match=ROW_OF_HALF):
+        read_file(path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+@pytest.mark.parametrize("suffix", ["csv", "txt", "json"])
+def test_half_characters_in_bytes_are_refused_and_the_remedy_works(suffix, encoding, tmp_path):
+    if suffix == "json" and encoding != "utf-8":
+        pytest.skip("json is UTF-8")
+    path = tmp_path / f"rows.{suffix}"
+    lines = ["text,label", "good,0", "bad \ud83d emoji,1", "whole \ud83d\ude00,1"]
+    if suffix == "json":
+        lines = [
+            '[{"text": "good"}, ',
+            "",
+            '{"text": "bad \ud83d emoji"},',
+            '{"text": "whole \ud83d\ude00"}]',
+        ]
+    path.write_bytes("\n".join(lines).encode(encoding, "surrogatepass"))
+    found = r"first in line 3: '.*bad .ud83d emoji.*errors='surrogatepass'"
+    with pytest.raises(UserError, match=rf"rows.{suffix} has [13] half character\(s\), {found}"):
+        read_file(path)
+    # To the letter.
+    with open(path, encoding=encoding, errors="surrogatepass") as file:
+        text = file.read()
+    path.write_text(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"), encoding="utf-8")
+    assert read_file(path)["text"][:] == ["good", "bad \ufffd emoji", "whole \U0001f600"]
