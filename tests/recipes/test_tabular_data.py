@@ -294,6 +294,20 @@ def test_a_subset_keeps_the_classes_proportions():
     assert len(kept) == 10 and y.tolist() == [0] * 8 + [1] * 2
 
 
+@pytest.mark.parametrize("rows", [8, 9])
+def test_a_subset_may_leave_out_fewer_rows_than_there_are_classes(rows):
+    """The rows that are left out come from the classes that have most."""
+    frame = pd.DataFrame({"y": ["a", "b", "b", "b", "b", "a", "c", "c", "a", "c"]})
+    target = find_target(frame, "y", ColumnArguments(), print)[1]
+    drawn = set()
+    for seed in range(20):
+        kept, y = limit_rows(frame, target.encode(frame["y"]), target, rows, seed)
+        assert kept["y"].value_counts().to_dict() == {"a": 3 if rows == 9 else 2, "b": 3, "c": 3}
+        assert kept.index.is_monotonic_increasing and (target.encode(kept["y"]) == y).all()
+        drawn.add(tuple(kept.index))
+    assert len(drawn) > 2
+
+
 def test_text_files_of_all_kinds(tmp_path):
     contents = {
         "comma.csv": "a,y\n1, yes\n?,no\n",

@@ -65,10 +65,26 @@ def limit_rows(
     frame: pd.DataFrame, y: np.ndarray, target: Target, rows: int, seed: int
 ) -> tuple[pd.DataFrame, np.ndarray]:
     """A random subset of at most `rows` rows, with the classes' proportions kept."""
-    if rows >= len(frame):
+    left_out = len(frame) - rows
+    if left_out <= 0:
         return frame, y
-    kept, _ = _cut(np.arange(len(frame)), y, rows, target, seed, "--max_rows")
+    if left_out < len(target.classes):
+        kept = _without_a_few(y, left_out, seed)
+    else:
+        kept, _ = _cut(np.arange(len(frame)), y, rows, target, seed, "--max_rows")
     return frame.iloc[kept], y[kept]
+
+
+def _without_a_few(y: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Positions of all rows but `count`, fewer than there are classes: each is drawn from the class that has most."""
+    counts = np.bincount(y)
+    for _ in range(count):
+        counts[counts.argmax()] -= 1
+    random = np.random.default_rng(seed)
+    kept = [
+        random.choice(np.flatnonzero(y == number), size, replace=False) for number, size in enumerate(counts)
+    ]
+    return np.sort(np.concatenate(kept))
 
 
 @dataclass(frozen=True)
