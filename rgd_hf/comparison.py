@@ -11,10 +11,10 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers import Trainer, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
+from rgd_hf.checkpoints import last_checkpoint
 from rgd_hf.description import method_name
-from rgd_hf.json_lines import append_line, read_lines
+from rgd_hf.json_lines import append_line, read_lines, write_json
 from rgd_hf.overrides import behind, in_front
 from rgd_hf.scores import is_greater_better
 from rgd_hf.statistics import Estimate, mean_interval, smallest_detectable
@@ -22,12 +22,14 @@ from rgd_hf.trainer import ReweightingMixin
 from rgd_hf.weightings.choice import as_weighting
 
 RUNS_NAME = "runs.jsonl"
+SETTINGS_NAME = "run_settings.json"
 # They say where results go, not what is trained.
 _NOT_SETTINGS = (
     "output_dir", "logging_", "log_", "disable_tqdm", "report_to", "run_name", "project", "trackio_", "hub_", "push_to_hub",
     "seed", "data_seed", "dataloader_num_workers", "local_rank", "save_",
 )  # fmt: skip
-
+TEXT_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+"""Settings that end in `token` and are no secrets."""
 
 _TOLD_APART = (
     "give each function a name of its own (def), or other settings by functools.partial(function, name=value), or give objects "
@@ -123,8 +125,9 @@ def compare(
     """Train every re-weighting from every seed and compare each with the first, paired by seed.
 
     Finished runs are lines of `runs.jsonl` in `output_dir`: the same call resumes after an interruption, and a call with
-    more seeds or re-weightings trains only these. An interrupted run resumes from its last checkpoint, if its arguments
-    save any. Under `accelerate launch` every process calls it.
+    more seeds or re-weightings trains only these. An interrupted run resumes from its last whole checkpoint, if its
+    arguments save any; until it is finished, its sub-folder keeps its settings in `run_settings.json`. Under
+    `accelerate launch` every process calls it.
 
     Example:
         ```python
@@ -155,7 +158,7 @@ def compare(
     Raises:
         ValueError: `make_trainer` does not use the seed or re-weighting it is given or gives no `eval_dataset`, `metric`
             is not among the metrics, there are fewer than two re-weightings or two of the same name, or `output_dir` holds
-            runs with other settings.
+            runs with other settings, finished or interrupted, or a checkpoint whose settings are not known.
     """
     labels = _labels(reweightings)
     if not seeds or len(set(seeds)) < len(seeds):
@@ -180,13 +183,12 @@ def compare(
                 _check_method(method_name(trainer.args), label, methods)
             if run is None:
                 _say(f"{label}, seed {seed}: run {len(runs) + 1} of {len(labels) * len(seeds)}")
-                run = {
-                    "reweighting": label,
-                    "seed": seed,
-                    **_train(trainer, folder / f"{_slug(label)}-seed{seed}"),
-                }
+                place = folder / f"{_slug(label)}-seed{seed}"
+                run = {"reweighting": label, "seed": seed, **_train(trainer, place)}
                 if PartialState().is_main_process:
                     append_line(folder / RUNS_NAME, run)
+                    # Its checkpoints are no longer those of an interrupted run.
+                    (place / SETTINGS_NAME).unlink(missing_ok=True)
             if metric not in run["metrics"]:
                 raise ValueError(f"evaluate() gave no {metric!r}, but {', '.join(sorted(run['metrics']))}.")
             runs.append(run)
@@ -237,7 +239,11 @@ def mean_and_spread(values: Sequence[float]) -> str:
 def _train(trainer: Trainer, folder: Path) -> dict[str, Any]:
     settings = _settings(trainer)
     trainer.args.output_dir = str(folder)
-    checkpoint = _same_everywhere(get_last_checkpoint(folder) if folder.is_dir() else None)
+    checkpoint = _same_everywhere(last_checkpoint(folder))
+    if checkpoint is not None:
+        _check_interrupted(settings, folder)
+    if PartialState().is_main_process:
+        write_json(folder / SETTINGS_NAME, settings)
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=checkpoint)
     metrics = trainer.evaluate()
@@ -289,6 +295,8 @@ def _settings(trainer: Any) -> dict[str, Any]:
     args = {
         name: value for name, value in trainer.args.to_dict().items() if not name.startswith(_NOT_SETTINGS)
     }
+    for name in {*args} & {*TEXT_TOKENS}:
+        args[name] = getattr(trainer.args, name)  # to_dict() hides them, as it hides secrets
     data = {}
     for name in ("train_dataset", "eval_dataset"):
         dataset: Any = getattr(trainer, name, None)
@@ -300,14 +308,41 @@ def _settings(trainer: Any) -> dict[str, Any]:
 
 def _check_settings(now: Mapping[str, Any], runs: Sequence[Mapping[str, Any]], folder: Path) -> None:
     for run in runs:
-        before = run.get("settings", {})
-        changed = [name for name in sorted({*now, *before}) if now.get(name) != before.get(name)]
+        changed = _changed(run.get("settings", {}), now)
         if changed:
-            details = "; ".join(f"{name}: {before.get(name)!r}, now {now.get(name)!r}" for name in changed)
             raise ValueError(
-                f"{folder / RUNS_NAME} holds runs of {run['reweighting']!r} with other settings ({details}). Give the same "
+                f"{folder / RUNS_NAME} holds runs of {run['reweighting']!r} with other settings ({changed}). Give the same "
                 "settings to resume, or another output_dir."
             )
+
+
+def _check_interrupted(now: Mapping[str, Any], folder: Path) -> None:
+    """Raise where the checkpoint in `folder` is not one of an interrupted run with these settings."""
+    path = folder / SETTINGS_NAME
+    before = _same_everywhere(json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None)
+    if before is None:
+        raise ValueError(
+            f"{folder} holds a checkpoint, but no {SETTINGS_NAME}, which interrupted runs have, and {RUNS_NAME} has no line of "
+            "it: it is that of a finished run, or of an earlier version of rgd_hf, and its settings are not known. Delete "
+            f"{folder} to train this run again, or give another output_dir."
+        )
+    changed = _changed(before, now)
+    if changed:
+        raise ValueError(
+            f"{folder} holds an interrupted run with other settings ({changed}). Give the same settings to resume it, delete "
+            "that folder to begin it again, or give another output_dir."
+        )
+
+
+def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The settings that differ, in words; the text tokens that earlier versions hid may be any."""
+    changed = [
+        name
+        for name in sorted({*now, *before})
+        if now.get(name) != before.get(name)
+        and not (name in TEXT_TOKENS and before.get(name) == f"<{name.upper()}>")
+    ]
+    return "; ".join(f"{name}: {before.get(name)!r}, now {now.get(name)!r}" for name in changed)
 
 
 def _labels(reweightings: Sequence[Any]) -> dict[str, Any]:

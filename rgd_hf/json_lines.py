@@ -1,4 +1,4 @@
-"""Records as JSON lines in a file that a killed process may have left half written."""
+"""JSON on disk where a process may be killed while it writes: lines of a file, and whole files."""
 
 import json
 import os
@@ -38,3 +38,11 @@ def append_line(path: Path, record: Mapping[str, Any]) -> None:
         file.write(json.dumps(record, sort_keys=True, default=str).encode("utf-8") + b"\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON to a temporary file, then move it into place: a killed process leaves no half file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+    os.replace(partial, path)

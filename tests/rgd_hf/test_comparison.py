@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+from dataclasses import dataclass
 from functools import partial
 
 import pytest
@@ -32,6 +34,22 @@ class Builder:
         )
         train = trainer.train
         trainer.train = lambda **keywords: (self.trained.append((seed, reweighting)), train(**keywords))[1]
+        return trainer
+
+
+class Killed(Builder):
+    """Interrupted in step 3 of the re-weighted run."""
+
+    def __call__(self, seed, reweighting):
+        trainer = super().__call__(seed, reweighting)
+        log = trainer.log
+
+        def stop(*args, **keywords):
+            if trainer.state.global_step == 3 and reweighting == "kl":
+                raise KeyboardInterrupt
+            return log(*args, **keywords)
+
+        trainer.log = stop
         return trainer
 
 
@@ -66,25 +84,78 @@ def test_an_interrupted_run_resumes_from_its_checkpoint(make_args, tmp_path):
     options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
     whole = compare(Builder(make_args, **options), seeds=[0], output_dir=tmp_path / "whole")
 
-    class Killed(Builder):
-        def __call__(self, seed, reweighting):
-            trainer = super().__call__(seed, reweighting)
-            log = trainer.log
-
-            def stop(*args, **keywords):
-                if trainer.state.global_step == 3 and reweighting == "kl":
-                    raise KeyboardInterrupt
-                return log(*args, **keywords)
-
-            trainer.log = stop
-            return trainer
-
     with pytest.raises(KeyboardInterrupt):
         compare(Killed(make_args, **options), seeds=[0], output_dir=tmp_path / "killed")
     rest = Builder(make_args, **options)
     resumed = compare(rest, seeds=[0], output_dir=tmp_path / "killed")
     assert rest.trained == [(0, "kl")]
     assert resumed.scores["RGD (kl, tau=1)"][0] == pytest.approx(whole.scores["RGD (kl, tau=1)"][0], rel=1e-6)
+
+
+def interrupted(make_args, folder, **options) -> dict:
+    """Options of a comparison that was interrupted in its second run, after a checkpoint in step 2."""
+    options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, **options}
+    with pytest.raises(KeyboardInterrupt):
+        compare(Killed(make_args, **options), seeds=[0], output_dir=folder)
+    return options
+
+
+def test_a_checkpoint_half_written_is_passed_over(make_args, tmp_path):
+    options = interrupted(make_args, tmp_path / "killed")
+    whole = compare(Builder(make_args, **options), seeds=[0], output_dir=tmp_path / "whole")
+    half = tmp_path / "killed" / "kl-seed0" / "checkpoint-4"
+    half.mkdir()
+    (half / "config.json").write_text("{}")
+    resumed = compare(Builder(make_args, **options), seeds=[0], output_dir=tmp_path / "killed")
+    assert resumed.scores["RGD (kl, tau=1)"][0] == pytest.approx(whole.scores["RGD (kl, tau=1)"][0], rel=1e-6)
+
+
+def test_an_interrupted_run_does_not_resume_with_other_settings(make_args, tmp_path):
+    folder = tmp_path / "c"
+    options = interrupted(make_args, folder)
+    other = Builder(make_args, **options | {"learning_rate": 0.1})
+    (folder / "runs.jsonl").unlink()
+    shutil.rmtree(folder / "none-seed0")
+    with pytest.raises(
+        ValueError, match=r"kl-seed0 holds .*learning_rate: 0.5, now 0.1\).*delete that folder"
+    ):
+        compare(other, seeds=[0], output_dir=folder)
+    assert other.trained == [(0, "none")]
+    shutil.rmtree(folder / "kl-seed0")
+    assert len(compare(other, seeds=[0], output_dir=folder).runs) == 2 and other.trained[1:] == [(0, "kl")]
+
+
+@dataclass
+class TextArguments(ReweightedTrainingArguments):
+    """With a setting that `to_dict` hides like a secret, as TRL's `SFTConfig` has."""
+
+    eos_token: str | None = None
+
+
+def test_text_tokens_are_settings(make_args, tmp_path):
+    def texts(token):
+        return Builder(lambda _, **options: make_args(TextArguments, eos_token=token, **options))
+
+    compare(texts("<end>"), seeds=[0], output_dir=tmp_path / "c")
+    with pytest.raises(ValueError, match="eos_token: '<end>', now '<stop>'"):
+        compare(texts("<stop>"), seeds=[0, 1], output_dir=tmp_path / "c")
+    lines = tmp_path / "c" / "runs.jsonl"
+    lines.write_text(lines.read_text().replace("<end>", "<EOS_TOKEN>"))  # as earlier versions wrote it
+    assert len(compare(texts("<end>"), seeds=[0], output_dir=tmp_path / "c").runs) == 2
+
+
+def test_checkpoints_of_a_finished_or_unknown_run_are_no_results(make_args, tmp_path):
+    folder = tmp_path / "c"
+    options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
+    first = compare(Builder(make_args, **options), seeds=[0], output_dir=folder)
+    (folder / "runs.jsonl").unlink()
+    again = Builder(make_args, **options)
+    with pytest.raises(ValueError, match=r"none-seed0 holds a checkpoint, but no run_settings.json.*Delete"):
+        compare(again, seeds=[0], output_dir=folder)
+    for place in folder.glob("*-seed0"):
+        shutil.rmtree(place)
+    assert compare(again, seeds=[0], output_dir=folder).scores == first.scores
+    assert again.trained == [(0, "none"), (0, "kl")]
 
 
 def test_runs_of_other_settings_are_not_mixed(make_args, tmp_path):
