@@ -31,7 +31,7 @@ from rgd_hf.scripts.domains.experiment import Experiment
 from rgd_hf.scripts.errors import UserError
 from rgd_hf.scripts.plans import Run, RunArguments, prepare_runs
 from rgd_hf.scripts.results import print_results, say, settings_of
-from rgd_hf.scripts.runs import checked_trainer, push_runs, run_plan
+from rgd_hf.scripts.runs import Begin, checked_trainer, push_runs, rows_of, run_plan
 
 DEFAULTS = {
     "output_dir": "runs/domainbed",
@@ -129,8 +129,9 @@ def main(argv: list[str] | None = None) -> dict:
         data_args.max_eval_samples,
     )
 
-    def train(run: Run, checkpoint: str | None) -> dict:
-        return experiment.train(run, checkpoint, checked_trainer(experiment.make_trainer, run, plan))
+    def train(run: Run, begin: Begin) -> dict:
+        trainer = checked_trainer(experiment.make_trainer, run, plan)
+        return experiment.train(run, begin(rows_of(trainer)), trainer)
 
     results = run_plan(plan, train)
     print_results(f"{name}, held out: {', '.join(experiment.held_out)}", results)

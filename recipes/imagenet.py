@@ -29,11 +29,12 @@ import torch
 from accelerate import PartialState
 
 from rgd_hf import ReweightedTrainingArguments
+from rgd_hf.checkpoints import last_checkpoint
 from rgd_hf.scripts.best_metric import check_metric
 from rgd_hf.scripts.cli import parse_args, run_recipe
 from rgd_hf.scripts.errors import UserError
 from rgd_hf.scripts.hard_examples import TrainingSamples
-from rgd_hf.scripts.plans import RunArguments, RunPlan, last_checkpoint, prepare_runs
+from rgd_hf.scripts.plans import RunArguments, RunPlan, prepare_runs
 from rgd_hf.scripts.results import print_results, read_results, say, settings_of
 from rgd_hf.scripts.runs import push_runs, train_runs
 from rgd_hf.scripts.vision.augmentation import HELP as AUGMENTATION_HELP
@@ -280,8 +281,6 @@ def train(
         return push_runs(plan)
     bad = BadImages(data_args.bad_images, Path(str(training_args.output_dir)) / "bad_images.txt")
     with training_args.main_process_first(desc="data preparation"):
-        if PartialState().is_main_process and not begun(plan):
-            bad.forget()  # those of an earlier training here may have been repaired
         images = load(data_args, training_args)
     check_metric(training_args, [*image_metric_names(len(images.classes), images.groups), "loss"])
     facts = {}
@@ -295,9 +294,11 @@ def train(
     card = {"tasks": "image-classification"}
     if data_args.dataset_name and "/" in data_args.dataset_name:
         card |= {"dataset": data_args.dataset_name, "dataset_tags": data_args.dataset_name}
+    if PartialState().is_main_process and (run_args.overwrite_output_dir or not begun(plan)):
+        bad.forget()  # those of an earlier training here may have been repaired
     results = train_runs(plan, build_trainer, card, training_samples(images, bad), facts)
     if PartialState().is_main_process:
-        draw(plan)
+        draw(plan, results)
     report(results, images, bad)
     push_runs(plan)
     return results
@@ -309,17 +310,19 @@ def begun(plan: RunPlan) -> bool:
     return any(last_checkpoint(path) or read_results(path) for path in directories)
 
 
-def draw(plan: RunPlan) -> None:
-    """Write the curves of all runs and the weights of the last re-weighted one as PNG into the output directory."""
+def draw(plan: RunPlan, results: Mapping[str, Any]) -> None:
+    """Write the curves of all runs and the weights of the plan's last re-weighted one as PNG into the output directory."""
     histories: dict[str, list[list[dict[str, Any]]]] = {}
-    for run in plan.runs:
-        histories.setdefault(run.method, []).append(read_history(str(run.args.output_dir)))
+    for name, record in results.get("runs", {"": results}).items():
+        histories.setdefault(record["method"], []).append(read_history(plan.root / name))
     pictures = [plan.root / "curves.png"]
     plot_curves(histories, pictures[0])
     run = plan.runs[-1]
     title = run.method if len(plan.runs) <= 2 else f"{run.method}, seed {run.args.seed}"
     weights = plan.root / "weights.png"
-    if run.args.reweighting != "none" and plot_weights(histories[run.method][-1], title, weights):
+    if run.args.reweighting != "none" and plot_weights(
+        read_history(str(run.args.output_dir)), title, weights
+    ):
         pictures.append(weights)
     say("", "Pictures: " + ", ".join(map(str, pictures)))
 

@@ -31,7 +31,7 @@ from rgd_hf.scripts.cli import parse_args, run_recipe
 from rgd_hf.scripts.errors import UserError
 from rgd_hf.scripts.plans import Run, RunArguments, prepare_runs
 from rgd_hf.scripts.results import print_results, settings_of
-from rgd_hf.scripts.runs import run_plan
+from rgd_hf.scripts.runs import Begin, run_plan
 from rgd_hf.scripts.tabular.card import write_card
 from rgd_hf.scripts.tabular.columns import ColumnArguments, shown_columns
 from rgd_hf.scripts.tabular.configuration import ATTENTION_HEADS, NETWORKS
@@ -156,7 +156,7 @@ def main(argv: list[str] | None = None) -> dict:
     prepared = prepare_table(data_args, column_args, training_args.label_smoothing_factor)
     score = selecting_score(prepared.target.is_regression, training_args)
 
-    def train(run: Run, checkpoint: str | None) -> dict[str, Any]:
+    def train(run: Run, begin: Begin) -> dict[str, Any]:
         splits = with_label_noise(prepared.split(run.args.seed), data_args.label_noise)
         trained = train_network(
             splits,
@@ -164,6 +164,7 @@ def main(argv: list[str] | None = None) -> dict:
             model_args.sizes(),
             run.args,
             record_examples=run_args.hard_examples > 0,
+            before_training=lambda: begin({"table": len(prepared.frame)}),
         )
         directory = Path(str(run.args.output_dir))
         if run_args.save_models:

@@ -11,7 +11,10 @@ from typing import Any
 from accelerate import PartialState
 
 from rgd_hf import ReweightedTrainingArguments, ReweightingArguments
+from rgd_hf.checkpoints import last_checkpoint
+from rgd_hf.comparison import SETTINGS_NAME, TEXT_TOKENS
 from rgd_hf.description import method_name
+from rgd_hf.observers.hard_examples import HardExamples
 from rgd_hf.scripts.cli import check_rule
 from rgd_hf.scripts.errors import UserError
 from rgd_hf.scripts.hard_examples import HARD_EXAMPLES
@@ -21,7 +24,10 @@ from rgd_hf.scripts.pushing import check_repository
 from rgd_hf.scripts.ranges import check_seed
 from rgd_hf.scripts.results import RESULTS_NAME, read_results, settings_of
 
-SETTINGS_NAME = "run_settings.json"
+ROWS = "rows"
+"""The key under which the numbers of samples are recorded among the settings of a run."""
+
+WAYS_OUT = "Choose another --output_dir, or give --overwrite_output_dir to discard it and start again."
 
 # The settings of re-weighting that plain training has too; all others belong to the rule that is compared with it.
 SETTINGS_OF_ALL_METHODS = ("reweighting_level", "class_weights", "fused_lm_head")
@@ -29,7 +35,7 @@ SETTINGS_OF_ALL_METHODS = ("reweighting_level", "class_weights", "fused_lm_head"
 # Settings that may change between an interruption and the next start: they decide what is reported, not what is trained.
 REPORTING_SETTINGS = (
     "hub_", "push_to_hub", "logging_", "log_", "disable_tqdm", "report_to", "run_name", "project", "trackio_",
-    "output_dir", "overwrite_output_dir", "compare", "seeds", "dataloader_num_workers", "ddp_",
+    "output_dir", "overwrite_output_dir", "compare", "seeds", "dataloader_num_workers", "ddp_", "hard_examples", "save_predictions",
 )  # fmt: skip
 
 
@@ -48,14 +54,16 @@ class RunArguments:
         default_factory=list,
         metadata={
             "help": "With --compare: train both from each of these seeds (e.g. 0 1 2 3 4), and print means, the paired "
-            "difference with its 95 %% interval, and a verdict. If you add seeds later, only these are trained."
+            "difference with its 95 %% interval, and a verdict. If you add seeds later, only these are trained, and results "
+            "are those of all."
         },
     )
     overwrite_output_dir: bool = field(
         default=False,
         metadata={
-            "help": "Discard the checkpoints and results in the output directory and start again. Without it an "
-            "interrupted run resumes from its last checkpoint, and a finished run is not repeated."
+            "help": "Discard the checkpoints and results in the output directory and start again; they are kept until data, "
+            "settings and model are found right and the first run begins. Without it an interrupted run "
+            "resumes from its last checkpoint, and a finished run is not repeated."
         },
     )
     save_predictions: bool = field(
@@ -134,14 +142,17 @@ def prepare_runs(
 ) -> RunPlan:
     """Decide what to train and make sure that nothing in the output directory is lost. Call it before loading data.
 
+    Nothing is discarded yet, also with `--overwrite_output_dir`: `runs.run_plan` does that when the first run begins.
+
     Args:
         args: training arguments; `output_dir` is the directory of all runs.
         run_args: whether to compare, whether to overwrite, what to save.
         settings: the recipe's own settings (see `results.settings_of`).
 
     Raises:
-        UserError: the rule needs more than losses; the directory holds a finished run that is not to be pushed, or one
-            with other settings; or a model is to be pushed to the Hub, but not to be saved.
+        UserError: the rule needs more than losses; the directory holds a finished run that is not to be pushed, one with
+            other or unknown settings, or one that cannot leave what is asked for any more (`--hard_examples`,
+            `--save_predictions`); or a model is to be pushed to the Hub, but not to be saved.
         HubError: it may not be pushed.
     """
     check_rule(args.reweighting)
@@ -151,8 +162,6 @@ def prepare_runs(
     plan = RunPlan(Path(str(args.output_dir)), runs, settings, run_args)
     problem = None
     if PartialState().is_main_process:
-        if run_args.overwrite_output_dir:
-            _discard(plan)
         problem = _conflict(plan)
     problem = same_everywhere(problem)
     if problem is not None:
@@ -205,25 +214,6 @@ def as_erm(args: ReweightedTrainingArguments) -> ReweightedTrainingArguments:
     return plain
 
 
-def last_checkpoint(directory: str | Path) -> str | None:
-    """The newest whole checkpoint of a run; one that a killed process left half written is passed over."""
-    steps = {}
-    for path in Path(directory).glob("checkpoint-*"):
-        state = path / "trainer_state.json"  # written last
-        number = path.name.removeprefix("checkpoint-")
-        if number.isdigit() and state.is_file() and _is_json(state):
-            steps[int(number)] = str(path)
-    return steps[max(steps)] if steps else None
-
-
-def _is_json(path: Path) -> bool:
-    try:
-        json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        return False
-    return True
-
-
 def all_settings(run: Run, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What a run is recorded with: the recipe's own settings, the training arguments the user chose, and the number of processes."""
     always = (
@@ -238,7 +228,8 @@ def all_settings(run: Run, settings: Mapping[str, Any]) -> dict[str, Any]:
     return {**settings, **chosen, "world_size": run.args.world_size}
 
 
-def _discard(plan: RunPlan) -> None:
+def discard(plan: RunPlan) -> None:
+    """Remove what `--overwrite_output_dir` discards: checkpoints, results and lists of the plan's runs."""
     for directory in {plan.root, *(Path(str(run.args.output_dir)) for run in plan.runs)}:
         for checkpoint in directory.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
@@ -252,26 +243,82 @@ def _discard(plan: RunPlan) -> None:
             path.unlink(missing_ok=True)
 
 
+def recorded_runs(plan: RunPlan) -> dict[str, Any]:
+    """The records of the comparison that the output directory holds, by the names of its runs."""
+    return (read_results(plan.root) or {}).get("runs", {})
+
+
+def recorded_settings(directory: Path) -> dict[str, Any] | None:
+    """The settings that a run in `directory` was begun with, or None where they are not known."""
+    path = directory / SETTINGS_NAME
+    if path.is_file():
+        return json.loads(path.read_text(encoding="utf-8"))
+    return (read_results(directory) or {}).get("settings")
+
+
 def _conflict(plan: RunPlan) -> str | None:
     """Why these runs must not be trained in these directories, or None."""
-    ways_out = "Choose another --output_dir, or give --overwrite_output_dir to discard it and start again."
     if plan.root.exists() and not plan.root.is_dir():
         return f"the output directory {plan.root} is a file. Choose another --output_dir."
+    if plan.options.overwrite_output_dir:
+        return None
     if _is_finished(plan) and not _is_left_to_push(plan):
-        return f"the output directory {plan.root} already holds a finished run ({RESULTS_NAME}). {ways_out}"
+        return f"the output directory {plan.root} already holds a finished run ({RESULTS_NAME}). {WAYS_OUT}"
     for run in plan.runs:
-        directory = Path(str(run.args.output_dir))
-        begun = last_checkpoint(directory) or (directory / RESULTS_NAME).is_file()
-        if not begun or not (directory / SETTINGS_NAME).is_file():
-            continue
-        before = _deciding(json.loads((directory / SETTINGS_NAME).read_text(encoding="utf-8")))
-        now = _deciding(json.loads(json.dumps(all_settings(run, plan.settings), default=str)))
-        changed = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+        problem = _conflict_of_run(run, plan)
+        if problem is not None:
+            return problem
+    return _conflict_of_comparison(plan) if len(plan.runs) > 1 else None
+
+
+def _conflict_of_run(run: Run, plan: RunPlan) -> str | None:
+    directory, options = Path(str(run.args.output_dir)), plan.options
+    finished, checkpoint = (directory / RESULTS_NAME).is_file(), last_checkpoint(directory)
+    if not finished and checkpoint is None:
+        return None
+    before = recorded_settings(directory)
+    if before is None:
+        return (
+            f"{directory} holds a checkpoint, but no {SETTINGS_NAME}: with which settings it was trained is not known. "
+            f"{WAYS_OUT}"
+        )
+    changed = _changed(before, run, plan.settings)
+    if changed:
+        return (
+            f"{directory} holds a run with other settings ({changed}). Give the same settings to resume it or to push it. "
+            f"{WAYS_OUT}"
+        )
+    count = options.hard_examples
+    if not finished and count and not (Path(str(checkpoint)) / f"{HardExamples.name}.safetensors").is_file():
+        return (
+            f"{directory} holds an interrupted run that kept no hard examples, and --hard_examples lists those of a whole "
+            f"training. Leave out --hard_examples to resume it. {WAYS_OUT}"
+        )
+    wanting = []
+    # Earlier versions did not record how many were asked for.
+    listed = (directory / f"{HARD_EXAMPLES}.json").is_file() and count <= before.get("hard_examples", count)
+    if finished and count and not listed:
+        wanting.append(f"--hard_examples {count}")
+    if finished and options.save_predictions and not [*directory.glob(f"{PREDICTIONS}*.parquet")]:
+        wanting.append("--save_predictions")
+    if wanting:
+        return (
+            f"{directory} holds a finished run without what {' and '.join(wanting)} would have written, and only a training "
+            f"writes it. Leave that out to use the results as they are. {WAYS_OUT}"
+        )
+    return None
+
+
+def _conflict_of_comparison(plan: RunPlan) -> str | None:
+    """Why runs cannot be added to the comparison that the output directory holds, or None."""
+    by_rule = {run.args.reweighting: run for run in plan.runs}
+    for name, record in recorded_runs(plan).items():
+        run = by_rule.get(record["settings"]["reweighting"])
+        changed = run and _changed({**record["settings"], "seed": run.args.seed}, run, plan.settings)
         if changed:
-            details = "; ".join(f"{name}: {before.get(name)!r}, now {now.get(name)!r}" for name in changed)
             return (
-                f"{directory} holds a run with other settings ({details}). Give the same settings to resume it or to "
-                f"push it. {ways_out}"
+                f"{plan.root} holds a comparison whose run {name} has other settings ({changed}). Give the same settings to "
+                f"add to it. {WAYS_OUT}"
             )
     return None
 
@@ -287,9 +334,21 @@ def _is_left_to_push(plan: RunPlan) -> bool:
     files = [
         Path(str(run.args.output_dir)) / name for run in plan.runs for name in (RESULTS_NAME, SETTINGS_NAME)
     ]
-    asked = plan.runs[-1].args.push_to_hub
+    asked = plan.runs[-1].args.push_to_hub and not plan.options.overwrite_output_dir
     return asked and all(path.is_file() for path in (plan.root / RESULTS_NAME, *files))
 
 
-def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if not name.startswith(REPORTING_SETTINGS)}
+def _changed(before: Mapping[str, Any], run: Run, settings: Mapping[str, Any]) -> str:
+    """The settings of `run` that decide its result and differ from those recorded `before`, in words."""
+    now = json.loads(json.dumps(all_settings(run, settings), default=str))
+    # Earlier versions left text tokens out, and recorded an enumeration by its name.
+    unknown = TEXT_TOKENS if ROWS not in before else ()
+    changed = [
+        name
+        for name in sorted({*before, *now})
+        if before.get(name) != now.get(name)
+        and before.get(name) != str(getattr(run.args, name, None))
+        and name not in (ROWS, *unknown)
+        and not name.startswith(REPORTING_SETTINGS)
+    ]
+    return "; ".join(f"{name}: {before.get(name)!r}, now {now.get(name)!r}" for name in changed)

@@ -3,10 +3,10 @@
 import dataclasses
 import json
 import math
-import os
 import platform
 import re
 from collections.abc import Mapping, Sequence
+from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from accelerate import PartialState
 from rich.console import Console
 from rich.table import Table
 
-from rgd_hf.comparison import Comparison, comparison_of, signed
+from rgd_hf.comparison import TEXT_TOKENS, Comparison, comparison_of, signed
+from rgd_hf.json_lines import write_json as write_json
 
 RESULTS_NAME = "all_results.json"
 PACKAGES = (
@@ -44,17 +45,16 @@ def package_versions() -> dict[str, str]:
 
 
 def settings_of(*arguments: Any) -> dict[str, Any]:
-    """What the user chose, as JSON: fields of dataclasses that differ from their defaults. Tokens are excluded."""
+    """What the user chose, as JSON: fields of dataclasses that differ from their defaults. Secrets are excluded."""
     chosen: dict[str, Any] = {}
     for group in arguments:
         for field in dataclasses.fields(group):
             value = getattr(group, field.name)
-            if field.name.endswith("token") or not isinstance(
-                value, str | int | float | bool | list | dict | None
-            ):
+            is_secret = field.name.endswith("token") and field.name not in TEXT_TOKENS
+            if is_secret or not isinstance(value, str | int | float | bool | list | dict | None):
                 continue
             if value not in (field.default, {}, []):
-                chosen[field.name] = str(value) if isinstance(value, str) else value  # an enumeration's value
+                chosen[field.name] = value.value if isinstance(value, Enum) else value
     return chosen
 
 
@@ -75,14 +75,6 @@ def write_results(directory: str | Path, results: Mapping[str, Any]) -> None:
     """Write `all_results.json`, whole or not at all, on the main process alone."""
     if PartialState().is_main_process:
         write_json(Path(directory) / RESULTS_NAME, results)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON to a temporary file, then move it into place: a killed process leaves no half file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
-    os.replace(partial, path)
 
 
 def read_results(directory: str | Path) -> dict[str, Any] | None:

@@ -1,23 +1,39 @@
 """Runs: every training of a plan is resumed or begun, recorded, and the last one pushed."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 from transformers import set_seed
+from transformers.trainer_utils import has_length
 
 from rgd_hf import ReweightedTrainingArguments, ReweightingArguments
-from rgd_hf.scripts.errors import settings_explained
+from rgd_hf.checkpoints import last_checkpoint
+from rgd_hf.scripts.errors import UserError, settings_explained
 from rgd_hf.scripts.hard_examples import InspectedTrainer, TrainingSamples, list_hard_examples
-from rgd_hf.scripts.plans import SETTINGS_NAME, Run, RunPlan, all_settings, last_checkpoint
+from rgd_hf.scripts.plans import (
+    ROWS,
+    SETTINGS_NAME,
+    WAYS_OUT,
+    Run,
+    RunPlan,
+    all_settings,
+    discard,
+    recorded_runs,
+    recorded_settings,
+)
 from rgd_hf.scripts.predictions import write_predictions
 from rgd_hf.scripts.processes import on_main_process, same_everywhere
 from rgd_hf.scripts.pushing import Push, push
 from rgd_hf.scripts.results import compared, package_versions, read_results, say, write_json, write_results
 from rgd_hf.training_args import with_settings
+
+Begin = Callable[[Mapping[str, int | None]], str | None]
+"""What a training calls when nothing is left to check, on every process, with the numbers of samples that it has (see
+`rows_of`; the same for every seed): it makes the directory ready and returns the checkpoint to resume from, or None."""
 
 
 def train_runs(
@@ -44,45 +60,87 @@ def train_runs(
     Returns:
         What `all_results.json` in the output directory holds. Of a run: `name`, `method`, `seconds`, the metrics, `facts`,
         `settings`, `versions` and the `files` in its directory. Of a comparison: `runs`, one of these each by its name,
-        and `comparison` (see `results.compared`).
+        and `comparison` (see `results.compared`): those that the directory held before, and those of the plan.
 
     Raises:
         UserError: the settings of a run do not go with the model or the data; in a comparison before
-            the first is trained.
+            the first is trained. The data are not those of the run that is resumed, or of the others of a comparison.
+            `--hard_examples` without `samples`.
     """
+    if plan.options.hard_examples and samples is None:
+        raise UserError("--hard_examples: this recipe lists none, leave it out.")
 
-    def train(run: Run, checkpoint: str | None) -> dict[str, Any]:
+    def train(run: Run, begin: Begin) -> dict[str, Any]:
         name = plan.root.name if len(plan.runs) == 1 else f"{plan.root.name}-{run.name}"
         named = card if run.args.push_to_hub else {"model_name": name, **card}
-        return {**_train_run(run, checkpoint, plan, build_trainer, named, samples), **(facts or {})}
+        return {**_train_run(run, begin, plan, build_trainer, named, samples), **(facts or {})}
 
     return run_plan(plan, train)
 
 
-def run_plan(plan: RunPlan, train: Callable[[Run, str | None], Mapping[str, Any]]) -> dict[str, Any]:
+def run_plan(plan: RunPlan, train: Callable[[Run, Begin], Mapping[str, Any]]) -> dict[str, Any]:
     """Do every run of a plan that is not finished, with a training of the recipe's own, and record it.
 
     Args:
         plan: from `prepare_runs`.
-        train: takes a run and the checkpoint that it resumes from, or None; trains, leaves what it leaves in
-            the directory of the run, and returns the metrics and what else is to be recorded. The seeds are set before.
+        train: takes a run and a function (see `Begin`), which it has to call once, as its last step before training; trains,
+            leaves what it leaves in the directory of the run, and returns the metrics and what else is to be recorded.
+            The seeds are set before.
 
     Returns:
         As `train_runs` does.
+
+    Raises:
+        UserError: the data are not those of the run that is resumed, or of the others of a comparison.
     """
-    records = []
+    records: list[dict[str, Any]] = []
     for run in plan.runs:
-        record = same_everywhere(read_results(str(run.args.output_dir)))
+        overwrites = plan.options.overwrite_output_dir and not records
+        record = None if overwrites else same_everywhere(read_results(str(run.args.output_dir)))
         if record is None:
-            record = _record_run(run, plan, train)
+            record = _record_run(run, plan, train, overwrites)
         else:
             say("", f"{run.method}: finished before, results read from {run.args.output_dir}")
         records.append(record)
     if len(plan.runs) == 1:
         return records[0]
-    results = {"runs": {record["name"]: record for record in records}, "comparison": compared(records)}
+    every = same_everywhere(_with_recorded(records, plan))
+    results = {"runs": {record["name"]: record for record in every}, "comparison": compared(every)}
+    PartialState().wait_for_everyone()
     write_results(plan.root, results)
     return results
+
+
+def _with_recorded(records: list[dict[str, Any]], plan: RunPlan) -> list[dict[str, Any]]:
+    """These records, with those of the comparison that is in the output directory already: by seed, ERM first."""
+
+    def key(record: Mapping[str, Any]) -> tuple[int, str]:
+        return record["settings"]["seed"], record["method"]
+
+    every = {key(record): record for record in (*recorded_runs(plan).values(), *records)}
+    seeds = list(dict.fromkeys(seed for seed, _ in every))
+    return sorted(
+        every.values(),
+        key=lambda record: (
+            seeds.index(record["settings"]["seed"]),
+            record["settings"]["reweighting"] != "none",
+        ),
+    )
+
+
+def rows_of(trainer: Any) -> dict[str, int | None]:
+    """The numbers of samples of a Trainer: `train` and `evaluation`, of all its evaluation sets together; None of streams."""
+
+    def rows(data: Any) -> int | None:
+        return len(data) if isinstance(data, Sized) and has_length(data) else None
+
+    evaluated = trainer.eval_dataset
+    sets = [rows(each) for each in (evaluated.values() if isinstance(evaluated, dict) else [evaluated])]
+    known = [count for count in sets if count is not None]
+    return {
+        "train": rows(trainer.train_dataset),
+        "evaluation": sum(known) if len(known) == len(sets) else None,
+    }
 
 
 def push_runs(plan: RunPlan) -> dict[str, Any]:
@@ -103,25 +161,46 @@ def push_runs(plan: RunPlan) -> dict[str, Any]:
 
 
 def _record_run(
-    run: Run, plan: RunPlan, train: Callable[[Run, str | None], Mapping[str, Any]]
+    run: Run, plan: RunPlan, train: Callable[[Run, Begin], Mapping[str, Any]], overwrites: bool
 ) -> dict[str, Any]:
-    directory = str(run.args.output_dir)
-    checkpoint = same_everywhere(last_checkpoint(directory))
-    say("", f"{run.method}: " + (f"going on from {checkpoint}" if checkpoint else f"training in {directory}"))
-    if PartialState().is_main_process:
-        write_json(Path(directory) / SETTINGS_NAME, all_settings(run, plan.settings))
+    directory = Path(str(run.args.output_dir))
+    settings = all_settings(run, plan.settings)
+
+    def begin(rows: Mapping[str, int | None]) -> str | None:
+        problem = None
+        if PartialState().is_main_process:
+            if overwrites:
+                discard(plan)
+            problem = _other_rows(rows, run, plan)
+        problem = same_everywhere(problem)
+        if problem is not None:
+            raise UserError(problem)
+        checkpoint = same_everywhere(last_checkpoint(directory))
+        say(
+            "",
+            f"{run.method}: " + (f"going on from {checkpoint}" if checkpoint else f"training in {directory}"),
+        )
+        settings[ROWS] = dict(rows)
+        if PartialState().is_main_process:
+            reports = {
+                "hard_examples": plan.options.hard_examples,
+                "save_predictions": plan.options.save_predictions,
+            }
+            write_json(directory / SETTINGS_NAME, {**settings, **reports})
+        return checkpoint
+
     started = time.perf_counter()
     set_seed(run.args.seed)
-    found = train(run, checkpoint)
+    found = train(run, begin)
     PartialState().wait_for_everyone()
     record = {
         "name": run.name,
         "method": run.method,
         "seconds": round(time.perf_counter() - started, 1),
         **found,
-        "settings": all_settings(run, plan.settings),
+        "settings": settings,
         "versions": package_versions(),
-        "files": sorted(path.name for path in Path(directory).iterdir() if path.is_file()),
+        "files": sorted(path.name for path in directory.iterdir() if path.is_file()),
     }
     record = same_everywhere(record)
     write_results(directory, record)
@@ -129,9 +208,32 @@ def _record_run(
     return record
 
 
+def _other_rows(rows: Mapping[str, int | None], run: Run, plan: RunPlan) -> str | None:
+    """Why a run with these numbers of samples must not be resumed or put beside the others in its directory, or None."""
+    directories = [Path(str(other.args.output_dir)) for other in plan.runs if other is not run]
+    others = {directory: recorded_settings(directory) for directory in directories if read_results(directory)}
+    others |= {plan.root / name: record["settings"] for name, record in recorded_runs(plan).items()}
+    own = Path(str(run.args.output_dir))
+    if last_checkpoint(own) is not None:
+        others = {own: recorded_settings(own), **others}
+    for directory, before in others.items():
+        found = (before or {}).get(ROWS)  # earlier versions did not record them
+        if found is not None and found != rows:
+            what = "an interrupted run" if directory == own else "a run to compare with"
+            return (
+                f"{directory} holds {what} on other data ({_in_words(found)}, now {_in_words(rows)}): did a file change? "
+                f"Give the same data to go on. {WAYS_OUT}"
+            )
+    return None
+
+
+def _in_words(rows: Mapping[str, int | None]) -> str:
+    return ", ".join(f"{name}: {'unknown' if count is None else count} rows" for name, count in rows.items())
+
+
 def _train_run(
     run: Run,
-    checkpoint: str | None,
+    begin: Begin,
     plan: RunPlan,
     build_trainer: Callable[[ReweightedTrainingArguments], InspectedTrainer],
     card: Mapping[str, Any],
@@ -140,7 +242,7 @@ def _train_run(
     directory, options = str(run.args.output_dir), plan.options
     trainer = checked_trainer(build_trainer, run, plan)
     trainer.stop_on_non_finite_loss = True
-    training = trainer.train(resume_from_checkpoint=checkpoint)
+    training = trainer.train(resume_from_checkpoint=begin(rows_of(trainer)))
     metrics = {**training.metrics, **trainer.evaluate()}
     if options.save_models:
         trainer.save_model(_internal_call=True)  # else it would be pushed now, before the results

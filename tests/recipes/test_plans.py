@@ -4,10 +4,12 @@ import dataclasses
 import json
 
 import pytest
+from transformers import SchedulerType
 
 from rgd_hf import ReweightedTrainingArguments
+from rgd_hf.checkpoints import last_checkpoint
 from rgd_hf.scripts.errors import UserError
-from rgd_hf.scripts.plans import last_checkpoint, plan_runs
+from rgd_hf.scripts.plans import plan_runs
 from rgd_hf.scripts.results import read_results, settings_of, write_results
 
 
@@ -78,6 +80,20 @@ def test_settings_are_what_differs_from_the_defaults_without_tokens(args):
     settings = settings_of(args)
     assert settings["tau"] == 2.5 and "hub_token" not in settings and "weight_decay" not in settings
     assert json.loads(json.dumps(settings)) == settings
+
+
+def test_secrets_alone_are_left_out():
+    @dataclasses.dataclass
+    class Arguments:
+        eos_token: str | None = None
+        pad_token: str | None = None
+        hub_token: str | None = None
+        service_token: str | None = None
+        lr_scheduler_type: str = "linear"
+
+    given = Arguments("<end>", "<pad>", "secret", "secret", SchedulerType.COSINE)
+    expected = {"eos_token": "<end>", "pad_token": "<pad>", "lr_scheduler_type": "cosine"}
+    assert settings_of(given) == expected and type(settings_of(given)["lr_scheduler_type"]) is str
 
 
 def test_half_written_checkpoints_are_passed_over(tmp_path):

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,6 +109,7 @@ def train_network(
     sizes: NetworkArguments,
     args: ReweightedTrainingArguments,
     record_examples: bool = False,
+    before_training: Callable[[], Any] | None = None,
 ) -> TrainedNetwork:
     """Train `network` on the training split until the validation score stops rising.
 
@@ -120,6 +121,7 @@ def train_network(
             `metric_for_best_model`, a name of `scores.CLASSIFICATION` or `scores.REGRESSION` or "loss"; by default accuracy or
             RMSE.
         record_examples: let the trainer tell its `hard_examples` by the row of the training split.
+        before_training: called when all is checked, before the first step.
 
     Raises:
         UserError: the settings do not go with the table.
@@ -163,6 +165,8 @@ def train_network(
                 record_examples=record_examples,
             )
         )
+    if before_training is not None:
+        before_training()
     trainer.train()
     return TrainedNetwork(
         model, trainer, keep_best.best_epoch, keep_best.best[0], predict(model, splits.test, args)

@@ -14,7 +14,15 @@ from matplotlib import pyplot as plt
 
 from rgd_hf.observers.histogram import BOUNDS, HISTOGRAM
 
-COLOURS = ("#0072b2", "#d55e00")  # of Okabe and Ito: told apart by colour-blind readers and in grey
+COLOURS = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#e69f00",
+    "#56b4e9",
+    "#000000",
+)  # of Okabe and Ito: told apart by colour-blind readers and in grey
 
 
 def read_history(directory: str | Path) -> list[dict[str, Any]]:

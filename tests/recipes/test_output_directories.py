@@ -1,0 +1,184 @@
+"""What an output directory holds is kept, added to, resumed or refused, and never taken for something else."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import demo
+import glue
+import tabular
+from helpers.recipes import changed, output_of, sentences
+from rgd_hf.hub_errors import HubError
+from rgd_hf.scripts.errors import UserError
+
+
+@pytest.fixture
+def short(tiny_run) -> list[str]:
+    """Two steps, with a checkpoint after each."""
+    return changed(
+        tiny_run, num_train_epochs=None, max_steps=2, eval_strategy="no", save_strategy="steps", save_steps=1
+    )
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def interrupt(folder: Path) -> None:
+    """Leave `folder` as if the run had been killed before its results were written."""
+    (folder / "all_results.json").unlink()
+
+
+@pytest.mark.parametrize(
+    "options, error, complaint",
+    [
+        (["--train_file", "typo.csv"], UserError, "there is no file 'typo.csv'"),
+        (["--class_weights", "1,2,3"], UserError, "lists 3 weights"),
+        (["--push_to_hub"], HubError, "cannot be pushed to"),
+    ],
+)
+def test_nothing_is_discarded_before_the_first_run_begins(options, error, complaint, short):
+    glue.main([*short, "--save_predictions"])
+    before = content(output_of(short))
+    with pytest.raises(error, match=complaint):
+        glue.main([*short, *options, "--overwrite_output_dir"])
+    assert content(output_of(short)) == before
+    again = glue.main([*short, "--overwrite_output_dir", "--tau", "3"])
+    assert again["settings"]["tau"] == 3 and not list(output_of(short).glob("*.parquet"))
+
+
+def test_a_table_that_does_not_fit_discards_nothing(tmp_path):
+    options = [
+        "--data",
+        "breast_cancer",
+        "--output_dir",
+        str(tmp_path),
+        "--num_train_epochs",
+        "1",
+        "--use_cpu",
+    ]
+    tabular.main(options)
+    before = content(tmp_path)
+    with pytest.raises(UserError, match="3 weights"):
+        tabular.main([*options, "--class_weights", "1,2,3", "--overwrite_output_dir"])
+    assert content(tmp_path) == before
+
+
+def test_seeds_and_rules_are_added_to_a_comparison(short, tmp_path):
+    def metrics(results):
+        return {name: run["eval_loss"] for name, run in results["runs"].items()}
+
+    first = glue.main([*short, "--compare", "--seeds", "0"])
+    second = glue.main([*short, "--compare", "--seeds", "1"])
+    at_once = glue.main(changed([*short, "--compare", "--seeds", "0", "1"], output_dir=tmp_path / "at_once"))
+    assert list(second["runs"]) == list(at_once["runs"]) and metrics(second) == metrics(at_once)
+    assert second["comparison"] == at_once["comparison"] and first["runs"].items() <= second["runs"].items()
+    assert glue.main([*short, "--compare", "--seeds", "0"]) == second
+
+    third = glue.main([*short, "--compare", "--seeds", "1", "--reweighting", "chi2"])
+    assert metrics(second).items() < metrics(third).items() and "chi2-seed1" in third["runs"]
+    found = third["comparison"]
+    assert found["baseline"] == "ERM"
+    assert {name: of["n"] for name, of in found["differences"].items()} == {
+        "RGD (kl, tau=1)": 2,
+        "RGD (chi2, tau=1)": 1,
+    }
+    assert json.loads((output_of(short) / "all_results.json").read_text()) == third
+
+    before = content(output_of(short))
+    with pytest.raises(
+        UserError, match=r"run erm-seed0 has other settings \(learning_rate: 0.001, now 0.01\)"
+    ):
+        glue.main([*changed(short, learning_rate=0.01), "--compare", "--seeds", "2"])
+    assert content(output_of(short)) == before
+    anew = glue.main([*short, "--compare", "--seeds", "2", "--overwrite_output_dir"])
+    assert list(anew["runs"]) == ["erm-seed2", "kl-seed2"]
+
+
+def test_a_seed_that_a_comparison_has_by_another_name_counts_once(short):
+    glue.main([*short, "--compare"])
+    results = glue.main([*short, "--compare", "--seeds", "3", "4", "--reweighting", "chi2"])
+    assert list(results["runs"]) == ["erm-seed3", "kl", "chi2-seed3", "erm-seed4", "chi2-seed4"]
+    found = results["comparison"]
+    assert found["baseline"] == "ERM" and found["differences"]["RGD (kl, tau=1)"]["n"] == 1
+
+
+def test_other_data_are_neither_resumed_nor_compared(short, write_rows):
+    glue.main(short)
+    interrupt(output_of(short))
+    write_rows("train.csv", sentences(40))
+    with pytest.raises(
+        UserError, match=r"an interrupted run on other data \(train: 48 rows.*now train: 40 rows"
+    ):
+        glue.main(short)
+    write_rows("train.csv", sentences(48))
+    glue.main(short)
+
+    pair = changed([*short, "--compare"], output_dir=output_of(short).parent / "pair")
+    glue.main(pair)
+    write_rows("validation.csv", sentences(20, seed=1))
+    with pytest.raises(
+        UserError, match=r"a run to compare with on other data .*evaluation: 24 rows, now .* 20"
+    ):
+        glue.main([*pair, "--seeds", "8"])
+    interrupt(output_of(pair) / "kl")
+    with pytest.raises(UserError, match="on other data"):
+        glue.main(pair)
+    assert len(glue.main([*pair, "--overwrite_output_dir"])["runs"]) == 2
+
+
+def test_hard_examples_cannot_be_asked_for_after_an_interruption(short):
+    glue.main(short)
+    interrupt(output_of(short))
+    with pytest.raises(UserError, match=r"kept no hard examples.* Leave out --hard_examples to resume"):
+        glue.main([*short, "--hard_examples", "4"])
+    assert glue.main(short)["epoch"] > 0
+    glue.main([*short, "--hard_examples", "4", "--overwrite_output_dir"])
+    interrupt(output_of(short))
+    glue.main([*short, "--hard_examples", "6"])
+    assert len(json.loads((output_of(short) / "hard_examples.json").read_text())) == 6
+
+
+def test_lists_that_a_finished_run_did_not_write_are_missed(short):
+    pair = [*short, "--compare"]
+    results = glue.main(pair)
+    for options in (
+        ["--hard_examples", "4"],
+        ["--save_predictions"],
+        ["--hard_examples", "4", "--save_predictions"],
+    ):
+        named = re.escape(" and ".join(" ".join(options).replace(" --", "|--").split("|")))
+        with pytest.raises(UserError, match=rf"finished run without what {named} .*Leave that out"):
+            glue.main([*pair, *options])
+    assert glue.main(pair) == results
+    lists = [*pair, "--save_predictions", "--hard_examples"]
+    glue.main([*lists, "4", "--overwrite_output_dir"])
+    glue.main([*lists, "4"])
+    glue.main([*lists, "2"])
+    with pytest.raises(UserError, match="without what --hard_examples 8 would have written"):
+        glue.main([*lists, "8"])
+
+
+def test_a_recipe_that_lists_no_hard_examples_says_so(tmp_path):
+    with pytest.raises(UserError, match="this recipe lists none"):
+        demo.main(["--output_dir", str(tmp_path), "--hard_examples", "4", "--use_cpu"])
+
+
+def test_files_of_earlier_versions_are_resumed_and_unknown_ones_refused(short):
+    options = [*short, "--lr_scheduler_type", "cosine"]
+    glue.main(options)
+    interrupt(output_of(options))
+    path = output_of(options) / "run_settings.json"
+    settings = json.loads(path.read_text())
+    assert settings["lr_scheduler_type"] == "cosine" and settings["rows"] == {"train": 48, "evaluation": 24}
+    settings["lr_scheduler_type"] = "SchedulerType.COSINE"
+    path.write_text(json.dumps({k: v for k, v in settings.items() if k not in ("rows", "hard_examples")}))
+    with pytest.raises(UserError, match=r"lr_scheduler_type: 'SchedulerType.COSINE', now None"):
+        glue.main(short)
+    glue.main(options)
+    interrupt(output_of(options))
+    path.unlink()
+    with pytest.raises(UserError, match="holds a checkpoint, but no run_settings"):
+        glue.main(options)
