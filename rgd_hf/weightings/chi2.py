@@ -6,7 +6,7 @@ from rgd_hf.weightings.divergence import Divergence
 
 
 class Chi2(Divergence):
-    """`max(1 + z, 0)` with `z = min(loss, tau) / (tau + 1)`: from 1 to `1 + tau / (tau + 1)`, below 2.
+    """`max(1 + z, 0)` with `z = min(loss, tau) / (tau + 1)`: from 1 to `1 + tau / (tau + 1)`, below 2, for losses >= 0.
 
     The surrogate, whose gradient the weighted gradient is, is `loss + loss**2 / (2 * (tau + 1))`.
 

@@ -30,6 +30,13 @@ CITATION = """\
 }"""
 
 
+FOR_NEGATIVE_LOSSES = (
+    "reweighting='kl' and target_ess=0.9, whose weights do not change if a constant is added to all losses; or "
+    "reweighting='relative_kl', which measures losses in units of their size"
+)
+"""What to set where losses are negative, for warnings."""
+
+
 def check_tau(tau: Any) -> None:
     """Raise `ValueError` unless `tau` is a positive, finite number."""
     if not isinstance(tau, (int, float)) or isinstance(tau, bool) or not math.isfinite(tau) or tau <= 0:
@@ -46,6 +53,9 @@ class Divergence(Weighting):
 
     Args:
         tau: clipping threshold, in units of the loss: losses above it get the same weight. Positive and finite.
+
+    Weights are at least 1 for losses >= 0. A negative loss gets a weight below 1, which vanishes as losses fall; a warning
+    says so where the mean loss is negative.
 
     Attributes:
         divergence: name of the divergence in model cards.
@@ -104,7 +114,7 @@ class Divergence(Weighting):
         return self.tau
 
     def bounds(self) -> tuple[float, float]:
-        """1 and the largest weight."""
+        """1 and the largest weight, of losses >= 0."""
         return 1.0, self.largest_weight()
 
     def details(self) -> list[str]:
@@ -120,11 +130,17 @@ class Divergence(Weighting):
         return (
             f"Trained with {PAPER} ({self.divergence}, tau = {self.tau:g}): in each optimization step, the gradient of "
             f"every {item} was weighted by `{self.formula()}` of its own, detached loss, that is, by 1 to "
-            f"{self.largest_weight():.3g}."
+            f"{self.largest_weight():.3g} for losses >= 0."
         )
 
     def advice(self, statistics: Mapping[str, float]) -> str | None:
-        """Advice to raise `tau` if most losses are above it."""
+        """Advice to raise `tau` if most losses are above it, and to take another rule if they are negative."""
+        if statistics.get("unweighted_loss", 0.0) < 0:
+            return (
+                f"The mean loss since the last log is {statistics['unweighted_loss']:.3g}, but the weights of {self.method_name()} "
+                "are made for losses >= 0: those of negative losses are below 1 and vanish as the losses fall, and training "
+                f"with them. Set {FOR_NEGATIVE_LOSSES}."
+            )
         if statistics.get("clipped_fraction", 0.0) <= 0.5:
             return None
         mean = statistics["unweighted_loss"]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rgd_hf.items import Items
 from rgd_hf.weightings.base import Weighting, check_losses, check_positive
+from rgd_hf.weightings.divergence import FOR_NEGATIVE_LOSSES
 
 
 @torch.no_grad()
@@ -47,7 +48,8 @@ class Focal(Weighting):
     """The gradient of the focal loss `(1 - p)**gamma * loss` of every item, p its `exp(-loss)`.
 
     Source: Lin et al., "Focal Loss for Dense Object Detection", 2017 (arXiv 1708.02002), without its alpha. Weights lie
-    between 0 and a largest value a little above 1.
+    between 0 and a largest value a little above 1. A negative loss, which no cross-entropy is, has weight 0; a warning says so
+    where the mean loss is negative.
 
     Args:
         gamma: focusing exponent, positive and finite: the larger, the less easy items count.
@@ -93,4 +95,13 @@ class Focal(Weighting):
         return (
             f"Trained with the gradient of the {loss} of every {item}, gamma = {self.gamma:g}: the gradient of the plain "
             f"loss was weighted by `{self.formula()}`."
+        )
+
+    def advice(self, statistics: Mapping[str, float]) -> str | None:
+        """Advice to take another rule if losses are negative."""
+        if statistics.get("unweighted_loss", 0.0) >= 0:
+            return None
+        return (
+            f"The mean loss since the last log is {statistics['unweighted_loss']:.3g}, but focal weights are those of "
+            f"cross-entropies, which are not negative: a negative loss has weight 0, and is not trained on. Set {FOR_NEGATIVE_LOSSES}."
         )

@@ -7,7 +7,7 @@ from rgd_hf.weightings.divergence import Divergence
 
 
 class KL(Divergence):
-    """`exp(z)` with `z = min(loss, tau) / (tau + 1)`: from 1 to `exp(tau / (tau + 1))`, below e.
+    """`exp(z)` with `z = min(loss, tau) / (tau + 1)`: from 1 to `exp(tau / (tau + 1))`, below e, for losses >= 0.
 
     The surrogate, whose gradient the weighted gradient is, is `(tau + 1) * (exp(z) - 1)`.
 

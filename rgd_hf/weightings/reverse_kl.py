@@ -7,7 +7,7 @@ from rgd_hf.weightings.divergence import Divergence
 
 
 class ReverseKL(Divergence):
-    """`1 / (1 - z)` with `z = min(loss, tau) / (tau + 1)`: from 1 to `tau + 1`.
+    """`1 / (1 - z)` with `z = min(loss, tau) / (tau + 1)`: from 1 to `tau + 1`, for losses >= 0.
 
     The surrogate, whose gradient the weighted gradient is, is `-(tau + 1) * log(1 - z)`.
 
