@@ -18,6 +18,8 @@ WeightFunction = Callable[..., Tensor]
 """`losses -> weights` or `(losses, reference) -> weights`, all float32 `[items]`."""
 
 _PROBED = 8
+_SAME = 0.01
+"""Losses that differ by less, relative to the largest, do not tell whether a function compares them."""
 
 
 class Function(Weighting):
@@ -34,9 +36,10 @@ class Function(Weighting):
         WeightsError: in training, it did not return one weight per item.
 
     Note:
-        A function of the losses alone is tried on the first batch. If an item's weight depends on the other items, those
-        that do not count (padding, labels of -100, a `sample_weight` of 0) are removed before every call, for which the
-        host waits for the device; a function that also takes the reference handles them itself, without waiting.
+        A function of the losses alone is tried on the first batch whose losses differ. Up to then, and from then on if an
+        item's weight depends on the other items, those that do not count (padding, labels of -100, a `sample_weight` of 0) are
+        removed before every call, for which the host waits for the device; a function that also takes the reference handles
+        them itself, without waiting.
     """
 
     def __init__(self, function: WeightFunction):
@@ -80,6 +83,11 @@ class Function(Weighting):
     def _depends_on_own_loss_alone(self, losses: Tensor) -> bool | None:
         """Whether items get the same weights alone as together with others; None where that cannot be decided."""
         if len(losses) < 2:
+            return None
+        smallest, largest = torch.stack(losses.aminmax()).tolist()
+        # Of equal losses (log(classes) at the start of a classifier of zeros) a comparison with one another and one with the
+        # loss itself may give the same weights.
+        if not largest - smallest > _SAME * max(abs(smallest), abs(largest)):
             return None
         together = self._call(losses)
         order = losses.argsort()

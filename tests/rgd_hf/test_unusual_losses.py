@@ -1,4 +1,4 @@
-"""Losses that are negative, as those of densities: what the rules make of them."""
+"""Losses that are negative, as those of densities, or all the same: what the rules and functions make of them."""
 
 import math
 
@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from rgd_hf import ReweightedTrainer
 from rgd_hf.items import Items
-from rgd_hf.weightings import KL, WEIGHTINGS, Chi2, CVaR, Focal, RelativeKL, ReverseKL
+from rgd_hf.weightings import KL, WEIGHTINGS, Chi2, CVaR, Focal, Function, RelativeKL, ReverseKL
 from tests.helpers.tiny import classification_data, parameters_of, tiny_bert
 
 ROWS = classification_data(16)
@@ -103,3 +103,21 @@ def test_a_rule_whose_weights_vanish_says_so_and_its_remedies_train(rule, make_a
 
 def test_rules_of_mean_one_need_no_advice():
     assert CVaR().advice({"unweighted_loss": -1.0}) is None
+
+
+# --- functions ------------------------------------------------------------------------------------------------------
+
+
+def relative(losses):
+    return losses / losses.mean()
+
+
+@pytest.mark.parametrize("nearly", [0.0, 1e-5])
+def test_a_function_that_compares_is_known_by_a_batch_whose_losses_differ(nearly):
+    """A classifier of zeros gives every item log(classes), but for rounding."""
+    rule, reference = Function(relative), torch.tensor([1.0, 1.0, 0.0, 0.0])
+    equal = math.log(3) * torch.tensor([1.0, 1.0 + nearly, 0.0, 0.0])
+    for losses in (equal, torch.tensor([1.0, 3.0, 0.0, 0.0])):
+        found = rule.weights(Items(losses, reference))
+        torch.testing.assert_close(found[:2], relative(losses[:2]))
+        assert found[2:].tolist() == [1.0, 1.0]
