@@ -87,14 +87,18 @@ def test_weights_of_negative_losses_are_weights_and_those_of_others_within_the_b
 @pytest.mark.parametrize("rule", [KL(), Chi2(), ReverseKL(), Focal()], ids=lambda rule: rule.name)
 def test_a_rule_whose_weights_vanish_says_so_and_its_remedies_train(rule, make_args):
     def train(**settings):
-        args = make_args(max_steps=2, learning_rate=0.1, logging_steps=1, train_sampling_strategy="sequential")
+        args = make_args(
+            max_steps=2, learning_rate=0.1, logging_steps=1, train_sampling_strategy="sequential"
+        )
         trainer = ReweightedTrainer(
             tiny_bert(), args, train_dataset=ROWS, per_sample_loss_fn=likelihoods, **settings
         )
         trainer.train()
         return trainer.state.log_history[1]["weight_mean"]
 
-    with pytest.warns(UserWarning, match=r"Set reweighting='kl' and target_ess=0\.9, .*reweighting='relative_kl'"):
+    with pytest.warns(
+        UserWarning, match=r"Set reweighting='kl' and target_ess=0\.9, .*reweighting='relative_kl'"
+    ):
         assert train(reweighting=rule) < 0.1
     assert train(reweighting="kl", target_ess=0.9) == pytest.approx(1.0)
     assert train(reweighting="relative_kl") > 0.5
