@@ -89,6 +89,8 @@ class PlainEvaluationMixin(TrainerBase):
     _evaluates = False
     # Whether nobody will look at the outputs of the batch that is evaluated.
     _evaluates_loss_only = False
+    # Whether label_names are not those of the forward, which has none.
+    _labels_assumed = False
 
     if TYPE_CHECKING:
 
@@ -153,7 +155,9 @@ class PlainEvaluationMixin(TrainerBase):
         """As the Trainer's; evaluation counts every sample once, so a `sample_weight` column is ignored."""
         inputs = {k: v for k, v in inputs.items() if k != SAMPLE_WEIGHT}
         outer, self._evaluates_loss_only = self._evaluates_loss_only, prediction_loss_only
-        smoother = self.label_smoother
+        smoother, label_names = self.label_smoother, self.label_names
+        if self._has_loss_without_labels(inputs):
+            self.label_names = []
         if self._generates and not prediction_loss_only and self.unreduces_losses:
             model = _WithLossOfTrainer(model, self)
         try:
@@ -163,7 +167,16 @@ class PlainEvaluationMixin(TrainerBase):
                 )
         finally:
             self._evaluates_loss_only = outer
-            self.label_smoother = smoother
+            self.label_smoother, self.label_names = smoother, label_names
+
+    def _has_loss_without_labels(self, inputs: Any) -> bool:
+        """Whether a batch asks for a loss (`return_loss`, as those of CLIP do) and has no labels.
+
+        The stock Trainer computes it where there are no `label_names`.
+        """
+        if not (self._labels_assumed and self.unreduces_losses and inputs.get("return_loss")):
+            return False
+        return all(inputs.get(name) is None for name in self.label_names)
 
     @property
     def _generates(self) -> bool:

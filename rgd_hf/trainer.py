@@ -110,6 +110,7 @@ class ReweightingMixin(
         if not self.label_names and not self.can_return_loss and self._has_own_losses:
             # The forward knows no labels, but the function or method that computes the losses does.
             self.label_names = ["labels"]
+            self._labels_assumed = True
             self._signature_columns = None
         self._reset_step_state()
         self._check_set_up()

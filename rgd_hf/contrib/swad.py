@@ -148,7 +148,7 @@ class SWADMixin(TrainerBase):
     Raises:
         SetupError: `swad_tolerance` is below 1, nothing is evaluated during training, the weights are split over processes
             (FSDP, DeepSpeed), or `load_best_model_at_end` would put the weights of one step in the average's place; in
-            training: a checkpoint to resume from has no state of SWAD.
+            training: evaluation gives no loss, or a checkpoint to resume from has no state of SWAD.
     """
 
     def __init_subclass__(cls, **kwargs: Any):
@@ -177,10 +177,22 @@ class SWADMixin(TrainerBase):
         self.swad_segment, self.swad_average = WeightAverage(), WeightAverage()
 
     def validation_loss(self, metrics: Mapping[str, float]) -> float:
-        """The loss that decides about a segment: `eval_loss`, or the mean of those of several evaluation sets."""
+        """The loss that decides about a segment: `eval_loss`, or the mean of those of several evaluation sets.
+
+        Raises:
+            SetupError: there is none.
+        """
         if "eval_loss" in metrics:
             return metrics["eval_loss"]
         losses = [value for name, value in metrics.items() if name.endswith("_loss")]
+        if not losses:
+            labels = ", ".join(map(repr, self.label_names))
+            raise SetupError(
+                f"SWAD goes by the validation loss, but evaluation gave none, only {', '.join(sorted(metrics))}: it has one "
+                f"where every evaluation batch has labels ({f'the columns {labels}' if labels else 'there are no label_names'}). "
+                "Give the evaluation set its labels, name their columns (TrainingArguments(label_names=[...])), or override "
+                "validation_loss(self, metrics) to go by another number."
+            )
         return sum(losses) / len(losses)
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:

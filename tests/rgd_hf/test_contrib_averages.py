@@ -299,6 +299,20 @@ def test_a_training_has_one_average(mixins, tmp_path):
     assert_same_weights(trainer.model.state_dict(), mean_of(keep.seen))
 
 
+def test_swad_explains_what_an_evaluation_without_a_loss_lacks(tmp_path):
+    trainer = trainer_of(SWADTrainer, tmp_path, {})
+    rows = trainer.eval_dataset
+    trainer.eval_dataset = [{"input_ids": row["input_ids"]} for row in rows]
+    with pytest.raises(SetupError, match="evaluation gave none, only .*eval_runtime.*has labels.*'labels'"):
+        trainer.train()
+    trainer.validation_loss = lambda metrics: 1.0
+    trainer.train()
+    del trainer.validation_loss
+    trainer.eval_dataset = rows
+    trainer.train()
+    assert trainer.swad_valley.count == 5
+
+
 @pytest.mark.parametrize("cls,keywords", [(SWADTrainer, {}), (EMATrainer, {"ema_decay": 0.9})])
 def test_a_checkpoint_without_averages_is_refused(cls, keywords, tmp_path):
     trainer_of(Trainer, tmp_path, {}, max_steps=2, save_strategy="steps", save_steps=2).train()
