@@ -17,6 +17,8 @@ from rgd_hf.overrides import Override, behind, in_front, may_call
 
 if TYPE_CHECKING:
     from transformers import Trainer as TrainerBase
+
+    from rgd_hf.weightings import Weighting
 else:
     TrainerBase = object
 
@@ -46,6 +48,8 @@ class PerSampleLossesMixin(TrainerBase):
     _source: HeadLosses | CustomLosses | OverriddenLosses | None = None
 
     if TYPE_CHECKING:
+        weighting: Weighting
+        weigh_override: str | None
 
         @property
         def reweights(self) -> bool: ...  # noqa: D102
@@ -156,6 +160,17 @@ class PerSampleLossesMixin(TrainerBase):
     def _needs_weights(self) -> bool:
         return self.reweights or self.args.class_weights is not None
 
+    @property
+    def _without_weights(self) -> str:
+        """What to do for a training without weights, for messages."""
+        of_class = self.weigh_override
+        steps = [
+            *([] if self.weighting.is_plain else ["set reweighting='none'"]),
+            *([] if self.args.class_weights is None else ["leave class_weights out"]),
+            *([f"remove {of_class}"] if of_class else []),
+        ]
+        return " and ".join(steps)
+
     def _level(self) -> str:
         level, source = self.args.reweighting_level, self._loss_source()
         by_token = source is not None and source.token_level
@@ -190,7 +205,7 @@ class PerSampleLossesMixin(TrainerBase):
         if self.compute_loss_func is not None:
             return ValueError(
                 "compute_loss_func returns a loss that is already reduced, so it cannot be re-weighted. Pass "
-                "per_sample_loss_fn=(outputs, labels) -> unreduced losses instead, or set reweighting='none'."
+                f"per_sample_loss_fn=(outputs, labels) -> unreduced losses instead; or {self._without_weights}."
             )
         name = type(self).__name__
         if bypassed := behind(self, PerSampleLossesMixin, "compute_loss"):
@@ -198,14 +213,14 @@ class PerSampleLossesMixin(TrainerBase):
                 f"{bypassed.name} computes its own loss, which {name} would never call: reduced "
                 f"to one number, it cannot be re-weighted. Give {name} a method compute_per_sample_losses(self, model, "
                 "inputs) that returns (losses, outputs), with one loss per sample or token before any reduction "
-                "(docs/subclasses.md shows how); or set reweighting='none' to train on that loss as it is."
+                f"(docs/subclasses.md shows how); or {self._without_weights} to train on that loss as it is."
             )
         return NotImplementedError(
             f"The per-sample losses of {type(self._bare_model()).__name__} are not known: it is not a transformers "
             "task head that rgd_hf supports. Pass per_sample_loss_fn=(outputs, labels) -> unreduced losses, one "
             f"element per sample or token; or, where that needs the inputs or another model, give {name} a method "
-            "compute_per_sample_losses(self, model, inputs) that returns (losses, outputs); or set "
-            "reweighting='none' to train on the model's own loss."
+            "compute_per_sample_losses(self, model, inputs) that returns (losses, outputs); or "
+            f"{self._without_weights} to train on the model's own loss."
         )
 
     def _bare_model(self) -> nn.Module:

@@ -220,11 +220,13 @@ class StepGuardMixin(TrainerBase):
 
     def _check_calls(self, calls: list[LossCall]) -> None:
         if not any(call.losses for call in calls):
+            # Where it may come to our loss, as on some condition, its own has no known scale either.
+            left_alone = self._needs_weights and self._never_weighed() and not self._has_own_losses
             raise self._refusal(
                 "compute_loss",
                 "never reaches the loss of ReweightingMixin, so that nothing is re-weighted",
-                f"{_UNREDUCED}; or set reweighting='none'"
-                if self._needs_weights
+                f"{_UNREDUCED}; or {self._without_weights}"
+                if left_alone
                 else f"{_UNREDUCED}; or, to train on its loss as it is, use the class without rgd_hf",
             )
         if self._needs_weights and not all(call.used for call in calls if call.losses):
@@ -232,7 +234,7 @@ class StepGuardMixin(TrainerBase):
                 "compute_loss",
                 "calls super().compute_loss but returns a loss without the re-weighted one in it, so that nothing is "
                 "re-weighted",
-                f"{_UNREDUCED}; or set reweighting='none'",
+                f"{_UNREDUCED}; or {self._without_weights}",
             )
         if self._accumulates and (len(calls) > 1 or not calls[0].scale_known):
             raise self._loss_by_itself()
@@ -264,7 +266,7 @@ class StepGuardMixin(TrainerBase):
             raise self._refusal(
                 method,
                 "takes its step without self.compute_loss, so that nothing is re-weighted",
-                "take the loss of self.compute_loss(model, inputs) in it, or set reweighting='none'",
+                f"take the loss of self.compute_loss(model, inputs) in it, or {self._without_weights}",
             )
 
     def _refuse_sample_weights(self, inputs: Any) -> None:

@@ -271,7 +271,7 @@ class ReweightingMixin(
                 if self._loss_call is not None and self._overrides("compute_loss")
                 else "training_step",
                 "asks for the loss without a gradient, but the weights of re-weighting are constants of a gradient",
-                "ask for the loss with gradients on, or set reweighting='none'",
+                f"ask for the loss with gradients on, or {self._without_weights}",
             )
         return not trains
 

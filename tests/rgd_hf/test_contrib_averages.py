@@ -303,7 +303,7 @@ def test_swad_explains_what_an_evaluation_without_a_loss_lacks(tmp_path):
     trainer = trainer_of(SWADTrainer, tmp_path, {})
     rows = trainer.eval_dataset
     trainer.eval_dataset = [{"input_ids": row["input_ids"]} for row in rows]
-    with pytest.raises(SetupError, match="evaluation gave none, only .*eval_runtime.*has labels.*'labels'"):
+    with pytest.raises(SetupError, match=r"evaluation gave none, only .*eval_runtime.*has labels.*'labels'"):
         trainer.train()
     trainer.validation_loss = lambda metrics: 1.0
     trainer.train()
