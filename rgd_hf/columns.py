@@ -19,6 +19,7 @@ from rgd_hf.data import (
     has_column,
 )
 from rgd_hf.flattened import SAMPLE_LENGTHS, SampleLengthsCollator
+from rgd_hf.items import without
 
 # A mixin stands to the left of the Trainer class that it is mixed into; type checkers see the Trainer below it.
 if TYPE_CHECKING:
@@ -68,10 +69,9 @@ class ColumnsMixin(TrainerBase):
         observed = [column for observer in self.observers for column in observer.columns]
         return tuple(dict.fromkeys([*self.weighting.columns, *observed]))
 
-    def _without_columns(self, inputs: Any) -> dict[str, Any]:
+    def _without_columns(self, inputs: Any) -> Any:
         """`inputs` without the hidden columns (`sample_weight` is handled elsewhere)."""
-        hidden = {*self.hidden_columns, *self._columns_read(), SAMPLE_LENGTHS}
-        return {name: value for name, value in inputs.items() if name not in hidden}
+        return without(inputs, *self.hidden_columns, *self._columns_read(), SAMPLE_LENGTHS)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()

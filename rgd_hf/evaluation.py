@@ -13,6 +13,7 @@ from transformers.utils import ModelOutput
 from rgd_hf.data import SAMPLE_WEIGHT
 from rgd_hf.evaluated_items import EvaluatedItems
 from rgd_hf.flattened import SAMPLE_LENGTHS, labels_of_row
+from rgd_hf.items import columns_of, without
 from rgd_hf.overrides import set_on
 from rgd_hf.repeats import ignore_repeats_in_row
 
@@ -153,7 +154,7 @@ class PlainEvaluationMixin(TrainerBase):
         **kwargs,
     ):
         """As the Trainer's; evaluation counts every sample once, so a `sample_weight` column is ignored."""
-        inputs = {k: v for k, v in inputs.items() if k != SAMPLE_WEIGHT}
+        inputs = without(inputs, SAMPLE_WEIGHT)
         outer, self._evaluates_loss_only = self._evaluates_loss_only, prediction_loss_only
         smoother, label_names = self.label_smoother, self.label_names
         if self._has_loss_without_labels(inputs):
@@ -174,9 +175,10 @@ class PlainEvaluationMixin(TrainerBase):
 
         The stock Trainer computes it where there are no `label_names`.
         """
-        if not (self._labels_assumed and self.unreduces_losses and inputs.get("return_loss")):
+        columns = columns_of(inputs)
+        if not (self._labels_assumed and self.unreduces_losses and columns.get("return_loss")):
             return False
-        return all(inputs.get(name) is None for name in self.label_names)
+        return all(columns.get(name) is None for name in self.label_names)
 
     @property
     def _generates(self) -> bool:

@@ -29,6 +29,33 @@ class Items(NamedTuple):
     batch: Mapping[str, Any] = MappingProxyType({})
 
 
+def columns_of(batch: Any) -> Mapping[str, Any]:
+    """The columns of a batch by name; none of one that is no mapping, such as a list of tensors."""
+    return batch if isinstance(batch, Mapping) else MappingProxyType({})
+
+
+def without(batch: Any, *names: str) -> Any:
+    """`batch` without columns; as it is if it is no mapping."""
+    if not isinstance(batch, Mapping):
+        return batch
+    return {name: value for name, value in batch.items() if name not in names}
+
+
+def check_columns(batch: Any, by: str) -> None:
+    """Raise `ValueError` where a batch has no columns.
+
+    Args:
+        batch: the batch.
+        by: what reads them, for the message.
+    """
+    if not isinstance(batch, Mapping):
+        raise ValueError(
+            f"{by} reads the columns of a batch by name, but this batch is a {type(batch).__name__}: return a dict from the "
+            "data collator, or give your Trainer a method compute_per_sample_losses(self, model, inputs) that returns "
+            "(losses, outputs), to which the batch comes as it is."
+        )
+
+
 def token_reference(valid: Tensor, class_weight: Tensor | None = None) -> Tensor:
     """Weight of each item of a head before sample weights are applied.
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rgd_hf import class_weights as classes
 from rgd_hf.data import SAMPLE_WEIGHT
 from rgd_hf.heads import OWN_HEADS, FusedHead, Head, bare_model, doubt, find_head, hooks_on_outputs, verify
-from rgd_hf.items import token_reference, zero_uncounted
+from rgd_hf.items import check_columns, columns_of, token_reference, without, zero_uncounted
 from rgd_hf.unmasked_losses import not_ignored
 
 PerSampleLossFn = Callable[[Any, Any], Tensor | tuple[Tensor, Tensor]]
@@ -82,7 +82,12 @@ class HeadLosses:
         self._fused_head = FusedHead(self.model, head.positions_after)
 
     def missing_labels(self, inputs: Mapping[str, Any]) -> list[str]:
-        """The label columns that a batch lacks."""
+        """The label columns that a batch lacks.
+
+        Raises:
+            ValueError: it has no columns.
+        """
+        check_columns(inputs, self.name)
         return [name for name in self.head.label_names if inputs.get(name) is None]
 
     def valid(self, inputs: Mapping[str, Any]) -> Tensor:
@@ -217,6 +222,7 @@ class CustomLosses:
                 a batch without label columns, or its first batch has labels of -100 and it is not clear which losses
                 count.
         """
+        check_columns(inputs, self.name)
         labels = {name: inputs[name] for name in self.label_names if name in inputs}
         withheld = {*self.withheld, SAMPLE_WEIGHT}
         outputs = model(**{k: v for k, v in inputs.items() if k not in withheld})
@@ -265,7 +271,7 @@ class OverriddenLosses:
             ValueError: it did not return unreduced losses, or ignores a setting that only the default applies.
         """
         self.default_used = False
-        returned = self.method(model, {k: v for k, v in inputs.items() if k != SAMPLE_WEIGHT})
+        returned = self.method(model, without(inputs, SAMPLE_WEIGHT))
         if isinstance(returned, Tensor) or not isinstance(returned, tuple) or not 2 <= len(returned) <= 4:
             found = f"a tuple of {len(returned)}" if isinstance(returned, tuple) else type(returned).__name__
             raise ValueError(
@@ -285,7 +291,7 @@ class OverriddenLosses:
         first, self._first = self._first, False
         own = PerSampleLosses(*returned)
         own = own._replace(outputs=_without_loss(own.outputs))
-        batch = checked_losses(own, self.name, inputs.get("labels"), first)
+        batch = checked_losses(own, self.name, columns_of(inputs).get("labels"), first)
         if not isinstance(self.default, HeadLosses) or self.default.class_weights is None:
             return batch
         return batch._replace(reference=self.default.reference_of(batch.valid, inputs, self.name))

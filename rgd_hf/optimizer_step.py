@@ -22,7 +22,13 @@ from rgd_hf.gradients import PendingGradients, gradients_can_be_rescaled
 from rgd_hf.items import reference_at_level
 from rgd_hf.loss_sources import HeadLosses
 from rgd_hf.overrides import in_front, set_on
-from rgd_hf.repeats import Share, leave_out_repeats, share_of_dispatched_batch, share_of_last_batch
+from rgd_hf.repeats import (
+    Share,
+    cannot_leave_out,
+    leave_out_repeats,
+    share_of_dispatched_batch,
+    share_of_last_batch,
+)
 from rgd_hf.step_guard import LossCall, Passes, StepGuardMixin
 
 _SEES_THE_NUMBER = (
@@ -134,20 +140,26 @@ class OptimizerStepMixin(StepGuardMixin):
         batches = [batch for batch in batch_samples if isinstance(batch, MutableMapping)]
         lengths = [batch.pop(SAMPLE_LENGTHS, None) for batch in batches]
         self._left_out = None
-        if not batches or self.accelerator.num_processes == 1:
+        if not batch_samples or self.accelerator.num_processes == 1:
             return
-        batch, state = batches[-1], self.accelerator.gradient_state
+        batch, state = batch_samples[-1], self.accelerator.gradient_state
         share = share_of_last_batch(state.active_dataloader)
         if not state.end_of_dataloader:
             # What the last batch would be refused for is found out in the first.
-            if share is None or not share.divides or self._steps_begun > 1:
+            if share is None or self._steps_begun > 1 or (batches and not share.divides):
                 return
-            batch, share = dict(batch), share._replace(kept=share.samples - 1)
+            batch = dict(batch) if batches else batch
+            share = share._replace(kept=share.samples - 1)
         elif share is None:
             accelerator, rows = self.accelerator, find_batch_size(batch) or 0
             share = share_of_dispatched_batch(
                 state.active_dataloader, rows, accelerator.process_index, accelerator.num_processes
             )
+        if share is not None and not isinstance(batch, MutableMapping):
+            raise cannot_leave_out(
+                share, f"no columns, as a {type(batch).__name__}", "Set dataloader_drop_last=True, or return a dict "
+                "from the data collator.",
+            )  # fmt: skip
         if share is not None:
             weighed = leave_out_repeats(batch, share, lengths[-1], self.label_names, WITHOUT_REPEATS)
             self._left_out = share if weighed and state.end_of_dataloader else None

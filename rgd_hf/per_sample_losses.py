@@ -66,7 +66,7 @@ class PerSampleLossesMixin(TrainerBase):
 
         Args:
             model: the model, wrapped or not, in training or evaluation mode; it is called once.
-            inputs: a batch with its labels, without `sample_weight`.
+            inputs: a batch with its labels, without `sample_weight`; a list or tuple as the data collator made it.
 
         Returns:
             `PerSampleLosses`, or a plain tuple `(losses, outputs)` or `(losses, outputs, valid)`. Label smoothing,

@@ -9,6 +9,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 from transformers.trainer_pt_utils import find_batch_size
 
 from rgd_hf.data import SAMPLE_WEIGHT
+from rgd_hf.items import columns_of
 from rgd_hf.overrides import Override, behind, in_front, set_on
 
 if TYPE_CHECKING:
@@ -270,7 +271,7 @@ class StepGuardMixin(TrainerBase):
             )
 
     def _refuse_sample_weights(self, inputs: Any) -> None:
-        if SAMPLE_WEIGHT in inputs:
+        if SAMPLE_WEIGHT in columns_of(inputs):
             raise NotImplementedError(
                 f"The batches have a column {SAMPLE_WEIGHT!r}, but the per-sample losses of this model are not known, so "
                 "they cannot be weighted: override compute_per_sample_losses or pass per_sample_loss_fn (see "

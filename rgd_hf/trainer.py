@@ -20,7 +20,15 @@ from rgd_hf.data import SAMPLE_WEIGHT
 from rgd_hf.evaluation import PlainEvaluationMixin
 from rgd_hf.flattened import has_several_samples
 from rgd_hf.gradients import check_gradients_can_be_rescaled, steps_in_backward
-from rgd_hf.items import SMALLEST, Items, losses_at_level, reference_at_level, zero_uncounted
+from rgd_hf.items import (
+    SMALLEST,
+    Items,
+    columns_of,
+    losses_at_level,
+    reference_at_level,
+    without,
+    zero_uncounted,
+)
 from rgd_hf.loss_sources import BatchLosses, CustomLosses, HeadLosses, PerSampleLossFn
 from rgd_hf.model_card import ModelCardMixin
 from rgd_hf.observers.logs import LogsMixin
@@ -208,7 +216,8 @@ class ReweightingMixin(
 
         Args:
             model: the model, wrapped or not.
-            inputs: a batch with its labels, and optionally `sample_weight` `[batch]`.
+            inputs: a batch with its labels, and optionally `sample_weight` `[batch]`. A list or tuple goes to
+                `compute_per_sample_losses` as it is.
             return_outputs: whether to return the model's outputs too. Without them (as in training, unless an override
                 asks for them) the losses of a language model need no logits: see `fused_lm_head`.
             num_items_in_batch: number of items of a whole optimizer step over all processes, to divide by in place of
@@ -221,20 +230,20 @@ class ReweightingMixin(
             NotImplementedError: a `training_step` asks for the loss without a gradient.
         """
         source = self._loss_source()
-        columns, inputs = inputs, self._without_columns(inputs)
+        given, columns, inputs = inputs, columns_of(inputs), self._without_columns(inputs)
         if source is None:
             if self._needs_weights:
                 raise self._cannot_unreduce()
-            inputs = {k: v for k, v in inputs.items() if k != SAMPLE_WEIGHT}
+            inputs = without(inputs, SAMPLE_WEIGHT)
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         plain = self._is_plain()
-        if "skip_logits" in inputs:
+        if "skip_logits" in columns:
             # Stock evaluation asks Liger's forward for it, which then cannot do without labels.
-            inputs = {k: v for k, v in inputs.items() if k != "skip_logits"}
+            inputs = without(inputs, "skip_logits")
         if not plain and self._loss_call is not None:
-            self._check_parts(self._loss_call.passes, columns, "compute_loss")
+            self._check_parts(self._loss_call.passes, given, "compute_loss")
         elif not plain and self._trains_by_itself:
-            self._check_parts(self._passes, columns, "training_step")
+            self._check_parts(self._passes, given, "training_step")
         smoothing = 0.0 if plain else self.args.label_smoothing_factor
         batch = source.run(
             model, inputs, smoothing, not self.args.fused_lm_head or self._shows(return_outputs)
@@ -335,12 +344,13 @@ class ReweightingMixin(
             else:
                 # What counts is known only after the forward pass.
                 reference = torch.ones(self._samples_of(batch), device=self.args.device)
-            reference = reference_at_level(reference, level, batch.get(SAMPLE_WEIGHT))
-            yield Items(torch.zeros_like(reference), reference, batch)
+            columns = columns_of(batch)
+            reference = reference_at_level(reference, level, columns.get(SAMPLE_WEIGHT))
+            yield Items(torch.zeros_like(reference), reference, columns)
 
     def _samples_of(self, batch: Any) -> int:
         # A sample may have several rows, but one weight, group or index.
-        columns = [batch.get(name) for name in (SAMPLE_WEIGHT, *self._columns_read())]
+        columns = [columns_of(batch).get(name) for name in (SAMPLE_WEIGHT, *self._columns_read())]
         numbers = [len(column) for column in columns if isinstance(column, Tensor) and column.dim()]
         return numbers[0] if numbers else find_batch_size(batch) or 1
 
