@@ -201,6 +201,18 @@ class PerSampleLossesMixin(TrainerBase):
                 "as [batch, tokens], or set reweighting_level='token'."
             )
 
+    def _check_one_loss_function(self) -> None:
+        """Raise where the user gave two functions for the loss, of which one would never be called."""
+        # Some classes of TRL set a string, to tell the Trainer that their loss is scaled.
+        if not callable(self.compute_loss_func) or not self._has_own_losses:
+            return
+        overridden = self._overridden_losses()
+        used = overridden.name if overridden else "per_sample_loss_fn"
+        raise ValueError(
+            f"The Trainer has both {used} and compute_loss_func, which would never be called: {used} returns the losses "
+            "that are re-weighted, averaged and evaluated. Leave compute_loss_func out, and put what it computes there."
+        )
+
     def _cannot_unreduce(self) -> Exception:
         if self.compute_loss_func is not None:
             return ValueError(

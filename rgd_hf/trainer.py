@@ -38,20 +38,15 @@ from rgd_hf.overrides import argument, check_order, in_front, parameters_to_the_
 from rgd_hf.per_sample_losses import PerSampleLossesMixin
 from rgd_hf.push import PushMixin
 from rgd_hf.repeats import cannot_leave_out
-from rgd_hf.training_args import (
-    GivenArguments,
-    ReweightingArguments,
-    check_read,
-    check_reweighting,
-    take_weighting,
-    with_settings,
-)
+from rgd_hf.trainer_arguments import ArgumentsMixin
+from rgd_hf.training_args import ReweightingArguments, check_read, check_reweighting, take_weighting
 from rgd_hf.weightings.trainer import WeightingMixin
 
 __all__ = ["NonFiniteLossError", "ReweightedSeq2SeqTrainer", "ReweightedTrainer", "ReweightingMixin"]
 
 
 class ReweightingMixin(
+    ArgumentsMixin,
     PushMixin,
     ModelCardMixin,
     WeightingMixin,
@@ -73,7 +68,7 @@ class ReweightingMixin(
             that count. Without a mask, losses of 0 whose integer label is -100 do not count, as `cross_entropy` ignores
             them.
         **keywords: arguments of the Trainer, and fields of `ReweightingArguments` (`reweighting`, `tau`, `target_ess`,
-            `normalize_weights`, ...), each of which overrides that of `args`. `reweighting` may also be an object of
+            `normalize_weights`, ...), each of which overrides that of `args`, as `target_ess=None` does, too. `reweighting` may also be an object of
             `rgd_hf.weightings` (`KL(tau=3.0)`), or a function of losses `[items]` to weights `[items]` (see
             `rgd_hf.weightings.Function`). `class_weights` may be a list or tensor with one non-negative number per class.
 
@@ -85,7 +80,8 @@ class ReweightingMixin(
     Raises:
         NotImplementedError: the model's head is not known and no `per_sample_loss_fn` is given
             (with `reweighting="none"` such a model trains as with the stock Trainer).
-        ValueError: a setting is not allowed, or cannot be exact in this set-up.
+        ValueError: a setting is not allowed, or cannot be exact in this set-up; or there is a `compute_loss_func` beside
+            a `per_sample_loss_fn` or `compute_per_sample_losses`.
         NonFiniteLossError: in training, at the next log, checkpoint or end after a loss was NaN or infinite. No
             further checkpoint is written.
         WeightsError: in training, a rule or function returned weights of a wrong shape (at once); or a negative, NaN or
@@ -99,7 +95,6 @@ class ReweightingMixin(
     def __init__(self, *args: Any, per_sample_loss_fn: PerSampleLossFn | None = None, **keywords: Any):
         given, trainer_arguments = self._split_settings(keywords)
         rule, given = take_weighting(given)
-        self.args: Any
         self.data_collator: Any
         self.label_names: Any
         self.per_sample_loss_fn = per_sample_loss_fn
@@ -110,9 +105,7 @@ class ReweightingMixin(
         )
         if rule is None:
             check_read(given, given.get("reweighting", getattr(self.args, "reweighting", "kl")))
-        user_args = self.args
-        self.args = with_settings(user_args, given)
-        self._given_args = None if self.args is user_args else GivenArguments(user_args, given)
+        self._take_settings(given)
         if rule is not None:
             self._set_weighting(rule)
         if not self.label_names and not self.can_return_loss and self._has_own_losses:
@@ -141,9 +134,12 @@ class ReweightingMixin(
         given = {
             name: value
             for name, value in keywords.items()
-            if name in names and name not in elsewhere and value is not None
+            if name in names
+            and name not in elsewhere
+            # None is a value of some settings; of the others it is none.
+            and (value is not None or names[name].default is None)
         }
-        if "class_weights" in given:
+        if given.get("class_weights") is not None:
             given["class_weights"] = as_setting(given["class_weights"])
         rest = {name: value for name, value in keywords.items() if name not in names or name in elsewhere}
         return given, rest
@@ -154,6 +150,7 @@ class ReweightingMixin(
         args, rule = self.args, self.weighting
         check_reweighting(args, rule)
         self._check_columns_are_kept()
+        self._check_one_loss_function()
         if max(self.get_cp_size(), self.get_sp_size(), self.get_tp_size()) > 1:
             raise NotImplementedError(
                 "Re-weighting is not written for context, sequence or tensor parallelism, where one process sees a "
@@ -372,20 +369,6 @@ class ReweightingMixin(
         self._end_step()
         self._stop_if_not_finite()
         return result
-
-    def evaluate(self, *args: Any, **kwargs: Any):
-        """As the Trainer's."""
-        self._use_given_arguments()
-        return super().evaluate(*args, **kwargs)
-
-    def predict(self, *args: Any, **kwargs: Any):
-        """As the Trainer's."""
-        self._use_given_arguments()
-        return super().predict(*args, **kwargs)
-
-    def _use_given_arguments(self) -> None:
-        if self._given_args is not None:
-            self._given_args.bring_up_to_date(self.args)
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any):
         # Only here a search's trial has its model and settings; a batch size that did not fit begins here again.

@@ -203,6 +203,10 @@ class GivenArguments:
                     setattr(args, name, now)
 
 
+def _set_in(given: Mapping[str, Any]) -> set[str]:
+    return {name for name, value in given.items() if value is not None}
+
+
 def take_weighting(given: dict[str, Any]) -> tuple[Weighting | None, dict[str, Any]]:
     """The rule in `given`, if it is an object or a function rather than a name, and the fields that describe it.
 
@@ -220,7 +224,7 @@ def take_weighting(given: dict[str, Any]) -> tuple[Weighting | None, dict[str, A
         return None, given
     rule = as_weighting(given["reweighting"])
     of_named_rules = option_names() - {"reweighting"}
-    unread = sorted(of_named_rules & set(given))
+    unread = sorted(of_named_rules & _set_in(given))
     if unread:
         raise ValueError(
             f"{', '.join(unread)} is for rules that are chosen by name, but reweighting is {rule.method_name()}: pass the "
@@ -240,7 +244,9 @@ def check_read(given: Mapping[str, Any], name: str) -> None:
     rule = WEIGHTINGS.get(name)
     if rule is None or rule.is_plain or name in WITH_TARGET_ESS:
         return
-    unread = sorted(set(given) & option_names() - {"reweighting", "reweighting_args", *rule.options.values()})
+    unread = sorted(
+        _set_in(given) & option_names() - {"reweighting", "reweighting_args", *rule.options.values()}
+    )
     if unread:
         own = [field.name for field in fields(rule) if field.name not in rule.options]  # type: ignore[arg-type]
         has = (

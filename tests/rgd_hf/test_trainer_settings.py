@@ -3,12 +3,14 @@
 from dataclasses import fields
 
 import pytest
+import torch
+from torch.nn.functional import cross_entropy
 from transformers import HfArgumentParser, TrainingArguments
 
 from rgd_hf import ReweightedTrainer, ReweightedTrainingArguments
-from rgd_hf.weightings import WEIGHTINGS
+from rgd_hf.weightings import KL, WEIGHTINGS, Chi2, CVaR, RelativeKL
 from rgd_hf.weightings.choice import WITH_TARGET_ESS, unparsed
-from tests.helpers.tiny import tiny_bert
+from tests.helpers.tiny import classification_data, parameters_of, tiny_bert
 
 
 class TestSettings:
@@ -110,3 +112,88 @@ def test_rules_of_other_settings_have_other_names(name):
         value = getattr(rule(**needed), each.name)
         if isinstance(value, float):
             assert rule(**needed | {each.name: value * 0.5 + 0.1}).method_name() != plain, each.name
+
+
+# --- arguments and functions that are set, or given together ---------------------------------------------------------------
+
+
+def steps_taken(trainer):
+    trainer.train()
+    return trainer.state.global_step, trainer.weighting.get_config(), parameters_of(trainer.model)
+
+
+@pytest.mark.parametrize(
+    "given, expected",
+    [({}, KL()), ({"reweighting": "chi2", "tau": 2.0}, Chi2(2.0)), ({"reweighting": CVaR(0.3)}, CVaR(0.3))],
+)
+def test_plain_arguments_that_are_set_later_are_as_those_given(given, expected, make_args):
+    first, second = make_args(max_steps=2), make_args(max_steps=3)
+    settings = given | {"model_init": lambda: tiny_bert(), "train_dataset": classification_data(16)}
+    trainer = ReweightedTrainer(None, first, **settings)
+    trainer.train()
+    trainer.args = second
+    second.learning_rate = 0.1  # what is set on them counts, too
+    found = steps_taken(trainer)
+    wanted = steps_taken(ReweightedTrainer(None, second, **settings))
+    assert found[:2] == wanted[:2] == (3, expected.get_config())
+    assert torch.equal(found[2], wanted[2])
+    assert not hasattr(second, "tau")
+
+
+def test_arguments_with_settings_that_are_set_later_are_taken_as_they_are(make_args):
+    trainer = ReweightedTrainer(tiny_bert(), make_args(), tau=2.0)
+    args = make_args(ReweightedTrainingArguments, tau=3.0)
+    trainer.args = args
+    assert trainer.args is args and trainer.weighting == KL(3.0)
+    trainer.args.tau = 4.0
+    assert trainer.weighting == KL(4.0)
+
+
+def test_none_undoes_a_setting_of_the_arguments(make_args):
+    args = make_args(ReweightedTrainingArguments, target_ess=0.5, class_weights="1,2,3")
+    trainer = ReweightedTrainer(tiny_bert(), args, target_ess=None, class_weights=None)
+    assert (trainer.args.class_weights, trainer.weighting) == (None, KL())
+    assert args.class_weights == "1,2,3" and ReweightedTrainer(tiny_bert(), args).args.target_ess == 0.5
+    relative = make_args(ReweightedTrainingArguments, reweighting="relative_kl", reweighting_args="decay=0.5")
+    assert ReweightedTrainer(tiny_bert(), relative, reweighting_args=None).weighting == RelativeKL()
+
+
+@pytest.mark.parametrize("rule", ["chi2", CVaR(0.3)], ids=["name", "object"])
+def test_none_is_no_setting_that_a_rule_does_not_read(rule, make_args):
+    trainer = ReweightedTrainer(tiny_bert(), make_args(), reweighting=rule, target_ess=None, tau=None)
+    assert trainer.args.target_ess is None and trainer.args.tau == 1.0
+
+
+def own_losses(outputs, labels):
+    return cross_entropy(outputs.logits, labels, reduction="none")
+
+
+def reduced(outputs, labels, num_items_in_batch=None):
+    return cross_entropy(outputs.logits, labels)
+
+
+class OwnLosses(ReweightedTrainer):
+    def compute_per_sample_losses(self, model, inputs):
+        outputs = model(inputs["input_ids"])
+        return own_losses(outputs, inputs["labels"]), outputs
+
+
+@pytest.mark.parametrize("reweighting", ["kl", "none"])
+@pytest.mark.parametrize(
+    "cls, given, name",
+    [
+        (ReweightedTrainer, {"per_sample_loss_fn": own_losses}, "per_sample_loss_fn"),
+        (OwnLosses, {}, "OwnLosses.compute_per_sample_losses"),
+    ],
+)
+def test_a_function_that_would_never_be_called_is_refused(cls, given, name, reweighting, make_args):
+    settings = given | {"reweighting": reweighting, "train_dataset": classification_data(16)}
+    message = f"both {name} and compute_loss_func, which would never be called.*Leave compute_loss_func out"
+    with pytest.raises(ValueError, match=message):
+        cls(tiny_bert(), make_args(), compute_loss_func=reduced, **settings)
+    trainer = cls(tiny_bert(), make_args(), **settings)
+    trainer.compute_loss_func = reduced
+    with pytest.raises(ValueError, match=message):
+        trainer.train()
+    trainer.compute_loss_func = None
+    trainer.train()
