@@ -1,21 +1,58 @@
 """Class weights: from a setting to the weight of each item's class."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
 
+from rgd_hf.data import random_states_kept
+
 BALANCED = "balanced"
+LIST_THEM = "List the weights instead: class_weights='1,2.5,0.5'."
 
 
-def as_setting(class_weights: str | Sequence[float] | Tensor) -> str:
-    """The scalar form of class weights: `"balanced"`, or the weights joined by commas."""
+def as_setting(class_weights: str | Sequence[float] | Mapping[int, float] | Tensor) -> str:
+    """The scalar form of class weights: `"balanced"`, or the weights joined by commas.
+
+    Args:
+        class_weights: such a string; or one number per class in the order of the classes (list, tuple, one-dimensional
+            tensor or array); or a dict or pandas Series from the classes 0, 1, ... to their numbers, in any order.
+
+    Raises:
+        ValueError: it is none of these.
+    """
     if isinstance(class_weights, str):
         return class_weights
-    return ",".join(str(float(weight)) for weight in class_weights)
+    found: Any = class_weights
+    try:
+        # A pandas Series iterates over its values, in the order of its index.
+        if isinstance(found, Mapping) or (hasattr(found, "items") and hasattr(found, "index")):
+            found = _by_class(list(found.items()))
+        elif hasattr(found, "tolist"):
+            found = found.tolist()
+        elif not hasattr(found, "__getitem__") or not hasattr(found, "__len__") or isinstance(found, bytes):
+            raise TypeError
+        return ",".join(str(float(weight)) for weight in found)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"class_weights must be {BALANCED!r}, numbers joined by commas ('1,2.5,0.5'), one number per class in the order "
+            "of the classes (a list, tuple, or one-dimensional tensor or array), or a dict or pandas Series from the classes "
+            f"0, 1, ... to their numbers. Found {type(class_weights).__name__} {class_weights!r}."
+        ) from None
+
+
+def _by_class(weights: list[tuple[Any, Any]]) -> list[Any]:
+    if any(not isinstance(number, Integral) or isinstance(number, bool) for number, _ in weights):
+        raise TypeError
+    ordered = sorted((int(number), float(weight)) for number, weight in weights)
+    if [number for number, _ in ordered] != list(range(len(weights))):
+        raise ValueError
+    return [weight for _, weight in ordered]
 
 
 def parse(setting: str) -> list[float] | None:
@@ -82,7 +119,7 @@ def class_weights_of(setting: str, num_classes: int, dataset: Any, label_name: s
         if labels.is_floating_point():
             raise ValueError(
                 f"class_weights={BALANCED!r} needs integer labels from 0 to {num_classes - 1} in the training set. "
-                "List the weights instead: class_weights='1,2.5,0.5'."
+                f"{LIST_THEM}"
             )
         counts += torch.bincount(labels[(labels >= 0) & (labels < num_classes)], minlength=num_classes)
     present = counts > 0
@@ -93,33 +130,69 @@ def _label_chunks(dataset: Any, label_name: str) -> Iterator[Tensor]:
     if dataset is None or not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         raise ValueError(
             f"class_weights={BALANCED!r} counts the labels of train_dataset, which needs a length; this is "
-            f"{type(dataset).__name__}. List the weights instead: class_weights='1,2.5,0.5'."
+            f"{type(dataset).__name__}. {LIST_THEM}"
         )
     names = (label_name, "label", "label_ids")
     if isinstance(dataset, Dataset):
         name = next((name for name in names if name in dataset.column_names), None)
+        transformed = dataset.format["type"] == "custom"
         if name is None:
+            why = (
+                f" class_weights={BALANCED!r} does not run its transform (with_transform or set_transform), which would have to "
+                "make every example, so a label that only the transform makes is not counted. Add the label as a column."
+            )
             raise ValueError(
                 f"train_dataset has no column {label_name!r}, only {', '.join(dataset.column_names)}."
+                f"{why * transformed} {LIST_THEM}"
             )
-        # One column alone is read, so no image is decoded.
-        columns: Iterable[Any] = dataset.select_columns(name).iter(batch_size=4096)
-        for batch in columns:
-            yield torch.cat([torch.as_tensor(labels).reshape(-1) for labels in batch[name]])
+        if transformed:
+            _check_labels_are_kept(dataset, name, names)
+        # One column alone is read, so no image is decoded; a transform or format may need, or hide, others.
+        for batch in dataset.with_format(None).select_columns(name).iter(batch_size=4096):
+            yield torch.cat([_numbers(labels, name) for labels in batch[name]])
         return
     for name in names:
         every = getattr(dataset, name, None)
         if every is not None and hasattr(every, "__len__") and len(every) == len(dataset):
-            yield torch.as_tensor(every).reshape(-1)
+            yield _numbers(every, name)
             return
     for i in range(len(dataset)):
         example = dataset[i]
-        found = next((example[name] for name in names if name in example), None)
-        if found is None:
+        name = next((name for name in names if example.get(name) is not None), None)
+        if name is None:
             raise ValueError(
                 f"Example {i} of train_dataset has no {label_name!r}, only {', '.join(example)}."
             )
-        yield torch.as_tensor(found).reshape(-1)
+        yield _numbers(example[name], name)
+
+
+def _numbers(labels: Any, name: str) -> Tensor:
+    found = labels if isinstance(labels, Tensor) else np.asarray(labels)
+    if not isinstance(found, Tensor) and found.dtype.kind not in "biuf":
+        raise ValueError(
+            f"class_weights={BALANCED!r} needs integer labels in the training set, but its column {name!r} has "
+            f"{labels!r}. Encode it (train_dataset.class_encode_column({name!r})), "
+            "or list the weights instead: class_weights='1,2.5,0.5'."
+        )
+    return torch.as_tensor(found).reshape(-1)
+
+
+def _check_labels_are_kept(dataset: Dataset, name: str, names: Sequence[str]) -> None:
+    """Raise `ValueError` where the transform of `dataset` gives a few examples other labels than their column has."""
+    rows = sorted({len(dataset) * i // 8 for i in range(8)}) if len(dataset) else []
+    stored = dataset.with_format(None).select_columns(name)
+    for row in rows:
+        with random_states_kept():
+            example = dataset[row]
+        given = next((example[other] for other in names if other in example), None)
+        if given is None:
+            return  # a collator finds them elsewhere
+        kept = _numbers(stored[row][name], name)
+        if not torch.equal(_numbers(given, name).to(kept.dtype), kept):
+            raise ValueError(
+                f"class_weights={BALANCED!r} reads the column {name!r} of train_dataset without its transform (with_transform "
+                f"or set_transform), but that changes labels: those of example {row}. {LIST_THEM}"
+            )
 
 
 def weight_of_items(classes: Tensor, class_weights: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """Columns that batches carry besides the model's inputs: the weight and the index of each sample."""
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import datasets
@@ -94,16 +95,24 @@ def has_column(dataset: Any, column: str, read: bool) -> bool:
         dataset
     ):
         return False
-    states = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng(devices=[]):
+        with random_states_kept():
             example = dataset[0]
     except (LookupError, TypeError):
         return False  # its keys are other than 0, 1, ...
+    return isinstance(example, Mapping) and column in example
+
+
+@contextmanager
+def random_states_kept() -> Iterator[None]:
+    """Inside, examples may be made at random; what comes after is as if they had not been."""
+    states = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])
-    return isinstance(example, Mapping) and column in example
 
 
 class NumberedExamples(Dataset):

@@ -70,7 +70,8 @@ class ReweightingMixin(
         **keywords: arguments of the Trainer, and fields of `ReweightingArguments` (`reweighting`, `tau`, `target_ess`,
             `normalize_weights`, ...), each of which overrides that of `args`, as `target_ess=None` does, too. `reweighting` may also be an object of
             `rgd_hf.weightings` (`KL(tau=3.0)`), or a function of losses `[items]` to weights `[items]` (see
-            `rgd_hf.weightings.Function`). `class_weights` may be a list or tensor with one non-negative number per class.
+            `rgd_hf.weightings.Function`). `class_weights` may be a list or tensor with one non-negative number per class, or a dict
+            from the classes 0, 1, ... to their numbers.
 
     Attributes:
         stop_on_non_finite_loss: whether a NaN or infinite training loss ends the run with an error. None, the default,

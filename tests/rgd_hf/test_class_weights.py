@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
@@ -157,6 +158,92 @@ def test_token_classification(make_args, level):
 def test_wrong_weights_are_refused(make_args, setting, message):
     with pytest.raises(ValueError, match=message):
         ReweightedTrainer(tiny_bert(), make_args(), class_weights=setting)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {2: 2.0, 0: 1.0, 1: 5.0},
+        {np.int64(1): 5, np.int64(0): 1, np.int64(2): 2},
+        pd.Series({1: 5.0, 2: 2.0, 0: 1.0}),
+        pd.Series([1.0, 5.0, 2.0]),
+        np.array([1.0, 5.0, 2.0], dtype=np.float32),
+        torch.tensor([1, 5, 2]),
+        (1.0, 5.0, 2.0),
+    ],
+    ids=lambda given: type(given).__name__,
+)
+def test_each_class_gets_its_own_number(make_args, given):
+    trainer = ReweightedTrainer(tiny_bert(), make_args(), class_weights=given, reweighting="none")
+    trainer.model.train()
+    batch = stack(classification_data(8))
+    logits = trainer.model(input_ids=batch["input_ids"]).logits
+    expected = F.cross_entropy(logits, batch["labels"], weight=torch.tensor([1.0, 5.0, 2.0])).item()
+    assert trainer.compute_loss(trainer.model, batch).item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"negative": 1.0, "neutral": 5.0, "positive": 2.0},
+        {1: 1.0, 2: 5.0, 3: 2.0},
+        {0: 1.0, 2: 2.0},
+        {False: 1.0, True: 2.0},
+        {0: 1.0, 1: None},
+        {1.0, 5.0, 2.0},
+        {0: 1.0, 1: 5.0}.values(),
+        pd.Series([1.0, 5.0], index=[0, 0]),
+        pd.Series([1.0, 5.0], index=["a", "b"]),
+        np.ones((3, 1)),
+        torch.ones(1, 3),
+        torch.tensor(2.0),
+        2.0,
+        b"123",
+        [1.0, None],
+    ],
+    ids=str,
+)
+def test_numbers_of_unknown_classes_are_refused(make_args, given):
+    with pytest.raises(ValueError, match=r"a dict or pandas Series from the classes 0, 1, .*Found"):
+        ReweightedTrainer(tiny_bert(), make_args(), class_weights=given)
+
+
+def transformed(transform, **columns):
+    return Dataset.from_dict({"text": ["a", "bc"] * 4, **columns}).with_transform(transform)
+
+
+def test_balanced_reads_labels_without_the_transform(make_args):
+    seen = []
+
+    def tokens(batch):
+        seen.append(len(batch["text"]))
+        return {"input_ids": [torch.tensor([len(text)]) for text in batch["text"]], "labels": batch["label"]}
+
+    labels = [0, 0, 0, 1, 1, 2, 2, 2]
+    data = transformed(tokens, label=labels)
+    assert class_weights_of("balanced", 3, data, "labels").tolist() == pytest.approx([8 / 9, 8 / 6, 8 / 9])
+    assert sum(seen) <= 8, "a few examples, to see that their labels are kept"
+    args = make_args(remove_unused_columns=False)
+    ReweightedTrainer(tiny_bert(), args, train_dataset=data, class_weights="balanced").train()
+    hidden = Dataset.from_dict({"label": labels, "x": labels}).with_format("torch", columns=["x"])
+    assert class_weights_of("balanced", 3, hidden, "labels").tolist() == pytest.approx([8 / 9, 8 / 6, 8 / 9])
+
+
+@pytest.mark.parametrize(
+    "transform, columns, message",
+    [
+        (
+            lambda b: {"labels": [len(t) for t in b["text"]]},
+            {},
+            "only the transform makes.*class_weights='1,",
+        ),
+        (lambda b: {"labels": [n // 2 for n in b["label"]]}, {"label": [*range(8)]}, "changes labels"),
+        (lambda b: b, {"label": ["x"] * 8}, r"column 'label' has 'x'.*class_encode_column\('label'\)"),
+    ],
+)
+def test_balanced_says_which_labels_it_cannot_count(transform, columns, message):
+    with pytest.raises(ValueError, match=message):
+        class_weights_of("balanced", 3, transformed(transform, **columns), "labels")
 
 
 def test_heads_without_classes_are_refused(make_args):
