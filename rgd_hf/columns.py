@@ -1,10 +1,14 @@
 """Columns of the batches that are hidden from the model: sample weights, sample indices, inputs of rules and observers."""
 
+import inspect
 import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import datasets
 import torch
+from accelerate.utils import send_to_device
 from torch import nn
 from torch.utils.data import IterableDataset
 
@@ -14,17 +18,19 @@ from rgd_hf.data import (
     ColumnCollator,
     NumberedExamples,
     SampleWeightCollator,
+    WithColumns,
     check_numbered,
     check_sample_weights,
     has_column,
 )
 from rgd_hf.flattened import SAMPLE_LENGTHS, SampleLengthsCollator
+from rgd_hf.heads import bare_model
 from rgd_hf.items import without
+from rgd_hf.overrides import set_on
 
 # A mixin stands to the left of the Trainer class that it is mixed into; type checkers see the Trainer below it.
 if TYPE_CHECKING:
-    from transformers import Trainer as TrainerBase
-
+    from rgd_hf.evaluation import PlainEvaluationMixin as TrainerBase
     from rgd_hf.observers import Observer
     from rgd_hf.weightings import Weighting
 else:
@@ -69,9 +75,47 @@ class ColumnsMixin(TrainerBase):
         observed = [column for observer in self.observers for column in observer.columns]
         return tuple(dict.fromkeys([*self.weighting.columns, *observed]))
 
+    def _hidden(self) -> set[str]:
+        return {*self.hidden_columns, *self._columns_read(), SAMPLE_LENGTHS}
+
     def _without_columns(self, inputs: Any) -> Any:
         """`inputs` without the hidden columns (`sample_weight` is handled elsewhere)."""
-        return without(inputs, *self.hidden_columns, *self._columns_read(), SAMPLE_LENGTHS)
+        return without(inputs, *self._hidden())
+
+    def _columns_by_name(self, inputs: Any) -> Any:
+        """`inputs`, where the hidden columns are found by name only: a loss of the user's may need them.
+
+        A batch that is no mapping comes back as it is.
+        """
+        if not isinstance(inputs, Mapping):
+            return inputs
+        hidden = self._hidden() - {SAMPLE_LENGTHS}
+        columns = {name: value for name, value in inputs.items() if name in hidden}
+        return WithColumns(self._without_columns(inputs), columns)
+
+    @contextmanager
+    def _columns_hidden_from(self, model: nn.Module, inputs: Any) -> Iterator[None]:
+        """Inside, a method of the user's may call `model` with all of `inputs`.
+
+        The model gets no hidden column but those that its forward names.
+        """
+        hidden = {SAMPLE_WEIGHT, *self._hidden()}
+        if not isinstance(inputs, Mapping) or hidden.isdisjoint(inputs):
+            yield
+            return
+
+        def without_columns(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            if hidden.isdisjoint(kwargs):
+                return args, kwargs
+            unwrapped = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+            named = inspect.signature(bare_model(unwrapped).forward).parameters
+            return args, {k: v for k, v in kwargs.items() if k not in hidden or k in named}
+
+        hook = model.register_forward_pre_hook(without_columns, with_kwargs=True)
+        try:
+            yield
+        finally:
+            hook.remove()
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -96,9 +140,10 @@ class ColumnsMixin(TrainerBase):
         shared_out = self.accelerator.num_processes > 1 and not isinstance(dataset, IterableDataset)
         told = SampleLengthsCollator(collator) if shared_out and self.unreduces_losses else collator
         self.data_collator = SampleWeightCollator(told, check=is_training)
+        checks = self.weighting.column_checks() if is_training else {}
         for column in read:
             dtype = torch.int64 if column == SAMPLE_INDEX else None
-            self.data_collator = ColumnCollator(self.data_collator, column, dtype)
+            self.data_collator = ColumnCollator(self.data_collator, column, dtype, checks.get(column))
         if is_training and SAMPLE_INDEX in read:
             check_numbered(dataset)
             if isinstance(dataset, datasets.Dataset):
@@ -186,9 +231,29 @@ class ColumnsMixin(TrainerBase):
         ignore_keys: list[str] | None = None,
         **kwargs,
     ):
-        """As the Trainer's, with the hidden columns removed."""
-        inputs = self._without_columns(inputs)
-        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys=ignore_keys, **kwargs)
+        """As the Trainer's, which sees no hidden columns but labels; `compute_loss` sees all."""
+        hidden, compute_loss = self._hidden() - {*self.label_names}, self.compute_loss
+        shown = {name: value for name, value in inputs.items() if name not in hidden}
+        columns = {name: value for name, value in inputs.items() if name in hidden}
+        columns = send_to_device(columns, self.args.device)
+
+        def with_columns(model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            return compute_loss(model, {**inputs, **columns}, *args, **kwargs)
+
+        with ExitStack() as stack:
+            stack.enter_context(self._columns_hidden_from(model, inputs))
+            if columns:
+                stack.enter_context(set_on(self, "compute_loss", with_columns))
+            return super().prediction_step(
+                model, shown, prediction_loss_only, ignore_keys=ignore_keys, **kwargs
+            )
+
+    def _collecting(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        def prediction_step(model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            with self._columns_hidden_from(model, inputs):
+                return step(model, inputs, *args, **kwargs)
+
+        return super()._collecting(prediction_step)
 
 
 def _column_names(dataset: Any) -> list[str] | None:

@@ -18,30 +18,144 @@ SAMPLE_INDEX = "sample_index"
 """The column that holds the number of every sample in the training set, from 0."""
 
 
+class WithColumns(dict):
+    """A batch or an example with columns that are found by their names, but are not among its items.
+
+    So `batch["group"]`, `batch.get("group")`, `"group" in batch` and `batch.pop("group")` know the column, and
+    `model(**batch)`, loops and copies of another type do not.
+
+    Args:
+        items: all that is among the items.
+        columns: the further columns.
+        asked: gets the names of the further columns that are asked for.
+    """
+
+    def __init__(
+        self, items: Mapping[str, Any] = {}, columns: Mapping[str, Any] = {}, asked: set[str] | None = None
+    ):
+        super().__init__(items)
+        self.columns = dict(columns)
+        self.asked = set() if asked is None else asked
+
+    def _ask(self, name: Any) -> bool:
+        if super().__contains__(name) or name not in self.columns:
+            return False
+        self.asked.add(name)
+        return True
+
+    def __missing__(self, name: str) -> Any:
+        self._ask(name)
+        return self.columns[name]
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or self._ask(name)
+
+    def __delitem__(self, name: str) -> None:
+        self.pop(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """As of a dict, further columns included."""
+        return self.columns[name] if self._ask(name) else super().get(name, default)
+
+    def pop(self, name: str, *default: Any) -> Any:
+        """As of a dict, further columns included."""
+        if self._ask(name):
+            return self.columns.pop(name)
+        self.columns.pop(name, None)
+        return super().pop(name, *default)
+
+    def copy(self) -> "WithColumns":
+        """With the further columns."""
+        return WithColumns(self, self.columns, self.asked)
+
+
 class ColumnCollator:
     """Carry one numeric column past a collator that may not know it.
+
+    The collator finds the column in the examples by its name alone, so that one that takes all columns they have does not
+    take it. Where it makes a column of that name, that is the one.
 
     Args:
         collator: turns a list of examples into a batch.
         column: name of the column.
         dtype: dtype of the column in the batch; None keeps the dtype of the values.
+        check: given the values, a tensor `[batch, ...]` on the CPU, raises `ValueError` where they are not allowed; can be
+            pickled.
     """
 
-    def __init__(self, collator: Callable[[list[Any]], Any], column: str, dtype: torch.dtype | None = None):
-        self.collator, self.column, self.dtype = collator, column, dtype
+    def __init__(
+        self,
+        collator: Callable[[list[Any]], Any],
+        column: str,
+        dtype: torch.dtype | None = None,
+        check: Callable[[Tensor], None] | None = None,
+    ):
+        self.collator, self.column, self.dtype, self.check = collator, column, dtype, check
+        self._shows = False
 
     def __call__(self, examples: list[Any]) -> Any:
-        """The batch of `collator`, with the column as a tensor `[batch, ...]` where the examples have one."""
+        """The batch of `collator`, with the column as a tensor `[batch, ...]` where it or the examples have one.
+
+        Raises:
+            ValueError: the column does not hold numbers, or not those that are allowed.
+        """
         column = self.column
-        if not examples or not isinstance(examples[0], Mapping) or column not in examples[0]:
-            return self.collator(examples)
-        if self.dtype is None:
-            values = torch.stack([torch.as_tensor(example[column]) for example in examples])
-        else:
-            values = torch.tensor([float(example[column]) for example in examples], dtype=torch.float64)
-        batch = self.collator([{k: v for k, v in e.items() if k != column} for e in examples])
-        batch[column] = values if self.dtype is None else values.to(self.dtype)
+        known = bool(examples) and isinstance(examples[0], Mapping) and column in examples[0]
+        values = [example[column] for example in examples] if known else []
+        batch: Any = self._batch_of(examples) if known else self.collator(examples)
+        if isinstance(batch, WithColumns):
+            batch = dict(batch)  # torch's default_collate copies the first example
+        if not isinstance(batch, Mapping):
+            return batch
+        of_collator = column in batch
+        unread = self.dtype is None and self.check is None
+        if unread if of_collator else not known:
+            return batch
+        found = _as_numbers(batch[column] if of_collator else values, column, self.dtype)
+        if self.check is not None and found.device.type == "cpu":
+            self.check(found)
+        if not of_collator or self.dtype is not None:
+            batch[column] = found  # type: ignore[index]
         return batch
+
+    def _batch_of(self, examples: list[Any]) -> Any:
+        if not self._shows:
+            asked = getattr(examples[0], "asked", None)
+            shown = [_found_by_name(example, self.column, asked) for example in examples]
+            try:
+                batch = self.collator(shown)
+                if not isinstance(batch, Mapping) or self.column not in dict(batch):
+                    return batch
+                if any(self.column in example.asked for example in shown):
+                    return batch
+            except KeyError as error:
+                if error.args != (self.column,):
+                    raise
+            # It looked for the column in copies of the examples.
+            self._shows = True
+        return self.collator([dict(example) for example in examples])
+
+
+def _found_by_name(example: Mapping[str, Any], column: str, asked: set[str] | None) -> WithColumns:
+    columns = example.columns if isinstance(example, WithColumns) else {}
+    items = {name: value for name, value in example.items() if name != column}
+    return WithColumns(items, {**columns, column: example[column]}, asked)
+
+
+def _as_numbers(values: Any, column: str, dtype: torch.dtype | None) -> Tensor:
+    try:
+        if isinstance(values, list) and dtype is not None:
+            return torch.tensor([float(value) for value in values], dtype=torch.float64).to(dtype)
+        if isinstance(values, list):
+            values = torch.stack([torch.as_tensor(value) for value in values])
+        return torch.as_tensor(values, dtype=dtype)
+    except (TypeError, ValueError, RuntimeError) as error:
+        some = next((v for v in values if not isinstance(v, int | float | Tensor | np.generic)), values)
+        raise ValueError(
+            f"The column {column!r} must hold a number for each sample, or arrays of numbers of one shape, but a batch has "
+            f"{some!r} ({error}). Give every sample a number; a column of names becomes numbers by "
+            f"dataset.class_encode_column({column!r}) of a datasets.Dataset."
+        ) from None
 
 
 class SampleWeightCollator(ColumnCollator):
@@ -53,20 +167,7 @@ class SampleWeightCollator(ColumnCollator):
     """
 
     def __init__(self, collator: Callable[[list[Any]], Any], check: bool = False):
-        super().__init__(collator, SAMPLE_WEIGHT, torch.float32)
-        self.check = check
-
-    def __call__(self, examples: list[Any]) -> Any:
-        """The batch of `collator`, with the weights.
-
-        Raises:
-            ValueError: a weight is negative or not finite, and they are checked.
-        """
-        batch = super().__call__(examples)
-        weights = batch.get(SAMPLE_WEIGHT) if isinstance(batch, Mapping) else None
-        if self.check and isinstance(weights, Tensor) and weights.device.type == "cpu":
-            check_sample_weights(weights)
-        return batch
+        super().__init__(collator, SAMPLE_WEIGHT, torch.float32, check_sample_weights if check else None)
 
 
 def check_sample_weights(weights: Tensor) -> None:

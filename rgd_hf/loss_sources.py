@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from rgd_hf import class_weights as classes
-from rgd_hf.data import SAMPLE_WEIGHT
+from rgd_hf.data import SAMPLE_WEIGHT, WithColumns
 from rgd_hf.heads import OWN_HEADS, FusedHead, Head, bare_model, doubt, find_head, hooks_on_outputs, verify
-from rgd_hf.items import check_columns, columns_of, token_reference, without, zero_uncounted
+from rgd_hf.items import check_columns, columns_of, token_reference, zero_uncounted
 from rgd_hf.unmasked_losses import not_ignored
 
 PerSampleLossFn = Callable[[Any, Any], Tensor | tuple[Tensor, Tensor]]
@@ -181,6 +181,7 @@ class HeadLosses:
             self._known = frozenset({True, False})
             return
         own = {k: v for k, v in inputs.items() if k != SAMPLE_WEIGHT}
+        own |= {name: inputs[name] for name in self.head.label_names}  # a rule may read them too
         if verify(self.head, self.model, model, own, why):
             self._known |= {self.model.training}
 
@@ -271,7 +272,11 @@ class OverriddenLosses:
             ValueError: it did not return unreduced losses, or ignores a setting that only the default applies.
         """
         self.default_used = False
-        returned = self.method(model, without(inputs, SAMPLE_WEIGHT))
+        given = inputs
+        if isinstance(inputs, Mapping):
+            given = WithColumns(inputs, getattr(inputs, "columns", {}))
+            given.pop(SAMPLE_WEIGHT, None)
+        returned = self.method(model, given)
         if isinstance(returned, Tensor) or not isinstance(returned, tuple) or not 2 <= len(returned) <= 4:
             found = f"a tuple of {len(returned)}" if isinstance(returned, tuple) else type(returned).__name__
             raise ValueError(

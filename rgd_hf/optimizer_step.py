@@ -64,12 +64,13 @@ class OptimizerStepMixin(StepGuardMixin):
 
     def _uncounted(self) -> str | None:
         """What keeps the items of a step from being counted before its forward passes; None where they are counted."""
+        return "normalize_weights" if self.args.normalize_weights else self._source_of_other_items()
+
+    def _source_of_other_items(self) -> str | None:
+        """What may give the loss other items than are counted in a batch before the forward pass; None for nothing."""
         source = self._loss_source()
-        if self.args.normalize_weights:
-            return "normalize_weights"
         if not isinstance(source, HeadLosses):
             return source.name if source is not None else None
-        # These may give the loss other items than were counted in the batch.
         changing = [
             *in_front(self, OptimizerStepMixin, "compute_loss"),
             *self._overrides("training_step"),

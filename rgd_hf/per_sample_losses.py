@@ -66,7 +66,8 @@ class PerSampleLossesMixin(TrainerBase):
 
         Args:
             model: the model, wrapped or not, in training or evaluation mode; it is called once.
-            inputs: a batch with its labels, without `sample_weight`; a list or tuple as the data collator made it.
+            inputs: a batch with its labels, without `sample_weight`; a list or tuple as the data collator made it. Columns that
+                a rule or an observer reads are found by their names, `inputs.pop("task")`, and are not in `model(**inputs)`.
 
         Returns:
             `PerSampleLosses`, or a plain tuple `(losses, outputs)` or `(losses, outputs, valid)`. Label smoothing,
@@ -113,6 +114,15 @@ class PerSampleLossesMixin(TrainerBase):
             self._source = self._find_loss_source()
             self._source_found_for = found_for
         return self._source
+
+    def _head_ahead(self) -> HeadLosses | None:
+        """The head whose items a batch will have, as far as is known before the forward pass."""
+        source = self._loss_source()
+        if isinstance(source, OverriddenLosses):
+            overrides = in_front(self, PerSampleLossesMixin, "compute_per_sample_losses")
+            asked = [may_call(override.function, "compute_per_sample_losses") for override in overrides]
+            source = source.default if asked and all(asked) else None
+        return source if isinstance(source, HeadLosses) else None
 
     @property
     def unreduces_losses(self) -> bool:

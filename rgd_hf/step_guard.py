@@ -1,7 +1,7 @@
 """What a user's code does to an optimizer step that this package cannot make exact: noticed, and refused by name."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from rgd_hf.overrides import Override, behind, in_front, set_on
 
 if TYPE_CHECKING:
     from rgd_hf.per_sample_losses import PerSampleLossesMixin as TrainerBase
+    from rgd_hf.weightings import Weighting
 else:
     TrainerBase = object
 
@@ -94,8 +95,12 @@ class StepGuardMixin(TrainerBase):
     _steps_begun = 0
     _step_finished = 0
     _counted: tuple[dict[int, Tensor], Tensor] | None = None
+    _micro_batch: int
 
     if TYPE_CHECKING:
+        weighting: Weighting
+
+        def _columns_hidden_from(self, model: nn.Module, inputs: Any) -> AbstractContextManager[None]: ...
 
         def _count(self, batch_samples: list) -> Tensor | None: ...
         def _begin_step(self, batch_samples: list) -> None: ...
@@ -125,8 +130,10 @@ class StepGuardMixin(TrainerBase):
             self._passes = Passes(inputs)
             if not self._step_is_open and self._step_finished == self._steps_begun and self.unreduces_losses:
                 self._begin_step([inputs])  # in a loop that asks for no number of items
+            self._micro_batch += 1
             try:
-                loss = outermost_step(model, inputs, *args, **kwargs)
+                with self._columns_hidden_from(model, inputs):
+                    loss = outermost_step(model, inputs, *args, **kwargs)
             finally:
                 self._in_training_step, self._passes = False, None
             self._stop_if_not_weighed("training_step")
@@ -206,6 +213,25 @@ class StepGuardMixin(TrainerBase):
             "training_step",
             "calls compute_loss by itself, so that the share of its loss in the accumulated step is not known",
             _ONE_BATCH,
+        )
+
+    def _miscounted(self, ahead: list[float], found: list[float]) -> NotImplementedError:
+        head, source = self._head_ahead(), self._loss_source()
+        assert source is not None
+        expected, remedy = "one for each sample", "return one loss for each sample and no mask"
+        if head is not None:
+            expected, remedy = (
+                f"those of {head.name}",
+                "keep the labels, the shape of the losses and their mask",
+            )
+        changing = source.name if source is not head else self._named("compute_loss", "an override")
+        if source is head and not self._overrides("compute_loss"):
+            changing = self._named("training_step", self._named("_prepare_inputs", "an override"))
+        return NotImplementedError(
+            f"{self.weighting.method_name()} needs the items of a step before its forward passes, and where the step has "
+            f"several micro-batches or processes it counts {expected}: {ahead} in this batch. The losses of {changing} are of "
+            f"other items: {found}. Either {remedy}; or train on one process with gradient_accumulation_steps=1 (and raise "
+            "per_device_train_batch_size), where the items are those of the losses."
         )
 
     def _check_parts(self, passes: Passes | None, inputs: Any, method: str) -> None:

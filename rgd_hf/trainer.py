@@ -16,7 +16,7 @@ from transformers.trainer_pt_utils import find_batch_size
 
 from rgd_hf.class_weights import as_setting, check_counted
 from rgd_hf.columns import ColumnsMixin
-from rgd_hf.data import SAMPLE_WEIGHT
+from rgd_hf.data import SAMPLE_WEIGHT, WithColumns
 from rgd_hf.evaluation import PlainEvaluationMixin
 from rgd_hf.flattened import has_several_samples
 from rgd_hf.gradients import check_gradients_can_be_rescaled, steps_in_backward
@@ -26,7 +26,6 @@ from rgd_hf.items import (
     columns_of,
     losses_at_level,
     reference_at_level,
-    without,
     zero_uncounted,
 )
 from rgd_hf.loss_sources import BatchLosses, CustomLosses, HeadLosses, PerSampleLossFn
@@ -228,16 +227,17 @@ class ReweightingMixin(
             NotImplementedError: a `training_step` asks for the loss without a gradient.
         """
         source = self._loss_source()
-        given, columns, inputs = inputs, columns_of(inputs), self._without_columns(inputs)
+        given, columns, inputs = inputs, columns_of(inputs), self._columns_by_name(inputs)
         if source is None:
             if self._needs_weights:
                 raise self._cannot_unreduce()
-            inputs = without(inputs, SAMPLE_WEIGHT)
+            if isinstance(inputs, WithColumns):
+                inputs.pop(SAMPLE_WEIGHT, None)
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         plain = self._is_plain()
-        if "skip_logits" in columns:
+        if isinstance(inputs, WithColumns):
             # Stock evaluation asks Liger's forward for it, which then cannot do without labels.
-            inputs = without(inputs, "skip_logits")
+            inputs.pop("skip_logits", None)
         if not plain and self._loss_call is not None:
             self._check_parts(self._loss_call.passes, given, "compute_loss")
         elif not plain and self._trains_by_itself:
@@ -302,7 +302,10 @@ class ReweightingMixin(
         items = Items(losses.detach(), reference, inputs)
         if not self.is_in_train:
             self._end_step()
+        if not self.is_in_train or not self._is_cut:
             self._tell_rule([items], of_all_processes=False)
+        elif self._source_of_other_items() is not None:
+            self._compare_counts(items)
         weights = self._weights_of(items, inputs)
         weighted = reference * weights
         mass = (weighted if self.args.normalize_weights else reference).sum()
@@ -331,13 +334,14 @@ class ReweightingMixin(
     def _begin_step(self, batch_samples: list) -> None:
         super()._begin_step(batch_samples)
         self._end_step()
-        self._tell_rule(self._items_ahead(batch_samples))
+        if self._is_cut:
+            self._tell_rule(self._items_ahead(batch_samples))
 
     def _items_ahead(self, batches: list) -> Iterator[Items]:
         """The items of a step's micro-batches before their losses are known, which are 0."""
-        source, level = self._loss_source(), self._level()
+        source, level = self._head_ahead(), self._level()
         for batch in batches:
-            if isinstance(source, HeadLosses) and not (self._uncounted() and source.missing_labels(batch)):
+            if source is not None and not (self._uncounted() and source.missing_labels(batch)):
                 reference = source.reference(batch)
             else:
                 # What counts is known only after the forward pass.

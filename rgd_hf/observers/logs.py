@@ -35,6 +35,7 @@ class LogsMixin(ObserversMixin):
         @property
         def unreduces_losses(self) -> bool: ...  # noqa: D102
         def _end_step(self) -> None: ...
+        def _stop_if_miscounted(self) -> None: ...
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """As the Trainer's; training logs also have the statistics of the weights and of other observers since the last."""
@@ -75,6 +76,7 @@ class LogsMixin(ObserversMixin):
             super()._save_checkpoint(*args, **kwargs)
 
     def _stop_if_not_finite(self) -> None:
+        self._stop_if_miscounted()
         stops = self.stop_on_non_finite_loss
         if not (stops or self.reweights):
             return

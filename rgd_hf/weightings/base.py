@@ -75,6 +75,14 @@ class Weighting:
         """Smallest and largest weight that losses >= 0 can have; None where they are not bounded."""
         return None
 
+    def column_checks(self) -> Mapping[str, Callable[[Tensor], None]]:
+        """Checks of the values of `columns`, by column: functions that can be pickled.
+
+        The Trainer calls them where it puts a training batch together, on the CPU, with the values `[batch, ...]`. They raise
+        `ValueError` where the values are not allowed.
+        """
+        return {}
+
     # --- state over the steps ---------------------------------------------------------------------------------------
 
     def initial_state(self) -> dict[str, Tensor]:
@@ -93,17 +101,19 @@ class Weighting:
         self.__dict__["_state"] = {name: value.to(device) for name, value in self.initial_state().items()}
 
     def counts(self, items: Items) -> Tensor | None:
-        """Counts over one micro-batch that the rule needs for the whole step before its first forward pass, or None.
+        """Counts over one micro-batch that the rule needs for the whole step before its first weights, or None.
 
-        The Trainer sums them over the micro-batches and processes of the step and passes them to `begin_step`.
+        The Trainer sums them over the micro-batches and processes of the step and passes them to `begin_step`: before the
+        first forward pass; of a step of one micro-batch on one process, before its weights. Where it turns out that the
+        losses of a divided step are of other items than were counted, training is refused.
 
         Args:
-            items: the items of one micro-batch; their losses are not known yet and all 0.
+            items: the items of one micro-batch; their losses may not be known yet and all 0.
         """
         return None
 
     def begin_step(self, counts: Tensor) -> None:
-        """Receive `counts`, summed over the whole step, before its first forward pass."""
+        """Receive `counts`, summed over the whole step, before its first weights are asked for."""
 
     def sums(self, items: Items) -> Tensor | None:
         """Sums over one micro-batch for `update`, which receives their total over micro-batches and processes.

@@ -3,8 +3,9 @@
 This module needs torch alone.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -26,6 +27,9 @@ class GroupDRO(Weighting):
     same however it is cut. A group without items in a step keeps its weight, up to the scaling, and adds nothing to that
     step's objective.
 
+    A step of several micro-batches or processes needs N_g before its first forward pass: losses of one's own are then those of
+    the head's items, changed, or one for each sample; others are refused.
+
     Source: Sagawa, Koh, Hashimoto, Liang, "Distributionally Robust Neural Networks for Group Shifts", ICLR 2020,
     Algorithm 1.
 
@@ -39,7 +43,8 @@ class GroupDRO(Weighting):
     Raises:
         ValueError: `num_groups` is below 1, `step_size` is negative, there are not `num_groups` names, or the rule within the
             groups keeps a state; in training: a
-            batch lacks the column, or the first step has a group that is not below `num_groups`.
+            batch lacks the column, or has another group than the integers from 0 to `num_groups - 1`.
+        NotImplementedError: in training: the losses of a divided step are of other items than could be counted.
     """
 
     num_groups: int
@@ -79,6 +84,11 @@ class GroupDRO(Weighting):
         self._share: Tensor | None = None
         self._checked = False
 
+    def column_checks(self) -> dict[str, Callable[[Tensor], None]]:
+        """That groups are integers from 0 to `num_groups - 1`, and those of the rule within the groups."""
+        own = partial(check_groups, column=self.column, num_groups=self.num_groups)
+        return {**self.within.column_checks(), self.column: own}
+
     # --- group weights ----------------------------------------------------------------------------------------------
 
     def initial_state(self) -> dict[str, Tensor]:
@@ -93,8 +103,10 @@ class GroupDRO(Weighting):
     def counts(self, items: Items) -> Tensor:
         """Reference weight of each group's items, float32 `[num_groups]`."""
         groups, reference = self._groups(items), items.reference
-        if not self._checked:
-            self._check(groups)
+        # The Trainer's own data loader checks every batch. Of another's, the first is, as that waits for a device.
+        if not self._checked or groups.device.type == "cpu":
+            check_groups(groups, self.column, self.num_groups)
+            self._checked = True
         counts = torch.zeros(self.num_groups, device=reference.device)
         return counts.index_add_(0, groups, reference.reshape(len(groups), -1).sum(dim=1))
 
@@ -152,16 +164,6 @@ class GroupDRO(Weighting):
             )
         return groups
 
-    def _check(self, groups: Tensor) -> None:
-        # On the first micro-batch alone, because it waits for the device.
-        low, high = int(groups.min()), int(groups.max())
-        if low < 0 or high >= self.num_groups:
-            raise ValueError(
-                f"The column {self.column!r} of the first step has groups from {low} to {high}, but "
-                f"num_groups={self.num_groups} allows 0 to {self.num_groups - 1}."
-            )
-        self._checked = True
-
     def clips_above(self) -> float | Tensor:
         """The clipping threshold of the rule within the groups."""
         return self.within.clips_above()
@@ -200,3 +202,15 @@ class GroupDRO(Weighting):
     def advice(self, statistics: Mapping[str, float]) -> str | None:
         """That of the rule within the groups."""
         return self.within.advice(statistics)
+
+
+def check_groups(groups: Tensor, column: str, num_groups: int) -> None:
+    """Raise `ValueError` unless all are integers from 0 to `num_groups - 1`; waits for the device."""
+    numbers = groups.float()
+    bad = numbers[~((numbers >= 0) & (numbers < num_groups) & (numbers == numbers.floor()))]
+    if bad.numel():
+        raise ValueError(
+            f"The column {column!r} of a training batch has the group {bad[0].item():g}, but num_groups={num_groups} allows "
+            f"the integers from 0 to {num_groups - 1}. Number the groups from 0, give GroupDRO their number, and give samples "
+            "without a group one of their own or take them out of the training set."
+        )

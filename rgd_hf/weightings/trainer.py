@@ -1,7 +1,7 @@
 """How a Trainer uses its rule: builds it from the settings, updates it every step, saves and restores its state."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,15 @@ class WeightingMixin(TrainerBase):
     _weighting_settings: Any = None
     _read_settings: attrgetter
     _step_sums: Tensor | None = None
+    # The rule's counts of the step's micro-batches, made before the forward passes, and the number of the one under way.
+    _counts_ahead: Sequence[Tensor] = ()
+    _micro_batch = 0
+    # Counts ahead and counts of the losses, [2, ...], of the first micro-batch in which they differ, or else of any.
+    _compared_counts: Tensor | None = None
+
+    if TYPE_CHECKING:
+
+        def _miscounted(self, ahead: list[float], found: list[float]) -> NotImplementedError: ...
 
     @property
     def weighting(self) -> Weighting:
@@ -106,7 +115,8 @@ class WeightingMixin(TrainerBase):
 
     def _start_rule(self) -> None:
         self.weighting.reset(self.args.device)
-        self._step_sums = None
+        self._step_sums = self._compared_counts = None
+        self._counts_ahead = ()
 
     def _tell_rule(self, micro_batches: Iterable[Items], of_all_processes: bool = True) -> None:
         """Let the rule count the items of a step before its first forward pass."""
@@ -114,17 +124,49 @@ class WeightingMixin(TrainerBase):
         # Before `micro_batches`, which may be a generator, makes the items that most rules do not ask for.
         if type(rule).counts is Weighting.counts:
             return
-        counts: Tensor | None = None
+        self._counts_ahead, self._micro_batch = (), -1
+        ahead: list[Tensor] = []
         with torch.no_grad():
             for items in micro_batches:
                 found = rule.counts(items)
                 if found is None:
                     return
-                counts = found if counts is None else counts + found
-            if counts is not None:
+                ahead.append(found)
+            if ahead:
+                self._counts_ahead, counts = ahead, sum(ahead[1:], ahead[0])
                 rule.begin_step(
                     self.accelerator.reduce(counts, reduction="sum") if of_all_processes else counts
                 )
+
+    def _compare_counts(self, items: Items) -> None:
+        """Compare what the rule counted in the micro-batch under way, before its forward pass, with the items of its losses.
+
+        Raises:
+            NotImplementedError: they differ; on another device than the CPU, only in the training's first micro-batch, as
+                this waits for the device, and else at the next log, checkpoint or end.
+        """
+        ahead, number = self._counts_ahead, self._micro_batch
+        if not ahead:
+            return
+        with torch.no_grad():
+            found = self.weighting.counts(items._replace(losses=torch.zeros_like(items.losses)))
+            assert found is not None
+            pair = torch.stack([ahead[number] if number < len(ahead) else torch.zeros_like(found), found])
+            before, self._compared_counts = self._compared_counts, pair
+            if before is not None:
+                self._compared_counts = torch.where(_differ(before), before, pair)
+        if before is None or pair.device.type == "cpu":
+            self._stop_if_differ(pair)
+
+    def _stop_if_miscounted(self) -> None:
+        """Raise what `_compare_counts` could not raise at once, on all processes."""
+        if self._compared_counts is not None:
+            for pair in self.accelerator.gather(self._compared_counts[None]):
+                self._stop_if_differ(pair)
+
+    def _stop_if_differ(self, pair: Tensor) -> None:
+        if _differ(pair):
+            raise self._miscounted(*pair.reshape(2, -1).tolist())
 
     def _add_sums(self, items: Items) -> None:
         """Add the rule's sums over a micro-batch to those of the step; called without gradients."""
@@ -162,3 +204,8 @@ class WeightingMixin(TrainerBase):
                 "another rule, or by save_only_model. Resume with that rule, or start a new training from the model of the checkpoint."
             )
         self.weighting.load_state_dict(load_file(str(path)))
+
+
+def _differ(pair: Tensor) -> Tensor:
+    # Sums of weights in another order are the same but for rounding.
+    return ~torch.isclose(pair[0], pair[1], rtol=1e-4).all()

@@ -144,7 +144,7 @@ def test_settings_and_batches_that_cannot_work(make_args):
         trainer.train()
     out_of_range = [{**example, "group": 2} for example in classification_data(8)]
     trainer = InOrder(tiny_bert(), make_args(), train_dataset=out_of_range, reweighting=GroupDRO(2))
-    with pytest.raises(ValueError, match="groups from 2 to 2, but num_groups=2 allows 0 to 1"):
+    with pytest.raises(ValueError, match="the group 2, but num_groups=2 allows the integers from 0 to 1"):
         trainer.train()
 
 
