@@ -8,12 +8,13 @@ import time
 from argparse import SUPPRESS, Action
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from transformers import HfArgumentParser, TrainingArguments
 
 from rgd_hf.contrib import SetupError
 from rgd_hf.hub_errors import HubError, find_failure
+from rgd_hf.scores import is_greater_better
 from rgd_hf.scripts.config_files import as_arguments, as_typed, read_settings
 from rgd_hf.scripts.errors import UserError, listed
 from rgd_hf.scripts.processes import leave_process_group
@@ -174,6 +175,9 @@ class _Parser(HfArgumentParser):
             if argument.startswith("--") and _plain(argument) in self.without_effect:
                 raise UserError(f"{self.describe_unknown(argument)} See --help.")
         found, unknown = super().parse_known_args(args, namespace)
+        asked = getattr(found, "metric_for_best_model", None)
+        if asked is not None and found.greater_is_better is None:
+            found.greater_is_better = is_greater_better(asked)  # transformers knows that of losses alone
         # The rule itself would ask for its settings, with which it could not be used either.
         if getattr(found, "reweighting_args", "") is None:
             check_rule(found.reweighting)
@@ -188,10 +192,6 @@ class _Parser(HfArgumentParser):
     def option(self, name: str) -> Action:
         """The option that fills the field `name`."""
         return next(action for action in self._actions if action.dest == name)
-
-    def takes_mapping(self, name: str) -> bool:
-        """Whether the field `name` may be a mapping."""
-        return any(get_origin(kind) is dict or kind is dict for kind in get_args(self.hints[name]))
 
     def describe_unknown(self, name: str) -> str:
         """An error message for an unknown option, with the nearest known one."""
@@ -212,21 +212,18 @@ def _plain(argument: str) -> str:
 def _config_arguments(filename: str, parser: _Parser) -> list[str]:
     """The settings of a configuration file as command-line arguments, so that both are checked alike."""
     settings = read_settings(filename)
-    for name, value in settings.items():
+    for name, value in [*settings.items()]:
         if name not in parser.option_names():
             raise UserError(f"{filename}: {parser.describe_unknown(str(name))}")
-        if value is None:  # which no command line can say
+        if name == "report_to":  # the one option that takes lists from code alone
+            parser.set_defaults(report_to=settings.pop(name) or "none")
+        elif value is None:  # which no command line can say
             if type(None) not in get_args(parser.hints[name]):
                 raise UserError(
                     f"{filename}: {name} cannot be null. Leave the line out for the default, {parser.get_default(name)!r}."
                 )
             parser.set_defaults(**{name: None})
-    return as_arguments(
-        {
-            name: as_typed(value, parser.option(name), parser.takes_mapping(name))
-            for name, value in settings.items()
-        }
-    )
+    return as_arguments({name: as_typed(value, parser.option(name)) for name, value in settings.items()})
 
 
 def _without_worker(message: str) -> str:

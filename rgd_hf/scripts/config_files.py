@@ -10,6 +10,9 @@ import yaml
 
 from rgd_hf.scripts.errors import UserError
 
+NAMES_AND_VALUES = ("reweighting_args", "optim_args")
+"""Options with one value that are written as `name=value,name=value`; other mappings are JSON."""
+
 SUFFIXES = (".yaml", ".yml", ".json")
 
 
@@ -60,22 +63,21 @@ def as_arguments(settings: Mapping[str, Any]) -> list[str]:
     return arguments
 
 
-def as_typed(value: Any, option: Action, takes_mapping: bool) -> Any:
+def as_typed(value: Any, option: Action) -> Any:
     """A value of a file as one would type it on the command line.
 
     Args:
         value: as YAML reads it, which takes `no` for False.
         option: the argparse action that the value is for.
-        takes_mapping: whether the option is a mapping, as JSON.
 
     Returns:
-        `"no"` or `"off"` for False where it is one of the choices; for an option with one value a list joined by commas,
-        and a mapping as `name=value,name=value` unless it takes one.
+        `"no"` or `"off"` for False where it is one of the choices; for an option with one value a list joined by commas;
+        for one of `NAMES_AND_VALUES` a mapping as `name=value,name=value`.
     """
     if isinstance(value, bool) and option.choices is not None:
         words = ("yes", "on", "true") if value else ("no", "off", "false")
         return next((word for word in words if word in option.choices), value)
-    if isinstance(value, dict) and not takes_mapping:
+    if isinstance(value, dict) and option.dest in NAMES_AND_VALUES:
         value = [f"{name}={item}" for name, item in value.items()]
     if isinstance(value, list) and option.nargs is None:
         return ",".join(map(str, value))

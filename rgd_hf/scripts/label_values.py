@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import date, time, timedelta
+from decimal import Decimal
 from typing import Any
 
 from datasets import Dataset
@@ -29,7 +30,7 @@ def label_values(
     Raises:
         UserError: empty cells, empty entries of lists, lists within lists, objects, bytes; the message names the row.
     """
-    values = dataset[column][:]
+    values = [_number(value) for value in dataset.with_format(None)[column][:]]
     missing = sum(value is None or value != value for value in values)
     if missing:
         raise UserError(
@@ -59,6 +60,15 @@ def in_row(column: str, where: str, row: int, value: Any) -> str:
     shown = repr(value)
     shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
     return f"the label column {column!r} of {where} has {shown} in row {row} (counted from 0)"
+
+
+def _number(value: Any) -> Any:
+    """A decimal as the number that it is."""
+    if isinstance(value, list):
+        return [_number(item) for item in value]
+    if isinstance(value, Decimal):
+        return int(value) if value.is_finite() and value == value.to_integral_value() else float(value)
+    return value
 
 
 def _remedy(item: Any) -> str:

@@ -22,7 +22,7 @@ from rgd_hf.scripts.predictions import PREDICTIONS
 from rgd_hf.scripts.processes import on_main_process, same_everywhere
 from rgd_hf.scripts.pushing import check_repository
 from rgd_hf.scripts.ranges import check_seed
-from rgd_hf.scripts.results import RESULTS_NAME, read_results, settings_of
+from rgd_hf.scripts.results import RESULTS_NAME, read_results, say, settings_of
 
 ROWS = "rows"
 """The key under which the numbers of samples are recorded among the settings of a run."""
@@ -151,7 +151,7 @@ def prepare_runs(
 
     Raises:
         UserError: the rule needs more than losses; the directory holds a finished run that is not to be pushed, one with
-            other or unknown settings, or one that cannot leave what is asked for any more (`--hard_examples`,
+            other settings, or one that cannot leave what is asked for any more (`--hard_examples`,
             `--save_predictions`); or a model is to be pushed to the Hub, but not to be saved.
         HubError: it may not be pushed.
     """
@@ -277,13 +277,13 @@ def _conflict_of_run(run: Run, plan: RunPlan) -> str | None:
     if not finished and checkpoint is None:
         return None
     before = recorded_settings(directory)
-    if before is None:
-        return (
-            f"{directory} holds a checkpoint, but no {SETTINGS_NAME}: with which settings it was trained is not known. "
-            f"{WAYS_OUT}"
+    if before is None:  # a checkpoint of the Hub, or of another script
+        say(
+            f"note: {directory} holds a checkpoint, but no {SETTINGS_NAME}: it is resumed with the settings that are given now, "
+            "whatever it was begun with."
         )
-    changed = _changed(before, run, plan.settings)
-    if changed:
+        before = {}
+    elif changed := _changed(before, run, plan.settings):
         return (
             f"{directory} holds a run with other settings ({changed}). Give the same settings to resume it or to push it. "
             f"{WAYS_OUT}"

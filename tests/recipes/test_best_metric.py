@@ -15,6 +15,7 @@ import tabular
 from helpers.domains import DIGITS
 from helpers.recipes import tiny
 from helpers.tables import SIZES, arguments, learnable, splits_of
+from rgd_hf.observers.statistics import NonFiniteLossError
 from rgd_hf.scripts.errors import UserError
 from rgd_hf.scripts.metrics import FUNCTIONS, make_compute_metrics, metric_names
 from rgd_hf.scripts.tabular.trainer import KeepBest
@@ -72,7 +73,17 @@ def test_a_scheduler_that_watches_the_loss_leaves_the_choice_to_accuracy(tmp_pat
 
 def test_a_score_that_is_not_a_number_is_refused():
     with pytest.raises(UserError, match=r"metric_for_best_model auroc: .* not a number; choose another"):
-        KeepBest("auroc", 3).on_evaluate(None, None, None, metrics={"eval_auroc": float("nan")})
+        KeepBest("auroc", 3).on_evaluate(
+            None, None, None, metrics={"eval_auroc": float("nan"), "eval_loss": 1.0}
+        )
+
+
+@pytest.mark.parametrize("metric", [None, "log_loss"])
+def test_a_table_that_diverges_says_so(metric, tmp_path):
+    more = {} if metric is None else {"metric_for_best_model": metric}
+    args = arguments(tmp_path, learning_rate=1e30, gradient_accumulation_steps=99, **more)
+    with pytest.raises(NonFiniteLossError, match="NaN or infinite"):
+        train_network(splits_of(learnable(regression=metric is None)), "mlp", SIZES, args)
 
 
 @pytest.mark.parametrize("metric", FUNCTIONS)

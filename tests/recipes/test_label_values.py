@@ -2,11 +2,12 @@
 
 import datetime
 import json
+from decimal import Decimal
 
 import numpy as np
 import pandas as pd
 import pytest
-from datasets import ClassLabel, Dataset, Features, List
+from datasets import ClassLabel, Dataset, Features, List, Value
 from transformers import AutoConfig
 
 import glue
@@ -37,6 +38,15 @@ def test_lists_of_a_0_or_1_for_every_class_are_taken_by_position(kind):
     assert encode_labels(column(values), "label", labels, "the data") == MARKS
     # Another split may write them as another type of numbers, and need not have every class.
     assert encode_labels(column([[0, 1, 1]]), "label", labels, "the validation split") == [[0.0, 1.0, 1.0]]
+
+
+def test_decimals_and_other_formats_of_a_dataset_are_numbers():
+    decimals = [[Decimal(1)], [Decimal(2), Decimal(1)], [Decimal(2)]]
+    data = column(decimals, features=Features({"label": List(Value("decimal128(10, 0)"))}))
+    labels = find_labels(data, "label", "the data")
+    assert labels.names == ("1", "2")
+    assert encode_labels(data, "label", labels, "the data") == [[1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]
+    assert find_labels(column([3, 1, 3]).with_format("numpy"), "label", "the data").names == ("1", "3")
 
 
 @pytest.mark.parametrize("values", [[["0", "1"], ["1"]], [[0], [1], [0]], [[0, 1], [1]], [[0, 2], [1, 2]]])

@@ -63,10 +63,24 @@ def test_values_of_a_file_mean_what_they_mean_on_the_command_line(tmp_path):
     path.write_text(
         f"output_dir: {tmp_path}\nsave_strategy: no\nbf16: no\nclass_weights: [1, 2.5]\nreport_to: [none]\n"
         "reweighting: relative_kl\nreweighting_args: {decay: 0.8}\nlr_scheduler_kwargs: {num_cycles: 2}\n"
+        "optim_args: {eps: 1}\n"
     )
     parsed = parse_args([ReweightedTrainingArguments], [str(path)], description="")[0]
     assert (parsed.save_strategy, parsed.bf16, parsed.class_weights) == ("no", False, "1,2.5")
     assert parsed.reweighting_args == "decay=0.8" and parsed.lr_scheduler_kwargs == {"num_cycles": 2}
+    assert parsed.optim_args == "eps=1" and parsed.report_to == []
+    path.write_text(f"output_dir: {tmp_path}\nreport_to: null\n")
+    assert parse_args([ReweightedTrainingArguments], [str(path)], description="")[0].report_to == []
+
+
+@pytest.mark.parametrize(
+    "metric, larger", [("mse", False), ("eval_rmse", False), ("f1", True), ("loss", False)]
+)
+def test_the_direction_of_a_metric_is_known_unless_it_is_given(metric, larger, tmp_path):
+    argv = ["--output_dir", str(tmp_path), "--metric_for_best_model", metric]
+    for more, expected in (([], larger), (["--greater_is_better", str(not larger)], not larger)):
+        args = parse_args([ReweightedTrainingArguments], [*argv, *more], description="")[0]
+        assert args.greater_is_better is expected
 
 
 @pytest.mark.parametrize(

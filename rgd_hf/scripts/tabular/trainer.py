@@ -65,7 +65,8 @@ class KeepBest(TrainerCallback):
         self.waited = 0
 
     def on_evaluate(self, args, state, control, model=None, metrics: Any = None, **kwargs):
-        if math.isnan(metrics[f"eval_{self.score}"]):
+        # Of losses that are not finite the next step says more.
+        if math.isnan(metrics[f"eval_{self.score}"]) and math.isfinite(metrics["eval_loss"]):
             raise UserError(
                 f"--metric_for_best_model {self.score}: on the validation rows it is not a number; choose another."
             )

@@ -175,6 +175,8 @@ def train_network(
 
 def _score_of(prediction: Any, config: TabularConfig, name: str) -> Mapping[str, float]:
     logits, labels = prediction.predictions.astype(np.float64), prediction.label_ids
+    if not np.isfinite(logits).all():
+        return {} if name == "loss" else {name: math.nan}
     if config.problem_type == "regression":
         labels, logits = (
             values * config.target_std + config.target_mean for values in (labels, logits[:, 0])
