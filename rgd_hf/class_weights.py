@@ -169,9 +169,10 @@ def _label_chunks(dataset: Any, label_name: str) -> Iterator[Tensor]:
 def _numbers(labels: Any, name: str) -> Tensor:
     found = labels if isinstance(labels, Tensor) else np.asarray(labels)
     if not isinstance(found, Tensor) and found.dtype.kind not in "biuf":
+        some = labels[0] if isinstance(labels, list | tuple) and labels else labels
         raise ValueError(
             f"class_weights={BALANCED!r} needs integer labels in the training set, but its column {name!r} has "
-            f"{labels!r}. Encode it (train_dataset.class_encode_column({name!r})), "
+            f"{some!r}. Encode it (train_dataset.class_encode_column({name!r})), "
             "or list the weights instead: class_weights='1,2.5,0.5'."
         )
     return torch.as_tensor(found).reshape(-1)

@@ -93,6 +93,13 @@ class ColumnsMixin(TrainerBase):
         columns = {name: value for name, value in inputs.items() if name in hidden}
         return WithColumns(self._without_columns(inputs), columns)
 
+    def _prepare_input(self, data: Any) -> Any:
+        """As the Trainer's; columns that are found by name only are kept."""
+        if isinstance(data, WithColumns):
+            prepare: Any = super()._prepare_input
+            return WithColumns(prepare(dict(data)), prepare(data.columns), data.asked)
+        return super()._prepare_input(data)
+
     @contextmanager
     def _columns_hidden_from(self, model: nn.Module, inputs: Any) -> Iterator[None]:
         """Inside, a method of the user's may call `model` with all of `inputs`.
@@ -143,7 +150,9 @@ class ColumnsMixin(TrainerBase):
         checks = self.weighting.column_checks() if is_training else {}
         for column in read:
             dtype = torch.int64 if column == SAMPLE_INDEX else None
-            self.data_collator = ColumnCollator(self.data_collator, column, dtype, checks.get(column))
+            self.data_collator = ColumnCollator(
+                self.data_collator, column, dtype, checks.get(column), is_needed=is_training
+            )
         if is_training and SAMPLE_INDEX in read:
             check_numbered(dataset)
             if isinstance(dataset, datasets.Dataset):
@@ -232,6 +241,10 @@ class ColumnsMixin(TrainerBase):
         **kwargs,
     ):
         """As the Trainer's, which sees no hidden columns but labels; `compute_loss` sees all."""
+        if not isinstance(inputs, Mapping):  # for a `prediction_step` of the user's behind this one
+            return super().prediction_step(
+                model, inputs, prediction_loss_only, ignore_keys=ignore_keys, **kwargs
+            )
         hidden, compute_loss = self._hidden() - {*self.label_names}, self.compute_loss
         shown = {name: value for name, value in inputs.items() if name not in hidden}
         columns = {name: value for name, value in inputs.items() if name in hidden}

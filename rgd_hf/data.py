@@ -81,6 +81,7 @@ class ColumnCollator:
         dtype: dtype of the column in the batch; None keeps the dtype of the values.
         check: given the values, a tensor `[batch, ...]` on the CPU, raises `ValueError` where they are not allowed; can be
             pickled.
+        is_needed: whether values that are no numbers are an error; else they are left out.
     """
 
     def __init__(
@@ -89,8 +90,10 @@ class ColumnCollator:
         column: str,
         dtype: torch.dtype | None = None,
         check: Callable[[Tensor], None] | None = None,
+        is_needed: bool = True,
     ):
         self.collator, self.column, self.dtype, self.check = collator, column, dtype, check
+        self.is_needed = is_needed
         self._shows = False
 
     def __call__(self, examples: list[Any]) -> Any:
@@ -111,7 +114,12 @@ class ColumnCollator:
         unread = self.dtype is None and self.check is None
         if unread if of_collator else not known:
             return batch
-        found = _as_numbers(batch[column] if of_collator else values, column, self.dtype)
+        try:
+            found = _as_numbers(batch[column] if of_collator else values, column, self.dtype)
+        except ValueError:
+            if self.is_needed:
+                raise
+            return batch
         if self.check is not None and found.device.type == "cpu":
             self.check(found)
         if not of_collator or self.dtype is not None:
@@ -167,7 +175,8 @@ class SampleWeightCollator(ColumnCollator):
     """
 
     def __init__(self, collator: Callable[[list[Any]], Any], check: bool = False):
-        super().__init__(collator, SAMPLE_WEIGHT, torch.float32, check_sample_weights if check else None)
+        checked = check_sample_weights if check else None
+        super().__init__(collator, SAMPLE_WEIGHT, torch.float32, checked, is_needed=check)
 
 
 def check_sample_weights(weights: Tensor) -> None:

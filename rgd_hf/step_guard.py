@@ -218,7 +218,10 @@ class StepGuardMixin(TrainerBase):
     def _miscounted(self, ahead: list[float], found: list[float]) -> NotImplementedError:
         head, source = self._head_ahead(), self._loss_source()
         assert source is not None
-        expected, remedy = "one for each sample", "return one loss for each sample and no mask"
+        expected, remedy = (
+            "one for each sample",
+            "return one loss for each sample and no mask, without samples whose label is -100",
+        )
         if head is not None:
             expected, remedy = (
                 f"those of {head.name}",

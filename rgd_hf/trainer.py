@@ -271,8 +271,7 @@ class ReweightingMixin(
         """
         if self._evaluates or torch.is_grad_enabled():
             return self._evaluates
-        trains = self._loss_calls is not None or self._trains_by_itself
-        if trains and self._needs_weights:
+        if self._in_step and self._needs_weights:
             raise self._refusal(
                 "compute_loss"
                 if self._loss_call is not None and self._overrides("compute_loss")
@@ -280,7 +279,12 @@ class ReweightingMixin(
                 "asks for the loss without a gradient, but the weights of re-weighting are constants of a gradient",
                 f"ask for the loss with gradients on, or {self._without_weights}",
             )
-        return not trains
+        return not self._in_step
+
+    @property
+    def _in_step(self) -> bool:
+        """Whether a `training_step` asks for the loss, not a callback or a script."""
+        return self._loss_calls is not None or self._trains_by_itself
 
     def _objective(self, batch: BatchLosses, inputs: Any, num_items: Any) -> Tensor:
         losses, level, sample_weight = batch.losses, self._level(), inputs.get(SAMPLE_WEIGHT)
@@ -304,7 +308,7 @@ class ReweightingMixin(
             self._end_step()
         if not self.is_in_train or not self._is_cut:
             self._tell_rule([items], of_all_processes=False)
-        elif self._source_of_other_items() is not None:
+        elif self._counts_ahead and self._in_step and self._source_of_other_items() is not None:
             self._compare_counts(items)
         weights = self._weights_of(items, inputs)
         weighted = reference * weights
@@ -315,7 +319,7 @@ class ReweightingMixin(
         if batch.auxiliary is not None:
             # It belongs to the micro-batch, so a step has the mean of its micro-batches', by their share of the step.
             loss = loss + batch.auxiliary * (mass > 0)
-        if (self._loss_calls is not None or self._trains_by_itself) and torch.is_grad_enabled():
+        if self._in_step and torch.is_grad_enabled():
             with torch.no_grad():
                 self.statistics.limit = self.weighting.clips_above()
                 self._show_observers(items, weights)

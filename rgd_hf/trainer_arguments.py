@@ -38,7 +38,7 @@ class ArgumentsMixin(TrainerBase):
             vars(self)["args"], self._given_args = args, None
 
     def _take_settings(self, given: dict[str, Any]) -> None:
-        """Use fields of `ReweightingArguments` in place of those of the arguments, now and of others that are set later."""
+        """Use fields of `ReweightingArguments` in place of those of the arguments, now and of plain ones that are set later."""
         self._given_settings = given
         self._complete(self.args)
 

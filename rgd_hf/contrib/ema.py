@@ -1,7 +1,7 @@
 """Exponential moving average of the weights: evaluated, saved as the model, kept in checkpoints."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,8 +39,8 @@ class EMAMixin(TrainerBase):
     ones; checkpoints hold both (`ema.safetensors`), so that a resumed run is the same.
 
     The average of floating-point weights is kept in float32, or more precisely where they are, and has their dtype where it is
-    evaluated and saved: in bfloat16 a step of `(1 - d) * difference` would round away. It takes 4 bytes a weight, and while the
-    averaged weights of a model in half precision are in use, another 2.
+    evaluated and saved: in bfloat16 a step of `(1 - d) * difference` would round away. It takes 4 bytes a weight; while the
+    averaged weights are in use, the last ones are kept beside them.
 
     Source: Polyak and Juditsky, "Acceleration of Stochastic Approximation by Averaging", SIAM J. Control Optim. 1992;
     exponential as in Tarvainen and Valpola, "Mean teachers are better role models", NeurIPS 2017, Equation 2
@@ -73,8 +73,6 @@ class EMAMixin(TrainerBase):
         super().__init__(*args, **kwargs)
         self.ema: AveragedModel | None = None
         self._averaged = self._evaluates_both = False
-        # The model's own weights in half precision, while it has the averaged ones.
-        self._last: dict[str, Tensor] = {}
         self.ema_decay, self.ema_warmup = ema_decay, ema_warmup
         self.model: Any
         if ema_decay is None:
@@ -119,28 +117,22 @@ class EMAMixin(TrainerBase):
             yield
             return
         self._averaged = True
-        self._swap()
+        weights = self.model.state_dict()
+        names = {tensor.data_ptr(): name for name, tensor in weights.items()}.values()  # tied weights once
+        # Kept apart from the average, because evaluation may leave the model in another precision (bf16_full_eval).
+        last = {name: weights[name].clone() for name in names}
+        self._put(self.ema.module.state_dict(), names)
         try:
             yield
         finally:
-            self._swap()
+            self._put(last, names)
             self._averaged = False
 
     @torch.no_grad()
-    def _swap(self) -> None:
-        assert self.ema is not None
-        last, averaged = self.model.state_dict(), self.ema.module.state_dict()
-        for name in {tensor.data_ptr(): name for name, tensor in last.items()}.values():  # tied weights once
-            if last[name].dtype != averaged[name].dtype:
-                # Of the two, only the model's own weights may be kept in its precision.
-                own = self._last.pop(name, None)
-                if own is None:
-                    self._last[name] = last[name].clone()
-                last[name].copy_(averaged[name] if own is None else own)
-                continue
-            kept = last[name].clone()
-            last[name].copy_(averaged[name])
-            averaged[name].copy_(kept)
+    def _put(self, weights: Mapping[str, Tensor], names: Iterable[str]) -> None:
+        own = self.model.state_dict()
+        for name in names:
+            own[name].copy_(weights[name])
 
     def evaluate(
         self,

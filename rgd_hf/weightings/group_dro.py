@@ -103,10 +103,6 @@ class GroupDRO(Weighting):
     def counts(self, items: Items) -> Tensor:
         """Reference weight of each group's items, float32 `[num_groups]`."""
         groups, reference = self._groups(items), items.reference
-        # The Trainer's own data loader checks every batch. Of another's, the first is, as that waits for a device.
-        if not self._checked or groups.device.type == "cpu":
-            check_groups(groups, self.column, self.num_groups)
-            self._checked = True
         counts = torch.zeros(self.num_groups, device=reference.device)
         return counts.index_add_(0, groups, reference.reshape(len(groups), -1).sum(dim=1))
 
@@ -155,7 +151,12 @@ class GroupDRO(Weighting):
                 f"but this batch has only {', '.join(sorted(items.batch))}. Set column, and keep the column in the "
                 "data collator."
             )
-        groups = torch.as_tensor(groups, device=items.reference.device).reshape(-1).long()
+        groups = torch.as_tensor(groups, device=items.reference.device).reshape(-1)
+        # The Trainer's own data loader checks every batch. Of another's, the first is, as that waits for a device.
+        if not self._checked or groups.device.type == "cpu":
+            check_groups(groups, self.column, self.num_groups)
+            self._checked = True
+        groups = groups.long()
         if len(groups) != len(items.reference):
             raise ValueError(
                 f"The column {self.column!r} has {len(groups)} elements for losses of shape {list(items.reference.shape)}: "

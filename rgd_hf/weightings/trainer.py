@@ -146,8 +146,6 @@ class WeightingMixin(TrainerBase):
                 this waits for the device, and else at the next log, checkpoint or end.
         """
         ahead, number = self._counts_ahead, self._micro_batch
-        if not ahead:
-            return
         with torch.no_grad():
             found = self.weighting.counts(items._replace(losses=torch.zeros_like(items.losses)))
             assert found is not None

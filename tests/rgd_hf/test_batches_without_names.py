@@ -147,3 +147,31 @@ def train_on_this_process(folder):
 
 if __name__ == "__main__":
     train_on_this_process(sys.argv[1])
+
+
+class Evaluated(Stock):
+    """Evaluates the batches that it knows how to read, as a class of stock Trainer has to."""
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad():
+            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+        return loss, outputs, inputs[1]
+
+
+class PortedEvaluated(Ported, Evaluated):
+    pass
+
+
+@pytest.mark.parametrize("reweighting", ["none", "kl"])
+def test_a_prediction_step_of_the_class_evaluates_them(tmp_path, reweighting):
+    def losses(cls, **settings):
+        args = TrainingArguments(
+            output_dir=str(tmp_path), **(QUIET | {"per_device_eval_batch_size": 5, "label_names": []})
+        )
+        trainer = cls(model_of(), args, eval_dataset=rows(), data_collator=as_list, **settings)
+        return trainer.evaluate()["eval_loss"]
+
+    features, labels = rows().tensors
+    expected = F.cross_entropy(model_of()(features), labels).item()
+    assert losses(PortedEvaluated, reweighting=reweighting) == pytest.approx(expected, rel=1e-5)

@@ -318,3 +318,26 @@ def test_observers_by_object_are_no_exception(make_args):
 def by_index(examples):
     numbers = torch.tensor([e["sample_index"] for e in examples])
     return {**stack([{k: e[k] for k in ("input_ids", "labels")} for e in examples]), "sample_index": numbers}
+
+
+@pytest.mark.parametrize("value", [None, "news"])
+def test_evaluation_needs_no_column_that_it_does_not_read(make_args, value):
+    trainer = ReweightedTrainer(
+        tiny_bert(), make_args(), reweighting=GroupDRO(2), train_dataset=rows(group=lambda i: i % 2)
+    )
+    plain = [{name: v for name, v in row.items() if name != "group"} for row in rows(group=lambda i: i % 2)]
+    expected = trainer.evaluate(plain)["eval_loss"]
+    strange = [{**row, "group": value, "sample_weight": value} for row in plain]
+    assert trainer.evaluate(strange)["eval_loss"] == pytest.approx(expected)
+
+
+def test_a_batch_that_is_prepared_again_keeps_the_column(make_args):
+    class Prepares(ReweightedTrainer):
+        def compute_per_sample_losses(self, model, inputs):
+            inputs = self._prepare_inputs(inputs)
+            assert inputs.pop("group").shape == inputs["labels"].shape
+            return super().compute_per_sample_losses(model, inputs)
+
+    args = make_args(max_steps=1, per_device_train_batch_size=8)
+    trainer = Prepares(tiny_bert(), args, reweighting=GroupDRO(2), train_dataset=rows(group=lambda i: i % 2))
+    assert trainer.train().training_loss > 0

@@ -116,3 +116,17 @@ def test_a_checkpoint_whose_average_is_in_half_precision_is_resumed(tmp_path):
     trained(resumed, resume_from_checkpoint=str(checkpoint))
     assert {value.dtype for value in resumed.ema.module.state_dict().values()} == {torch.float32}
     assert_close(resumed.ema.module.state_dict(), average_of(states), rtol=1e-2)
+
+
+def test_a_prediction_that_changes_the_precision_leaves_the_average_and_the_next_training_alone(tmp_path):
+    trainer = trainer_of(tmp_path, "float32", max_steps=4, bf16_full_eval=True)
+    for _ in range(2):
+        states = trained(trainer)
+        average = average_of(states[-4:])
+        assert_close(trainer.ema.module.state_dict(), average)
+        trainer.predict(ROWS)
+        assert_close(trainer.ema.module.state_dict(), average)
+        assert_close(trainer.model.state_dict(), states[-1], rtol=0.01)
+        trainer.save_model(str(tmp_path / "saved"))
+        saved = load_file(tmp_path / "saved" / "model.safetensors")
+        assert all(torch.allclose(saved[n].double(), average[n], rtol=0.01, atol=1e-3) for n in saved)

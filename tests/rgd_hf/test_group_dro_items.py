@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import BertForTokenClassification, TrainingArguments
+from torch.utils.data import DataLoader
+from transformers import BertForTokenClassification, TrainerCallback, TrainingArguments
 
 from rgd_hf import ReweightedTrainer
 from rgd_hf.weightings import GroupDRO
@@ -206,3 +207,45 @@ def train_on_this_process(folder):
 
 if __name__ == "__main__":
     train_on_this_process(sys.argv[1])
+
+
+class GradientNorm(TrainerCallback):
+    """Asks the Trainer for the loss of other samples than those of the step."""
+
+    def __init__(self):
+        self.losses = []
+
+    def on_step_end(self, args, state, control, **kwargs):
+        rows = grouped_data()[:3]
+        batch = {name: torch.stack([row[name] for row in rows]) for name in ("input_ids", "labels")}
+        batch["group"] = torch.tensor([row["group"] for row in rows])
+        loss = self.trainer.compute_loss(self.trainer.model, batch)
+        loss.backward()
+        self.trainer.model.zero_grad()
+        self.losses.append(loss.item())
+
+
+class OwnSamples(ReweightedTrainer):
+    def compute_per_sample_losses(self, model, inputs):
+        labels = inputs["labels"]
+        outputs = model(input_ids=inputs["input_ids"])
+        return F.cross_entropy(outputs.logits, labels, reduction="none"), outputs
+
+
+def test_a_callback_may_ask_for_the_loss_of_other_samples(make_args):
+    callback = GradientNorm()
+    trainer = trainer_for(make_args, OwnSamples, tiny_bert(), grouped_data(), 2, callbacks=[callback])
+    callback.trainer = trainer
+    trainer.train()
+    assert len(callback.losses) == 1 and callback.losses[0] > 0
+
+
+def test_fractions_are_refused_with_a_data_loader_of_ones_own(make_args):
+    class OwnLoader(ReweightedTrainer):
+        def get_train_dataloader(self):
+            rows = [{**row, "group": row["group"] + 0.7} for row in grouped_data()]
+            return DataLoader(rows, batch_size=SIZE)
+
+    trainer = trainer_for(make_args, OwnLoader, tiny_bert(), grouped_data())
+    with pytest.raises(ValueError, match=r"has the group 0.7, but num_groups=2 allows"):
+        trainer.train()
