@@ -94,9 +94,6 @@ def check(algorithm: AlgorithmArguments, args: ReweightedTrainingArguments) -> N
             "--metric_for_best_model: leave it out, the best checkpoint is that of the best mean accuracy on validation "
             "rows of the training domains."
         )
-    for option in ("per_device_train_batch_size", "per_device_eval_batch_size"):
-        if getattr(args, option) < 1:
-            raise UserError(f"--{option} must be at least 1, not {getattr(args, option)}.")
     for option in algorithm.idle():
         say(f"note: --{option} has no effect with --algorithm {algorithm.algorithm}.")
 

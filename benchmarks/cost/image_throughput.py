@@ -25,10 +25,11 @@ if not __package__:  # called by its path: what it imports lies in the checkout
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.study.scripts import load_module
+from rgd_hf.json_lines import write_json
 from rgd_hf.losses import single_label_losses
 from rgd_hf.scripts.cli import parse_args, run_recipe
 from rgd_hf.scripts.errors import UserError
-from rgd_hf.scripts.results import package_versions, say, settings_of, write_json
+from rgd_hf.scripts.results import package_versions, say, settings_of
 from rgd_hf.scripts.vision.decoding import BadImages
 
 imagenet = load_module("recipes/imagenet.py")

@@ -32,9 +32,10 @@ from benchmarks.study.runner import Runner
 from benchmarks.study.specification import BASELINE, Study
 from benchmarks.study.study_file import read_study
 from benchmarks.study.workers import Processes, RayTasks, ThisProcess, Workers
+from rgd_hf.json_lines import write_json
 from rgd_hf.scripts.cli import parse_args, run_recipe
 from rgd_hf.scripts.errors import UserError
-from rgd_hf.scripts.results import console, write_json
+from rgd_hf.scripts.results import console
 
 USAGE = "python -m benchmarks.study STUDY.yaml --option value ..."
 EPILOG = "STUDY.yaml: see benchmarks/README.md, which explains its keys. Exit code 1: final runs failed."

@@ -15,8 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from rgd_hf import HardExamplesMixin
+from rgd_hf.json_lines import write_json
 from rgd_hf.scripts.predictions import PredictionsMixin
-from rgd_hf.scripts.results import console, write_json
+from rgd_hf.scripts.results import console
 
 HARD_EXAMPLES = "hard_examples"
 SHOWN = 10

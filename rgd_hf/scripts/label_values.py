@@ -19,7 +19,7 @@ ALLOWED = (
 def label_values(
     dataset: Dataset, column: str, where: str, warn: Callable[[str], Any] | None = None
 ) -> list[Any]:
-    """The values of a label column: texts without spaces around them, dates and times as texts, or lists of such values.
+    """The values of a label column: texts without spaces around them, dates and times as texts, decimals as numbers, or lists of such values.
 
     Args:
         dataset: rows with the column.
@@ -30,7 +30,7 @@ def label_values(
     Raises:
         UserError: empty cells, empty entries of lists, lists within lists, objects, bytes; the message names the row.
     """
-    values = [_number(value) for value in dataset.with_format(None)[column][:]]
+    values = dataset.with_format(None)[column][:]
     missing = sum(value is None or value != value for value in values)
     if missing:
         raise UserError(
@@ -38,7 +38,7 @@ def label_values(
         )
     for row, value in enumerate(values):
         for item in value if isinstance(value, list) else [value]:
-            if not isinstance(item, str | int | float | date | time | timedelta) or item != item:
+            if not isinstance(item, str | int | float | Decimal | date | time | timedelta) or item != item:
                 raise UserError(
                     f"{in_row(column, where, row, value)}, which is no label: {ALLOWED}. {_remedy(item)}"
                 )
@@ -62,15 +62,6 @@ def in_row(column: str, where: str, row: int, value: Any) -> str:
     return f"the label column {column!r} of {where} has {shown} in row {row} (counted from 0)"
 
 
-def _number(value: Any) -> Any:
-    """A decimal as the number that it is."""
-    if isinstance(value, list):
-        return [_number(item) for item in value]
-    if isinstance(value, Decimal):
-        return int(value) if value.is_finite() and value == value.to_integral_value() else float(value)
-    return value
-
-
 def _remedy(item: Any) -> str:
     if item is None or item != item:
         return "Take the empty entry out of the list, or write a name in its place."
@@ -82,6 +73,8 @@ def _remedy(item: Any) -> str:
 def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(item) for item in value]
+    if isinstance(value, Decimal):
+        return int(value) if value.is_finite() and value == value.to_integral_value() else float(value)
     if isinstance(value, date | time | timedelta):
         return str(value)
     return value.strip() if isinstance(value, str) else value

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rgd_hf.comparison import TEXT_TOKENS, Comparison, comparison_of, signed
-from rgd_hf.json_lines import write_json as write_json
+from rgd_hf.json_lines import write_json
 
 RESULTS_NAME = "all_results.json"
 PACKAGES = (

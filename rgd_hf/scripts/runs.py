@@ -1,7 +1,7 @@
 """Runs: every training of a plan is resumed or begun, recorded, and the last one pushed."""
 
 import time
-from collections.abc import Callable, Mapping, Sized
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from transformers.trainer_utils import has_length
 
 from rgd_hf import ReweightedTrainingArguments, ReweightingArguments
 from rgd_hf.checkpoints import last_checkpoint
+from rgd_hf.json_lines import write_json
 from rgd_hf.scripts.errors import UserError, settings_explained
 from rgd_hf.scripts.hard_examples import InspectedTrainer, TrainingSamples, list_hard_examples
 from rgd_hf.scripts.plans import (
@@ -28,7 +29,7 @@ from rgd_hf.scripts.plans import (
 from rgd_hf.scripts.predictions import write_predictions
 from rgd_hf.scripts.processes import on_main_process, same_everywhere
 from rgd_hf.scripts.pushing import Push, push
-from rgd_hf.scripts.results import compared, package_versions, read_results, say, write_json, write_results
+from rgd_hf.scripts.results import compared, package_versions, read_results, say, write_results
 from rgd_hf.training_args import with_settings
 
 Begin = Callable[[Mapping[str, int | None]], str | None]
@@ -132,7 +133,7 @@ def rows_of(trainer: Any) -> dict[str, int | None]:
     """The numbers of samples of a Trainer: `train` and `evaluation`, of all its evaluation sets together; None of streams."""
 
     def rows(data: Any) -> int | None:
-        return len(data) if isinstance(data, Sized) and has_length(data) else None
+        return len(data) if has_length(data) else None
 
     evaluated = trainer.eval_dataset
     sets = [rows(each) for each in (evaluated.values() if isinstance(evaluated, dict) else [evaluated])]

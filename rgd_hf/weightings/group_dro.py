@@ -102,9 +102,13 @@ class GroupDRO(Weighting):
 
     def counts(self, items: Items) -> Tensor:
         """Reference weight of each group's items, float32 `[num_groups]`."""
-        groups, reference = self._groups(items), items.reference
+        groups, reference = self._column(items), items.reference
+        # The Trainer's own data loader checks every batch. Of another's, the first is, as that waits for a device.
+        if not self._checked or groups.device.type == "cpu":
+            check_groups(groups, self.column, self.num_groups)
+            self._checked = True
         counts = torch.zeros(self.num_groups, device=reference.device)
-        return counts.index_add_(0, groups, reference.reshape(len(groups), -1).sum(dim=1))
+        return counts.index_add_(0, groups.long(), reference.reshape(len(groups), -1).sum(dim=1))
 
     def begin_step(self, counts: Tensor) -> None:
         """Divide the group weights among the groups' items."""
@@ -144,6 +148,9 @@ class GroupDRO(Weighting):
         return share[groups].reshape(-1, *[1] * (items.losses.dim() - 1)).expand(items.losses.shape)
 
     def _groups(self, items: Items) -> Tensor:
+        return self._column(items).long()
+
+    def _column(self, items: Items) -> Tensor:
         groups = items.batch.get(self.column)
         if groups is None:
             raise ValueError(
@@ -152,11 +159,6 @@ class GroupDRO(Weighting):
                 "data collator."
             )
         groups = torch.as_tensor(groups, device=items.reference.device).reshape(-1)
-        # The Trainer's own data loader checks every batch. Of another's, the first is, as that waits for a device.
-        if not self._checked or groups.device.type == "cpu":
-            check_groups(groups, self.column, self.num_groups)
-            self._checked = True
-        groups = groups.long()
         if len(groups) != len(items.reference):
             raise ValueError(
                 f"The column {self.column!r} has {len(groups)} elements for losses of shape {list(items.reference.shape)}: "

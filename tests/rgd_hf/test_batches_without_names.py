@@ -145,10 +145,6 @@ def train_on_this_process(folder):
     torch.save(found, Path(folder) / f"{arguments(folder, 1, 1).process_index}.pt")
 
 
-if __name__ == "__main__":
-    train_on_this_process(sys.argv[1])
-
-
 class Evaluated(Stock):
     """Evaluates the batches that it knows how to read, as a class of stock Trainer has to."""
 
@@ -175,3 +171,7 @@ def test_a_prediction_step_of_the_class_evaluates_them(tmp_path, reweighting):
     features, labels = rows().tensors
     expected = F.cross_entropy(model_of()(features), labels).item()
     assert losses(PortedEvaluated, reweighting=reweighting) == pytest.approx(expected, rel=1e-5)
+
+
+if __name__ == "__main__":
+    train_on_this_process(sys.argv[1])

@@ -1,16 +1,16 @@
 """SWAD and EMA against their definitions, on the library's Trainer and on the stock one, resumed at any step."""
 
-import copy
 import warnings
 
 import numpy as np
 import pytest
 import torch
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer
 
 from rgd_hf import ReweightedTrainer, ReweightedTrainingArguments
 from rgd_hf.contrib import EMAMixin, LossValley, SetupError, SWADMixin, WeightAverage, swad
 from tests.helpers.tiny import classification_data, tiny_bert
+from tests.helpers.weights_kept import Keep
 
 
 class SWADTrainer(SWADMixin, ReweightedTrainer):
@@ -19,16 +19,6 @@ class SWADTrainer(SWADMixin, ReweightedTrainer):
 
 class EMATrainer(EMAMixin, Trainer):
     pass
-
-
-class Keep(TrainerCallback):
-    """The weights after every step."""
-
-    def __init__(self):
-        self.seen = []
-
-    def on_step_end(self, args, state, control, model=None, **kwargs):
-        self.seen.append(copy.deepcopy(model.state_dict()))
 
 
 def trainer_of(cls, tmp_path, keywords, **settings):

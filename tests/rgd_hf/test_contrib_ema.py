@@ -18,6 +18,7 @@ from rgd_hf import (
 from rgd_hf.contrib import EMAMixin, MIROMixin
 from tests.helpers.quiet import QUIET
 from tests.helpers.tiny import classification_data, stack, tiny_bert, tiny_gpt2
+from tests.helpers.weights_kept import Keep
 
 
 class EMATrainer(EMAMixin, ReweightedTrainer):
@@ -126,16 +127,6 @@ def test_keywords_of_an_evaluation_go_to_the_trainer(tmp_path):
 
 
 # --- tied weights and checkpoints -----------------------------------------------------------------------------------
-
-
-class Keep(TrainerCallback):
-    """The weights after every step."""
-
-    def __init__(self):
-        self.seen = []
-
-    def on_step_end(self, args, state, control, model=None, **kwargs):
-        self.seen.append(copy.deepcopy(model.state_dict()))
 
 
 def average_of(states, decay=0.5):

@@ -1,15 +1,14 @@
 """EMA of models in half precision, against the recurrence in float64."""
 
-import copy
-
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from rgd_hf.contrib import EMAMixin
 from tests.helpers.quiet import QUIET
 from tests.helpers.tiny import classification_data, tiny_bert
+from tests.helpers.weights_kept import Keep
 
 DECAY, STEPS = 0.99, 24
 ROWS = classification_data(16)
@@ -17,14 +16,6 @@ ROWS = classification_data(16)
 
 class EMATrainer(EMAMixin, Trainer):
     pass
-
-
-class Keep(TrainerCallback):
-    def __init__(self):
-        self.seen = []
-
-    def on_step_end(self, args, state, control, model=None, **kwargs):
-        self.seen.append(copy.deepcopy(model.state_dict()))
 
 
 def partly_half():

@@ -205,10 +205,6 @@ def train_on_this_process(folder):
     torch.save(found, Path(folder) / f"{trainer.args.process_index}.pt")
 
 
-if __name__ == "__main__":
-    train_on_this_process(sys.argv[1])
-
-
 class GradientNorm(TrainerCallback):
     """Asks the Trainer for the loss of other samples than those of the step."""
 
@@ -249,3 +245,7 @@ def test_fractions_are_refused_with_a_data_loader_of_ones_own(make_args):
     trainer = trainer_for(make_args, OwnLoader, tiny_bert(), grouped_data())
     with pytest.raises(ValueError, match=r"has the group 0.7, but num_groups=2 allows"):
         trainer.train()
+
+
+if __name__ == "__main__":
+    train_on_this_process(sys.argv[1])
