@@ -34,6 +34,7 @@ PRIVATE: dict[str, tuple[Any, str]] = {
     "_get_train_sampler": (Trainer, "batches of equal length, batches of equally many samples a domain"),
     "_inner_training_loop": (Trainer, "only there a search's trial has its model and settings"),
     "_load_optimizer_and_scheduler": (Trainer, "state of rules and observers comes back with a checkpoint"),
+    "_prepare_input": (Trainer, "a batch that a user's method prepares again keeps its hidden columns"),
     "_push_from_checkpoint": (Trainer, "no push of a checkpoint without a repository that takes it"),
     "_save": (Trainer, "the model card is written beside the model"),
     "_save_checkpoint": (Trainer, "no checkpoint after a loss that was not finite"),
