@@ -12,6 +12,7 @@ On an H100 all of it takes under eight minutes. Without an accelerator the same 
 
 import argparse
 import importlib.metadata
+import importlib.util
 import json
 import os
 import subprocess
@@ -124,7 +125,7 @@ def tests(folder: Path, minutes: float) -> tuple[str, dict[str, Any]]:
     failure = None
     try:
         run(
-            ["-m", "pytest", "tests/gpu", "-m", "gpu", f"--junitxml={report}", "-q"],
+            ["-m", "pytest", "tests/gpu", "-m", "gpu", f"--junitxml={report}", "-q", *_side_by_side()],
             folder / "tests.log",
             minutes,
         )
@@ -147,6 +148,13 @@ def tests(folder: Path, minutes: float) -> tuple[str, dict[str, Any]]:
             f"{len(failed)} of {len(cases)} tests failed: {', '.join(map(str, failed[:3]))} ... ({folder / 'tests.log'})"
         )
     return f"{numbers['passed']} passed, {len(skipped)} skipped", numbers
+
+
+def _side_by_side() -> list[str]:
+    """The option of pytest for up to four processes, each of which holds a context and models of its own on the device."""
+    room = torch.cuda.get_device_properties(0).total_memory // (10 * 2**30) if ON_GPU else 1
+    workers = min(4, (os.cpu_count() or 1) // 2, room)
+    return ["-n", str(workers)] if workers > 1 and importlib.util.find_spec("xdist") else []
 
 
 def overhead(folder: Path, minutes: float) -> tuple[str, dict[str, Any]]:
@@ -268,7 +276,7 @@ def main() -> int:
     options = parser.parse_args()
     console = Console()
     console.print(
-        "Needs: torch, the recipes' packages and pytest (make venv); no network, about 10 GB of device memory."
+        "Needs: torch, the recipes' packages and pytest (make venv); no network, about 10 GB of device memory (40 where there are)."
     )
     options.output.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="parts-", dir=options.output.parent)).resolve()
