@@ -13,7 +13,7 @@ from rgd_hf.items import columns_of
 from rgd_hf.overrides import Override, behind, in_front, set_on
 
 if TYPE_CHECKING:
-    from rgd_hf.per_sample_losses import PerSampleLossesMixin as TrainerBase
+    from rgd_hf.loss_sources.trainer import PerSampleLossesMixin as TrainerBase
     from rgd_hf.weightings import Weighting
 else:
     TrainerBase = object

@@ -20,6 +20,8 @@ from rgd_hf.data import SAMPLE_WEIGHT, WithColumns
 from rgd_hf.evaluation import PlainEvaluationMixin
 from rgd_hf.flattened import has_several_samples
 from rgd_hf.gradients import check_gradients_can_be_rescaled, steps_in_backward
+from rgd_hf.hub.model_card import ModelCardMixin
+from rgd_hf.hub.push import PushMixin
 from rgd_hf.items import (
     SMALLEST,
     Items,
@@ -29,13 +31,11 @@ from rgd_hf.items import (
     zero_uncounted,
 )
 from rgd_hf.loss_sources import BatchLosses, CustomLosses, HeadLosses, PerSampleLossFn
-from rgd_hf.model_card import ModelCardMixin
+from rgd_hf.loss_sources.trainer import PerSampleLossesMixin
 from rgd_hf.observers.logs import LogsMixin
 from rgd_hf.observers.statistics import NonFiniteLossError
 from rgd_hf.optimizer_step import WITHOUT_REPEATS, OptimizerStepMixin
 from rgd_hf.overrides import argument, check_order, in_front, parameters_to_the_right
-from rgd_hf.per_sample_losses import PerSampleLossesMixin
-from rgd_hf.push import PushMixin
 from rgd_hf.repeats import cannot_leave_out
 from rgd_hf.trainer_arguments import ArgumentsMixin
 from rgd_hf.training_args import ReweightingArguments, check_read, check_reweighting, take_weighting

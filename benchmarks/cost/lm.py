@@ -5,7 +5,7 @@
 
 Every way computes unreduced losses, weights them by `kl`, and runs the backward pass to hidden states and weight (to hidden
 states alone where the head is frozen, as below a LoRA adapter): the full
-logits, ours (`rgd_hf.linear_losses`), torch's `linear_cross_entropy` in chunks of 256 tokens, TRL's fused LM head, Liger and
+logits, ours (`rgd_hf.lm_head.losses`), torch's `linear_cross_entropy` in chunks of 256 tokens, TRL's fused LM head, Liger and
 cut-cross-entropy. What is not installed, or does not run on this device, is skipped by name with the reason. The whole step is
 `ReweightedTrainer.compute_loss` and backward of a small Llama, with `fused_lm_head` on and off.
 
@@ -36,7 +36,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
 
 from rgd_hf import ReweightedTrainer, rgd_weights
-from rgd_hf.linear_losses import linear_token_losses
+from rgd_hf.lm_head.losses import linear_token_losses
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from rgd_hf.heads.base import logits_of, replace_logits
-from rgd_hf.linear_losses import chunked_token_losses, linear_token_losses
+from rgd_hf.lm_head.losses import chunked_token_losses, linear_token_losses
 from rgd_hf.losses import IGNORE_INDEX, positions_in_front
 
 logger = logging.get_logger(__name__)

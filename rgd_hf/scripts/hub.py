@@ -12,7 +12,7 @@ from datasets.splits import SplitDict
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import OfflineModeIsEnabled
 
-from rgd_hf.hub_errors import find_failure
+from rgd_hf.hub.errors import find_failure
 from rgd_hf.scripts.errors import UserError
 from rgd_hf.scripts.results import say
 

@@ -8,7 +8,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from torch import distributed
 
-from rgd_hf.hub_errors import HubError
+from rgd_hf.hub.errors import HubError
 from rgd_hf.scripts.errors import UserError
 
 

@@ -9,9 +9,9 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, HfApi
 
 from rgd_hf import ReweightedTrainingArguments
-from rgd_hf.hub_checks import check_base_model, check_may_write, explained
-from rgd_hf.model_card import name_repository
-from rgd_hf.push import model_files
+from rgd_hf.hub.checks import check_base_model, check_may_write, explained
+from rgd_hf.hub.model_card import name_repository
+from rgd_hf.hub.push import model_files
 from rgd_hf.scripts.errors import UserError
 from rgd_hf.scripts.hard_examples import HARD_EXAMPLES
 from rgd_hf.scripts.predictions import PREDICTIONS

@@ -31,7 +31,7 @@ from transformers import (
 )
 
 from rgd_hf import ReweightedTrainer, ReweightedTrainingArguments
-from rgd_hf.hub_checks import explained
+from rgd_hf.hub.checks import explained
 from rgd_hf.scripts.cli import run_recipe
 from rgd_hf.scripts.hub import load_hub_dataset, load_pretrained
 from tests.helpers.hub_server import HOST

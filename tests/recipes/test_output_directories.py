@@ -10,7 +10,7 @@ import demo
 import glue
 import tabular
 from helpers.recipes import changed, output_of, sentences
-from rgd_hf.hub_errors import HubError
+from rgd_hf.hub.errors import HubError
 from rgd_hf.scripts.errors import UserError
 
 

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from rgd_hf import linear_losses
-from rgd_hf.linear_losses import chunked_token_losses, linear_token_losses
+from rgd_hf.lm_head import losses as linear_losses
+from rgd_hf.lm_head.losses import chunked_token_losses, linear_token_losses
 from tests.helpers.operators import CountProducts, Largest
 
 TOKENS, SIZE, VOCABULARY = 23, 8, 700

@@ -29,9 +29,9 @@ from transformers import (
 )
 
 from rgd_hf import ReweightedTrainer, ReweightedTrainingArguments
-from rgd_hf.hub_errors import HubError
-from rgd_hf.loading_snippet import loading_snippet
-from rgd_hf.model_card import TAGS
+from rgd_hf.hub.errors import HubError
+from rgd_hf.hub.loading_snippet import loading_snippet
+from rgd_hf.hub.model_card import TAGS
 from tests.helpers.tiny import classification_data, tiny_bert, tiny_config
 
 

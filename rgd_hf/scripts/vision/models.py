@@ -17,7 +17,7 @@ from transformers import (
     TimmWrapperForImageClassification,
 )
 
-from rgd_hf.hub_errors import find_failure
+from rgd_hf.hub.errors import find_failure
 from rgd_hf.scripts.efficientnet_lite import ARCHITECTURE, PACKAGE
 from rgd_hf.scripts.errors import UserError, listed
 from rgd_hf.scripts.hub import load_pretrained

@@ -8,8 +8,8 @@ from inspect import signature
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, RevisionNotFoundError
 
-from rgd_hf.hub_errors import HubError, find_failure
-from rgd_hf.model_card import is_on_hub
+from rgd_hf.hub.errors import HubError, find_failure
+from rgd_hf.hub.model_card import is_on_hub
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from rgd_hf.logit_tiles import Folded, Transform, fold, gradient
+from rgd_hf.lm_head.tiles import Folded, Transform, fold, gradient
 
 _TILE_ELEMENTS = {"cpu": 2**20, "cuda": 2**25}
 """Logits of a tile. On a CPU what a core's caches hold: 2**20 and 2**21 are fastest; on an H100 2**25 to 2**28 are alike."""

@@ -1,6 +1,6 @@
 """A tile of logits `[tokens, columns]`: folded into what a cross-entropy keeps of it, and turned into its gradient.
 
-On a GPU both are Triton kernels that read the tile once (`rgd_hf.logit_tiles_triton`). Elsewhere, and where Triton does not
+On a GPU both are Triton kernels that read the tile once (`rgd_hf.lm_head.tiles_triton`). Elsewhere, and where Triton does not
 run, they are torch's operations.
 """
 
@@ -72,7 +72,7 @@ def fold(logits: Tensor, start: int, targets: Tensor, transform: Transform, fold
         folded: sums of the tiles before.
     """
     if runs_triton(logits.device):
-        from rgd_hf.logit_tiles_triton import fold as fold_by_triton
+        from rgd_hf.lm_head.tiles_triton import fold as fold_by_triton
 
         fold_by_triton(logits, start, targets, transform, folded)
         return
@@ -114,7 +114,7 @@ def gradient(
         `logits`.
     """
     if runs_triton(logits.device):
-        from rgd_hf.logit_tiles_triton import gradient as gradient_by_triton
+        from rgd_hf.lm_head.tiles_triton import gradient as gradient_by_triton
 
         return gradient_by_triton(logits, start, targets, transform, logsumexp, factor, smoothing, vocabulary)
     grad, slope = transform(logits.float()), None
@@ -143,7 +143,7 @@ def runs_triton(device: torch.device) -> bool:
     """Whether the kernels run on `device`; where Triton is installed for it but cannot compile, a warning says why."""
     if device.type != "cuda" or importlib.util.find_spec("triton") is None:
         return False
-    from rgd_hf.logit_tiles_triton import fold as fold_by_triton
+    from rgd_hf.lm_head.tiles_triton import fold as fold_by_triton
 
     logits, target = torch.zeros(1, 8, device=device), torch.zeros(1, dtype=torch.long, device=device)
     try:

@@ -14,8 +14,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, SaveS
 from transformers.utils import logging
 from transformers.utils.hub import PushInProgress
 
-from rgd_hf.hub_checks import check_base_model, check_may_write, explained
-from rgd_hf.hub_errors import HubError, find_failure
+from rgd_hf.hub.checks import check_base_model, check_may_write, explained
+from rgd_hf.hub.errors import HubError, find_failure
 
 if TYPE_CHECKING:
     from transformers import Trainer as TrainerBase

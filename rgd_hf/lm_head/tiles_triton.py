@@ -1,4 +1,4 @@
-"""The two operations of `rgd_hf.logit_tiles` as Triton kernels: a tile is read once, and its gradient takes its place.
+"""The two operations of `rgd_hf.lm_head.tiles` as Triton kernels: a tile is read once, and its gradient takes its place.
 
 All arithmetic is in float32, whatever the dtype of the logits.
 """
@@ -80,7 +80,7 @@ def _gradient_kernel(
 
 
 def fold(logits: Tensor, start: int, targets: Tensor, transform: Any, folded: Any) -> None:
-    """As `rgd_hf.logit_tiles.fold`."""
+    """As `rgd_hf.lm_head.tiles.fold`."""
     scale, softcap = transform
     tokens, width = logits.shape
     if not tokens:
@@ -104,7 +104,7 @@ def gradient(
     smoothing: float,
     vocabulary: int,
 ) -> Tensor:
-    """As `rgd_hf.logit_tiles.gradient`."""
+    """As `rgd_hf.lm_head.tiles.gradient`."""
     scale, softcap = transform
     tokens, width = logits.shape
     if tokens:

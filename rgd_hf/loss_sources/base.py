@@ -1,0 +1,44 @@
+"""Unreduced losses of a batch: what a user's function or method returns, and what a source makes of it."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+PerSampleLossFn = Callable[[Any, Any], Tensor | tuple[Tensor, Tensor]]
+
+
+class PerSampleLosses(NamedTuple):
+    """What `compute_per_sample_losses` returns for one batch.
+
+    Attributes:
+        losses: unreduced losses, one element per item: `[batch]`, or `[batch, tokens]` for a loss per token.
+        outputs: outputs of the model, for the metrics: all of a tensor, of the values of a dict, or of the elements of a
+            tuple or list but for the model's own loss (0-dimensional) that may be the first; None for none.
+        valid: bool mask of the shape of `losses`, true for the items that count; None if all do.
+        auxiliary: 0-dimensional loss of the batch as a whole, which is added to the (weighted) mean of the losses and
+            is never weighted itself, e.g. a penalty on the parameters or on the batch's features; None for none.
+    """
+
+    losses: Tensor
+    outputs: Any
+    valid: Tensor | None = None
+    auxiliary: Tensor | None = None
+
+
+class BatchLosses(NamedTuple):
+    """The result of one forward pass.
+
+    Attributes:
+        outputs: outputs of the model, which was called without labels.
+        losses: unreduced losses, `[batch]` or `[batch, tokens]`; exactly 0 where not valid.
+        valid: bool of the same shape, the items that have a loss.
+        reference: float32 of the same shape: class weights, 0 where not valid.
+        auxiliary: 0-dimensional loss that the model adds to the mean of its losses, or None.
+    """
+
+    outputs: Any
+    losses: Tensor
+    valid: Tensor
+    reference: Tensor
+    auxiliary: Tensor | None = None

@@ -1,0 +1,180 @@
+"""The losses of a user's function, or of a subclass's method."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rgd_hf.data import SAMPLE_WEIGHT, WithColumns
+from rgd_hf.items import check_columns, columns_of, token_reference, zero_uncounted
+from rgd_hf.loss_sources.base import BatchLosses, PerSampleLosses, PerSampleLossFn
+from rgd_hf.loss_sources.head import HeadLosses
+from rgd_hf.loss_sources.unmasked import not_ignored
+
+
+class CustomLosses:
+    """The losses of a `per_sample_loss_fn`; how many items there are is known only after the forward pass.
+
+    Args:
+        function: `(outputs, labels) -> losses`, or `-> (losses, valid)`.
+        label_names: columns of the batch that go to `function` and not to the model, unless it cannot do without.
+        model: the bare model, without wrappers.
+    """
+
+    name = "per_sample_loss_fn"
+    token_level = True
+
+    def __init__(self, function: PerSampleLossFn, label_names: Sequence[str], model: Any):
+        self.function, self.label_names = function, label_names
+        self.withheld = set(label_names) - _needed(model)
+        self._first = True
+
+    def run(
+        self, model: nn.Module, inputs: Mapping[str, Any], label_smoothing: float, logits: bool = True
+    ) -> BatchLosses:
+        """One forward pass of `model` without labels; `function` may always look at the logits.
+
+        Raises:
+            ValueError: `function` did not return unreduced losses, or its mask does not fit them; or it failed on
+                a batch without label columns, or its first batch has labels of -100 and it is not clear which losses
+                count.
+        """
+        check_columns(inputs, self.name)
+        labels = {name: inputs[name] for name in self.label_names if name in inputs}
+        withheld = {*self.withheld, SAMPLE_WEIGHT}
+        outputs = model(**{k: v for k, v in inputs.items() if k not in withheld})
+        try:
+            returned = self.function(
+                outputs, labels if len(labels) > 1 else next(iter(labels.values()), None)
+            )
+        except Exception as error:
+            if labels:
+                raise
+            raise ValueError(
+                f"per_sample_loss_fn failed with labels=None ({type(error).__name__}: {error}): of the label columns "
+                f"{list(self.label_names)} the batch has none, only {', '.join(sorted(inputs))}. Name the columns "
+                "that hold the labels: TrainingArguments(label_names=[...])."
+            ) from error
+        losses, valid = returned if isinstance(returned, tuple) else (returned, None)
+        if not labels.keys() <= withheld:
+            outputs = _without_loss(outputs)
+        first, self._first = self._first, False
+        only = next(iter(labels.values())) if len(labels) == 1 else None
+        return checked_losses(PerSampleLosses(losses, outputs, valid), self.name, only, first)
+
+
+class OverriddenLosses:
+    """The losses of a subclass's `compute_per_sample_losses`; their number is known only after the forward pass.
+
+    Args:
+        method: `(model, inputs) -> PerSampleLosses` or a tuple of its first elements; bound.
+        name: name of the method, with its class.
+        default: the loss source that the method of `ReweightingMixin` would use, or None; knows the items' classes.
+    """
+
+    token_level = True
+
+    def __init__(self, method: Callable[..., Any], name: str, default: HeadLosses | CustomLosses | None):
+        self.method, self.name, self.default = method, name, default
+        self.default_used = False
+        self._first = True
+
+    def run(
+        self, model: nn.Module, inputs: Mapping[str, Any], label_smoothing: float, logits: bool = True
+    ) -> BatchLosses:
+        """One call of the method, which may always look at the logits.
+
+        Raises:
+            ValueError: it did not return unreduced losses, or ignores a setting that only the default applies.
+        """
+        self.default_used = False
+        given = inputs
+        if isinstance(inputs, Mapping):
+            given = WithColumns(inputs, getattr(inputs, "columns", {}))
+            given.pop(SAMPLE_WEIGHT, None)
+        returned = self.method(model, given)
+        if isinstance(returned, Tensor) or not isinstance(returned, tuple) or not 2 <= len(returned) <= 4:
+            found = f"a tuple of {len(returned)}" if isinstance(returned, tuple) else type(returned).__name__
+            raise ValueError(
+                f"{self.name} returned {found}: return (losses, outputs), or (losses, outputs, valid), or a "
+                "rgd_hf.PerSampleLosses."
+            )
+        if not self.default_used:
+            for setting, in_use in (
+                ("label_smoothing_factor", label_smoothing),
+                ("per_sample_loss_fn", isinstance(self.default, CustomLosses)),
+            ):
+                if in_use:
+                    raise ValueError(
+                        f"{setting} does not reach {self.name}, which does not call super(): apply it there and "
+                        "leave the setting out, or call super().compute_per_sample_losses(model, inputs)."
+                    )
+        first, self._first = self._first, False
+        own = PerSampleLosses(*returned)
+        own = own._replace(outputs=_without_loss(own.outputs))
+        batch = checked_losses(own, self.name, columns_of(inputs).get("labels"), first)
+        if not isinstance(self.default, HeadLosses) or self.default.class_weights is None:
+            return batch
+        return batch._replace(reference=self.default.reference_of(batch.valid, inputs, self.name))
+
+
+def checked_losses(
+    returned: PerSampleLosses, by: str, labels: Any = None, first: bool = False
+) -> BatchLosses:
+    """Raise `ValueError` unless `returned` has unreduced losses, and a mask that fits them if any.
+
+    Without a mask, losses of 0 whose label is -100 do not count, as in `cross_entropy`.
+
+    Args:
+        returned: losses that a user's function returned.
+        by: name of the function in messages.
+        labels: the labels that it was given, if there is one tensor of them.
+        first: whether this is its first batch, where the host may wait for the device.
+    """
+    losses, outputs, valid, auxiliary = returned
+    if not isinstance(losses, Tensor) or losses.dim() == 0:
+        found = repr(losses)
+        if isinstance(losses, Tensor):
+            found = "a 0-dimensional loss, one already reduced over the batch"
+        raise ValueError(
+            f"{by} returned {found}. Weighting it would only rescale the step: return the "
+            "unreduced losses, one element per sample or token (`reduction='none'` in torch)."
+        )
+    if valid is None:
+        valid = not_ignored(losses, labels, by, first)
+    all_valid = valid is None
+    if valid is None:
+        valid = torch.ones_like(losses, dtype=torch.bool)
+    if valid.dtype != torch.bool or valid.shape != losses.shape:
+        raise ValueError(
+            f"{by} returned losses of shape {list(losses.shape)} with a mask of shape "
+            f"{list(valid.shape)} and {valid.dtype}: the mask must be bool and of the same shape."
+        )
+    if auxiliary is not None and (not isinstance(auxiliary, Tensor) or auxiliary.dim() != 0):
+        raise ValueError(
+            f"{by} returned an auxiliary loss that is not a 0-dimensional tensor: it belongs to the batch as a whole. "
+            "Add what belongs to a sample to its loss."
+        )
+    reference = token_reference(valid)
+    losses = losses if all_valid else zero_uncounted(losses, reference)
+    return BatchLosses(outputs, losses, valid, reference, auxiliary)
+
+
+def _without_loss(outputs: Any) -> Any:
+    """The outputs of a model that was given labels, without the loss that stands first in a tuple or list of them."""
+    if isinstance(outputs, tuple | list) and outputs:
+        first = outputs[0]
+        if isinstance(first, Tensor) and first.dim() == 0:
+            return tuple(outputs[1:])
+    return outputs
+
+
+def _needed(model: Any) -> set[str]:
+    """Columns that the model's forward cannot do without, labels or not."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    required = {p.name for p in parameters if p.kind in kinds and p.default is p.empty}
+    main = getattr(model, "main_input_name", None)
+    return required | ({main} if isinstance(main, str) else set())
