@@ -13,7 +13,7 @@ from torch import Tensor
 from rgd_hf.items import Items
 from rgd_hf.observers.base import Observer
 
-_SUMS = ("items", "weight", "weight_squared", "clipped", "loss")
+_SUMS = ("reference", "weight", "weight_squared", "items", "clipped", "loss")
 KEPT_ITEMS = 2**17
 """Items that are kept at most before they are added up: 2 MiB."""
 KEPT_BATCHES = 64
@@ -77,13 +77,15 @@ class WeightStatistics(Observer):
             return
         state, batches = self._state, self._batches
         reference, weights, losses, above = batches[0] if len(batches) == 1 else torch.cat(batches, dim=1)
-        weighted, loss = reference * weights, reference * losses
+        counted = (reference > 0).float()
+        weighted, loss = reference * weights, counted * losses
         state["sums"] += torch.stack(
             [
                 reference.sum(),
                 weighted.sum(),
                 (weighted * weights).sum(),
-                (reference * (above > 0)).sum(),
+                counted.sum(),
+                (counted * (above > 0)).sum(),
                 loss.sum(),
             ]
         )
@@ -122,18 +124,19 @@ class WeightStatistics(Observer):
         """The statistics of all items since the last log.
 
         Returns:
-            `weight_mean`, `weight_max`, `effective_sample_size` (as a fraction of the items: `(sum w)**2 / (n sum w**2)`,
-            1 where all weights are equal), `clipped_fraction` (fraction of the items whose loss is above `limit`)
-            and `unweighted_loss` (the plain mean); empty if no item was observed.
+            Of the weights `w` of the rule, over the items as often as their class and sample weights `r` say: `weight_mean`
+            (`sum r w / sum r`) and `effective_sample_size` (as a fraction: `(sum r w)**2 / (sum r * sum r w**2)`, 1 where all
+            are equal); and `weight_max`. Of the losses, over the items that count (`r > 0`), each once: `clipped_fraction`
+            (fraction of those above `limit`) and `unweighted_loss` (the plain mean). Empty if no item was observed.
         """
-        items, weight, squared, clipped, loss = state["sums"].tolist()
+        reference, weight, squared, items, clipped, loss = state["sums"].tolist()
         if items == 0:
             return {}
         return {
-            "weight_mean": weight / items,
+            "weight_mean": weight / reference,
             "weight_max": state["largest_weight"].item(),
             # At most 1, but for the rounding of its sums.
-            "effective_sample_size": min(weight**2 / (items * squared), 1.0) if squared > 0 else 0.0,
+            "effective_sample_size": min(weight**2 / (reference * squared), 1.0) if squared > 0 else 0.0,
             "clipped_fraction": clipped / items,
             "unweighted_loss": loss / items,
         }

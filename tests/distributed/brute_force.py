@@ -96,8 +96,8 @@ def _step(setting: Setting, model, optimizer, examples: list[dict], step: int) -
         "weight_max": weights.max(),
         "effective_sample_size": (reference * weights).sum() ** 2
         / (reference.sum() * (reference * weights**2).sum()),
-        "clipped_fraction": (reference * (items > setting.tau)).sum() / reference.sum(),
-        "unweighted_loss": (reference * items).sum() / reference.sum(),
+        "clipped_fraction": (items[reference > 0] > setting.tau).float().mean(),
+        "unweighted_loss": items[reference > 0].mean(),
     }
     if setting.divergence == "none":
         log = {name: log[name] for name in ("loss", "grad_norm")}

@@ -45,15 +45,20 @@ def log(statistics: WeightStatistics) -> dict[str, float]:
 def by_hand(
     losses: torch.Tensor, reference: torch.Tensor, weights: torch.Tensor, limit: float
 ) -> dict[str, Any]:
-    """Of the items whose reference weight is 1; all others have 0."""
-    w, x = weights[reference > 0].double(), losses[reference > 0].double()
+    """Losses count once where they count at all; weights as often as the reference says."""
+    r, w, x = (each[reference > 0].double() for each in (reference, weights, losses))
     return {
-        "weight_mean": w.mean().item(),
+        "weight_mean": ((r * w).sum() / r.sum()).item(),
         "weight_max": w.max().item(),
-        "effective_sample_size": (w.sum() ** 2 / (len(w) * (w**2).sum())).item(),
+        "effective_sample_size": ((r * w).sum() ** 2 / (r.sum() * (r * w**2).sum())).item(),
         "clipped_fraction": (x > limit).double().mean().item(),
         "unweighted_loss": x.mean().item(),
     }
+
+
+def reference_weights(*shape: int, generator: torch.Generator) -> torch.Tensor:
+    """Class and sample weights, about a third of them 0."""
+    return (torch.rand(*shape, generator=generator) * 3 - 1).clamp(min=0)
 
 
 def test_every_statistic_is_that_of_the_items_since_the_last_log():
@@ -62,10 +67,10 @@ def test_every_statistic_is_that_of_the_items_since_the_last_log():
     found = []
     for scale in (3.0, 1.0, 2.0):
         losses = torch.rand(30, generator=generator) * scale
-        reference = (torch.rand(30, generator=generator) > 0.3).float()
+        reference = reference_weights(30, generator=generator)
         weights = rgd_weights(losses, tau=4.0)
         for part in (slice(0, 7), slice(7, 30)):
-            items = Items(losses[part] * reference[part], reference[part])
+            items = Items(losses[part] * (reference[part] > 0), reference[part])
             statistics.observe(items, weights[part], step=1)
         found.append(log(statistics))
         assert found[-1] == pytest.approx(by_hand(losses, reference, weights, 1.0), rel=1e-5)
@@ -85,8 +90,8 @@ def test_many_micro_batches_of_different_sizes_are_all_counted(largest):
             torch.rand(size, 2, generator=generator) * 2,
             torch.rand(size, 2, generator=generator),
         )
-        reference = (torch.rand(size, 2, generator=generator) > 0.3).float()
-        losses = losses * reference
+        reference = reference_weights(size, 2, generator=generator)
+        losses = losses * (reference > 0)
         statistics.observe(Items(losses, reference), weights, step=step)
         parts.append([t.flatten().clone() for t in (losses, reference, weights)])
         # What a user's function returned is the user's.
@@ -107,7 +112,7 @@ def test_the_state_has_what_was_observed_whenever_it_is_read():
     statistics = statistics_of()
     for step in range(1, 4):
         statistics.observe(Items(torch.ones(5), torch.ones(5)), torch.full((5,), 2.0), step)
-        assert statistics.state["sums"].tolist() == [5 * step, 10 * step, 20 * step, 0, 5 * step]
+        assert statistics.state["sums"].tolist() == [5 * step, 10 * step, 20 * step, 5 * step, 0, 5 * step]
         assert statistics.state["largest_weight"] == 2
 
 
