@@ -1,5 +1,7 @@
 """The plain loss of a whole evaluation set, the same however it is cut into batches and processes."""
 
+import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -13,7 +15,7 @@ from transformers.utils import ModelOutput
 from rgd_hf.data import SAMPLE_WEIGHT
 from rgd_hf.evaluated_items import EvaluatedItems
 from rgd_hf.flattened import SAMPLE_LENGTHS, labels_of_row
-from rgd_hf.items import columns_of, without
+from rgd_hf.items import WHERE_LABELS_GO, columns_of, without
 from rgd_hf.overrides import set_on
 from rgd_hf.repeats import ignore_repeats_in_row
 
@@ -215,8 +217,14 @@ class PlainEvaluationMixin(TrainerBase):
             items = batches.of_all_processes()
             self.eval_losses = items[:, 0] / items[:, 1]  # 0 / 0 is NaN
             total, count, changed = items.double().sum(dim=0).tolist()
-            if count > 0 and total == total and not changed and output.metrics is not None:
-                output.metrics[f"{metric_key_prefix}_loss"] = total / count
+            if total == total and not changed and output.metrics is not None:
+                output.metrics[f"{metric_key_prefix}_loss"] = total / count if count > 0 else math.nan
+                if count == 0:
+                    warnings.warn(
+                        f"{metric_key_prefix}_loss is NaN: of {len(items):,} evaluated rows, none has a label that counts. "
+                        f"{WHERE_LABELS_GO}",
+                        stacklevel=2,
+                    )
         return output
 
     def _collecting(self, step: Callable[..., Any]) -> Callable[..., Any]:

@@ -14,7 +14,32 @@ from rgd_hf.loss_sources.head import HeadLosses
 from rgd_hf.loss_sources.unmasked import not_ignored
 
 
-class CustomLosses:
+class _Broadcasts:
+    """Notices losses of every sample with the labels of all others, in the first batch of more than one sample."""
+
+    name: str
+    _checked = False
+
+    def _check_pairs(self, losses: Any, valid: Tensor | None, labels: Any) -> None:
+        """Raise `ValueError` where labels `[batch]`, `[batch, 1]` or `[batch, items]` have losses with the batch twice."""
+        if self._checked or not isinstance(losses, Tensor) or not isinstance(labels, Tensor):
+            return
+        samples, of_each = (len(labels), labels.shape[1:]) if labels.dim() else (0, ())
+        if samples < 2:
+            return
+        each_with_all = [(samples, samples, *of_each), (samples, samples, *(n for n in of_each if n > 1))]
+        if valid is None and tuple(losses.shape) in each_with_all:
+            raise ValueError(
+                f"{self.name} returned losses of shape {list(losses.shape)} for labels of shape {list(labels.shape)}: those of "
+                "each sample with the labels of all others, as where [batch, 1] meets [batch]. Give outputs and labels "
+                "the same shape first (logits.squeeze(-1)). Where there is a loss for each of these, return a bool mask "
+                "of their shape as well (after the outputs, from a method), true for those that count."
+            )
+        # Later, a batch may happen to have as many samples as its losses have columns.
+        self._checked = True
+
+
+class CustomLosses(_Broadcasts):
     """The losses of a `per_sample_loss_fn`; how many items there are is known only after the forward pass.
 
     Args:
@@ -58,6 +83,7 @@ class CustomLosses:
                 "that hold the labels: TrainingArguments(label_names=[...])."
             ) from error
         losses, valid = returned if isinstance(returned, tuple) else (returned, None)
+        self._check_pairs(losses, valid, next(iter(labels.values())) if len(labels) == 1 else None)
         if not labels.keys() <= withheld:
             outputs = _without_loss(outputs)
         first, self._first = self._first, False
@@ -65,7 +91,7 @@ class CustomLosses:
         return checked_losses(PerSampleLosses(losses, outputs, valid), self.name, only, first)
 
 
-class OverriddenLosses:
+class OverriddenLosses(_Broadcasts):
     """The losses of a subclass's `compute_per_sample_losses`; their number is known only after the forward pass.
 
     Args:
@@ -113,6 +139,7 @@ class OverriddenLosses:
                     )
         first, self._first = self._first, False
         own = PerSampleLosses(*returned)
+        self._check_pairs(own.losses, own.valid, columns_of(inputs).get("labels"))
         own = own._replace(outputs=_without_loss(own.outputs))
         batch = checked_losses(own, self.name, columns_of(inputs).get("labels"), first)
         if not isinstance(self.default, HeadLosses) or self.default.class_weights is None:
