@@ -4,6 +4,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import datasets
@@ -19,6 +20,7 @@ from rgd_hf.data import (
     NumberedExamples,
     SampleWeightCollator,
     WithColumns,
+    check_indices,
     check_numbered,
     check_sample_weights,
     has_column,
@@ -62,6 +64,8 @@ class ColumnsMixin(TrainerBase):
     _weights_looked_at = False
     # The columns of the training set that a Trainer dropped when it prepared it, and what it made of it.
     _dropped: tuple[frozenset[str], Any] = (frozenset(), None)
+    # The number of samples that it was given, and what it made of them.
+    _prepared: tuple[int | None, Any] = (None, None)
 
     if TYPE_CHECKING:
         observers: list[Observer]
@@ -148,13 +152,16 @@ class ColumnsMixin(TrainerBase):
         told = SampleLengthsCollator(collator) if shared_out and self.unreduces_losses else collator
         self.data_collator = SampleWeightCollator(told, check=is_training)
         checks = self.weighting.column_checks() if is_training else {}
+        if is_training and SAMPLE_INDEX in read:
+            check_numbered(dataset)
+            self._say_if_samples_are_dropped()
+            checks = {**checks, SAMPLE_INDEX: partial(check_indices, _number_of(dataset) or 0)}
         for column in read:
             dtype = torch.int64 if column == SAMPLE_INDEX else None
             self.data_collator = ColumnCollator(
                 self.data_collator, column, dtype, checks.get(column), is_needed=is_training
             )
         if is_training and SAMPLE_INDEX in read:
-            check_numbered(dataset)
             if isinstance(dataset, datasets.Dataset):
                 dataset = self._remove_unused_columns(dataset, description=description)
             plain, plain_sampler = dataset, sampler_fn
@@ -174,6 +181,8 @@ class ColumnsMixin(TrainerBase):
 
     def _note_dropped_columns(self, given: Any) -> None:
         """Compare the training set with the one that the Trainer was given, and may have prepared."""
+        if given is not self.train_dataset and not self._packs:
+            self._prepared = _number_of(given), self.train_dataset
         names, kept = _column_names(given), _column_names(self.train_dataset)
         if names is None and isinstance(given, datasets.IterableDataset) and self._packs:
             # It may not know its columns before it is read; TRL reads a sample, too.
@@ -200,6 +209,19 @@ class ColumnsMixin(TrainerBase):
         raise ValueError(
             f"The training set has the column {', '.join(map(repr, missing))}, which {why}. Either {remedy}, or {other}."
         )
+
+    def _say_if_samples_are_dropped(self) -> None:
+        """Warn where samples are reported by their index, and are others than those that the Trainer was given."""
+        given, prepared = self._prepared
+        if SAMPLE_INDEX not in self._columns_read() or given is None or prepared is not self.train_dataset:
+            return
+        left = _number_of(prepared)
+        if left is not None and left != given:
+            warnings.warn(
+                f"{type(self).__name__} was given {given:,} training samples and prepared {left:,}: the index of a hard example "
+                "is that of trainer.train_dataset, not of the data set that it was given.",
+                stacklevel=2,
+            )
 
     def _check_sample_weights(self, batch: Any) -> None:
         """Look at the weights of the first batch of a training.
@@ -267,6 +289,10 @@ class ColumnsMixin(TrainerBase):
                 return step(model, inputs, *args, **kwargs)
 
         return super()._collecting(prediction_step)
+
+
+def _number_of(samples: Any) -> int | None:
+    return len(samples) if hasattr(samples, "__len__") else None
 
 
 def _column_names(dataset: Any) -> list[str] | None:

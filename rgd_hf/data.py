@@ -37,6 +37,12 @@ class WithColumns(dict):
         self.columns = dict(columns)
         self.asked = set() if asked is None else asked
 
+    def __getattr__(self, name: str) -> Any:
+        """Columns are attributes too, as of the batches that tokenizers and feature extractors make."""
+        if name in ("columns", "asked") or name not in self:
+            raise AttributeError(f"the batch has no {name!r}, only {', '.join(map(repr, self))}")
+        return self[name]
+
     def _ask(self, name: Any) -> bool:
         if super().__contains__(name) or name not in self.columns:
             return False
@@ -249,6 +255,17 @@ def _with_number(example: Any, key: Any) -> dict[str, Any]:
             f"Samples can only be indexed in training sets whose examples are dicts, not {type(example).__name__}."
         )
     return {**example, SAMPLE_INDEX: example.get(SAMPLE_INDEX, key)}
+
+
+def check_indices(samples: int, indices: Tensor) -> None:
+    """Raise `ValueError` unless all are indices of a training set of that many samples; waits for the device."""
+    bad = indices[(indices < 0) | (indices >= samples)]
+    if bad.numel():
+        raise ValueError(
+            f"The column {SAMPLE_INDEX!r} must hold the index of each sample in the training set, from 0 to {samples - 1}, but "
+            f"a training batch has {bad[0].item()}. Give other numbers, such as those of a database, another name: "
+            f"train_dataset.rename_column({SAMPLE_INDEX!r}, 'id'). Without the column, samples are numbered in their order."
+        )
 
 
 def check_numbered(dataset: Any) -> None:

@@ -22,7 +22,7 @@ class HardExamplesMixin(TrainerBase):
         trainer = MyTrainer(model, args, train_dataset=train, reweighting="kl")
         trainer.train()
         for example in trainer.hard_examples(50):
-            print(example.weight, example.loss, train[example.index])
+            print(example.weight, example.loss, trainer.train_dataset[example.index])
 
     Args:
         record_examples: whether to record the weights and losses of each sample (default True).

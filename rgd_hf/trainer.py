@@ -37,6 +37,7 @@ from rgd_hf.observers.statistics import NonFiniteLossError
 from rgd_hf.optimizer_step import WITHOUT_REPEATS, OptimizerStepMixin
 from rgd_hf.overrides import argument, check_order, in_front, parameters_to_the_right
 from rgd_hf.repeats import cannot_leave_out
+from rgd_hf.resumed_streams import ResumedStreams
 from rgd_hf.trainer_arguments import ArgumentsMixin
 from rgd_hf.training_args import ReweightingArguments, check_read, check_reweighting, take_weighting
 from rgd_hf.weightings.trainer import WeightingMixin
@@ -100,6 +101,7 @@ class ReweightingMixin(
         self.per_sample_loss_fn = per_sample_loss_fn
         self.stop_on_non_finite_loss: bool | None = None
         super().__init__(*args, **trainer_arguments)
+        self.add_callback(ResumedStreams)
         self._note_dropped_columns(
             argument(type(self), ReweightingMixin, "train_dataset", args, trainer_arguments)
         )
@@ -333,7 +335,7 @@ class ReweightingMixin(
         self._steps_begun = self._step_finished = 0
         self._step_is_open = False
         self._start_rule()
-        self._warned = self._weights_looked_at = self._trial_ends = False
+        self._warned = self._warned_of_no_items = self._weights_looked_at = self._trial_ends = False
 
     def _begin_step(self, batch_samples: list) -> None:
         super()._begin_step(batch_samples)

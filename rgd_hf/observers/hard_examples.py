@@ -18,7 +18,7 @@ class HardExample:
     """The mean weight and loss of a training sample over a training.
 
     Attributes:
-        index: index of the sample in the training set, from 0.
+        index: index of the sample in `trainer.train_dataset`, from 0.
         weight: its weight (the mean over its tokens), averaged over its visits; always 1 with `reweighting="none"`.
         loss: its loss, averaged in the same way.
         seen: how often the sample was trained on.
@@ -42,11 +42,12 @@ class HardExamples(Observer):
         trainer.add_observer(examples)
         trainer.train()
         for example in examples.most_weighted(50):
-            print(example.weight, example.loss, train[example.index])
+            print(example.weight, example.loss, trainer.train_dataset[example.index])
 
     The training set must be map-style, with examples that are dicts. Batches carry the index of each sample in a column
     `sample_index`, which the model is not shown; examples may bring that column themselves, if the sampler's keys are
-    not the indices of samples. Under mixup or another collator that blends samples, a loss is attributed to the sample
+    not the indices of samples. Indices are those of `trainer.train_dataset`, from which a Trainer that prepares its data
+    (TRL's) may have dropped rows that were given: a warning says so. Under mixup or another collator that blends samples, a loss is attributed to the sample
     at the same position in the batch.
 
     Raises:

@@ -1,12 +1,13 @@
 """Columns that a rule or an observer reads: carried by any collator, found by the user's losses, and not given to a model."""
 
+import copy
 import pickle
 
 import pytest
 import torch
 from torch.nn import functional as F
 from torch.utils.data import default_collate
-from transformers import BertForSequenceClassification, default_data_collator
+from transformers import BatchEncoding, BatchFeature, BertForSequenceClassification, default_data_collator
 
 from rgd_hf import HardExamplesMixin, ReweightedTrainer
 from rgd_hf.data import ColumnCollator, SampleWeightCollator, WithColumns
@@ -108,6 +109,30 @@ def test_a_key_error_of_a_collator_is_its_own():
 
     with pytest.raises(KeyError, match="lengths"):
         ColumnCollator(fails, "group")(weighed()[:2])
+
+
+def test_columns_are_attributes_as_of_a_tokenizers_batch():
+    batch = WithColumns({"input_ids": 1}, {"group": 2})
+    assert (batch.input_ids, batch.group, batch.asked) == (1, 2, {"group"})
+    assert pickle.loads(pickle.dumps(batch)).group == copy.copy(batch).group == 2
+    assert not hasattr(batch, "to") and not hasattr(batch, "__array__")
+    with pytest.raises(AttributeError, match=r"no 'labels', only 'input_ids'"):
+        batch.labels  # noqa: B018
+
+
+@pytest.mark.parametrize("kind", [BatchEncoding, BatchFeature])
+def test_a_ported_loss_reads_its_batch_as_before(make_args, kind):
+    class Ported(ReweightedTrainer):
+        def compute_per_sample_losses(self, model, inputs):
+            outputs = model(input_ids=inputs.input_ids)
+            return F.cross_entropy(outputs.logits, inputs.labels, reduction="none"), outputs
+
+    Ported(
+        model=tiny_bert(),
+        args=make_args(max_steps=1),
+        train_dataset=classification_data(8),
+        data_collator=lambda examples: kind(default_data_collator(examples)),
+    ).train()
 
 
 def test_columns_found_by_name():

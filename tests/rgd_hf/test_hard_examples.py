@@ -8,9 +8,9 @@ import datasets
 import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback, default_data_collator
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, default_data_collator
 
-from rgd_hf import HardExamplesMixin, ReweightedTrainer, ReweightedTrainingArguments
+from rgd_hf import HardExamplesMixin, ReweightedTrainer, ReweightedTrainingArguments, ReweightingMixin
 from rgd_hf.items import Items
 from rgd_hf.observers.hard_examples import add_by_sample
 from tests.helpers.operators import CountSteps, CountWaits
@@ -19,7 +19,11 @@ from tests.helpers.tiny import classification_data, tiny_bert
 from tests.helpers.varied import pad, varied_data
 
 
-class RecordingTrainer(HardExamplesMixin, ReweightedTrainer):
+class Recorded(HardExamplesMixin, ReweightedTrainer):
+    pass
+
+
+class RecordingTrainer(Recorded):
     """Keeps what `weigh` sees, sample by sample, recognized by its content."""
 
     def __init__(self, *args, **kwargs):
@@ -250,7 +254,7 @@ from dataclasses import astuple
 from pathlib import Path
 from tests.helpers.varied import pad, varied_data
 from tests.helpers.tiny import tiny_bert
-from rgd_hf import HardExamplesMixin, ReweightedTrainer, ReweightedTrainingArguments
+from rgd_hf import HardExamplesMixin, ReweightedTrainer, ReweightedTrainingArguments, ReweightingMixin
 
 class Plain(HardExamplesMixin, ReweightedTrainer): pass
 
@@ -287,3 +291,38 @@ def test_two_processes_are_as_one(tmp_path):
         assert sorted(e[0] for e in answer) == list(range(37)) and all(e[3] == 3 for e in answer)
         values = [torch.tensor(sorted(e[:3] for e in examples)) for examples in (answer, one)]
         torch.testing.assert_close(*values, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [-1, 8, 10_017])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_indices_of_something_else_are_refused_by_name(make_args, bad, workers):
+    """As the ids of a database; the device would end the process with an error of its own."""
+    rows = [{**row, "sample_index": index} for index, row in enumerate(classification_data(8))]
+    rows[3]["sample_index"] = bad
+    args = make_args(num_train_epochs=1, dataloader_num_workers=workers)
+    with pytest.raises(ValueError, match=rf"from 0 to 7, but a training batch has {bad}\."):
+        Recorded(model=tiny_bert(), args=args, train_dataset=rows).train()
+    renamed = [{"id": row.pop("sample_index"), **row} for row in rows]
+    Recorded(model=tiny_bert(), args=args, train_dataset=renamed).train()
+
+
+def test_samples_that_a_trainer_dropped_when_it_prepared_them(make_args, recwarn):
+    """As TRL's drops those whose completion is cut away: indices are those of what is left, and a warning says so."""
+
+    class Filters(Trainer):
+        def __init__(self, model, args, train_dataset, **keywords):
+            super().__init__(model, args, train_dataset=train_dataset[5:], **keywords)
+
+    class Mine(HardExamplesMixin, ReweightingMixin, Filters):
+        pass
+
+    data = classification_data(13)
+    trainer = Mine(model=tiny_bert(), args=make_args(num_train_epochs=1), train_dataset=data)
+    with pytest.warns(
+        UserWarning, match="given 13 training samples and prepared 8: .* trainer.train_dataset"
+    ):
+        trainer.train()
+    assert sorted(example.index for example in trainer.hard_examples(20)) == list(range(8))
+    recwarn.clear()
+    Recorded(model=tiny_bert(), args=make_args(num_train_epochs=1), train_dataset=data).train()
+    assert not [w for w in recwarn if "prepared" in str(w.message)]
