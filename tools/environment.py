@@ -15,14 +15,16 @@ NEEDED = (3, 10)
 INSTALLING = ".installing"
 """In the environment while pip writes into it."""
 
-# Prints the first package that lacks one of its files; pip writes RECORD, the list of them, last.
+# Prints the first package that lacks one of its files, by RECORD, their list, which pip writes last. `Distribution.files`
+# leaves out those that are missing, from Python 3.12 on.
 MISSING_FILES = """
-import importlib.metadata as metadata, sys, sysconfig
+import csv, importlib.metadata as metadata, sys, sysconfig
 for found in metadata.distributions(path=[sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]):
-    name = found.metadata["Name"] if found.metadata else None
-    if name is None or found.files is None or name.startswith("~"):
+    name, record = found.metadata["Name"] if found.metadata else None, found.read_text("RECORD")
+    if name is None or record is None or name.startswith("~"):
         sys.exit("a package is half there")
-    missing = [f for f in found.files if not f.name.endswith(".pyc") and not f.locate().exists()]
+    files = [row[0] for row in csv.reader(record.splitlines()) if row]
+    missing = [f for f in files if not f.endswith(".pyc") and not found.locate_file(f).exists()]
     if missing:
         sys.exit("%s lacks %s" % (name, missing[0]))
 """

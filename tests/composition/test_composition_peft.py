@@ -74,9 +74,11 @@ def gradients(model, loss):
 
 
 def assert_same_gradients(found, expected):
+    """By norm: which of the small elements lose digits differs by processor."""
     assert found.keys() == expected.keys() and any(g.abs().max() > 1e-4 for g in expected.values())
-    for name in expected:
-        torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-7)
+    largest = max(gradient.norm() for gradient in expected.values())
+    for name, gradient in expected.items():
+        assert (found[name] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-6 * largest, name
 
 
 @WAYS
