@@ -3,20 +3,58 @@
 import json
 from pathlib import Path
 
+# As the Trainer names the optimizer's state: of one process, XLA or SageMaker; of FSDP, a file or a folder of shards; of
+# FSDP on XLA. DeepSpeed keeps optimizer and schedule in a folder of its own.
+_OPTIMIZERS = ("optimizer.pt*", "optimizer*.bin", "optimizer_*", "rank*-of-*-optimizer.pt")
+_SCHEDULER = "scheduler.pt"
+_DEEPSPEED = "global_step*"
+
 
 def last_checkpoint(directory: str | Path) -> str | None:
-    """The newest whole checkpoint in `directory`; one that a killed process left half written is passed over.
+    """The newest whole checkpoint in `directory`, from which a training goes on as if it had not been interrupted.
+
+    One that a killed process left half written is passed over, and so is one without the states of optimizer and schedule
+    (`save_only_model`): the Trainer would begin both again without a word.
 
     Returns:
         Its path, or None where there is none, as where `directory` does not exist.
     """
+    whole = [path for path in _by_step(directory) if _is_whole(path)]
+    return str(whole[-1]) if whole else None
+
+
+def passed_over(directory: str | Path) -> str | None:
+    """A sentence on the checkpoints that `last_checkpoint` passes over, to be printed; None where there are none.
+
+    Those older than the whole one that it finds do not count.
+    """
+    left = _by_step(directory)
+    whole = [place for place, path in enumerate(left) if _is_whole(path)]
+    left = left[whole[-1] + 1 :] if whole else left
+    if not left:
+        return None
+    return (
+        f"note: {', '.join(path.name for path in left)} in {directory}: no training can go on from there, without a state of "
+        f"optimizer and schedule (save_only_model) or only half written; {'an older one is whole' if whole else 'it begins anew'}."
+    )
+
+
+def _by_step(directory: str | Path) -> list[Path]:
     steps = {}
     for path in Path(directory).glob("checkpoint-*"):
-        state = path / "trainer_state.json"  # written last
         number = path.name.removeprefix("checkpoint-")
-        if number.isdigit() and state.is_file() and _is_json(state):
-            steps[int(number)] = str(path)
-    return steps[max(steps)] if steps else None
+        if number.isdigit():
+            steps[int(number)] = path
+    return [steps[step] for step in sorted(steps)]
+
+
+def _is_whole(path: Path) -> bool:
+    state = path / "trainer_state.json"  # written last
+    if not (state.is_file() and _is_json(state)):
+        return False
+    if any(path.glob(_DEEPSPEED)):
+        return True
+    return (path / _SCHEDULER).is_file() and any(any(path.glob(name)) for name in _OPTIMIZERS)
 
 
 def _is_json(path: Path) -> bool:

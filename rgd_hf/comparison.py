@@ -12,7 +12,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers import Trainer, set_seed
 
-from rgd_hf.checkpoints import last_checkpoint
+from rgd_hf.checkpoints import last_checkpoint, passed_over
 from rgd_hf.description import method_name
 from rgd_hf.json_lines import append_line, read_lines, write_json
 from rgd_hf.overrides import behind, in_front
@@ -126,7 +126,7 @@ def compare(
 
     Finished runs are lines of `runs.jsonl` in `output_dir`: the same call resumes after an interruption, and a call with
     more seeds or re-weightings trains only these. An interrupted run resumes from its last whole checkpoint, if its
-    arguments save any; until it is finished, its sub-folder keeps its settings in `run_settings.json`. Under
+    arguments save any (not with `save_only_model`), or begins anew; until it is finished, its sub-folder keeps its settings in `run_settings.json`. Under
     `accelerate launch` every process calls it.
 
     Example:
@@ -240,6 +240,9 @@ def _train(trainer: Trainer, folder: Path) -> dict[str, Any]:
     settings = _settings(trainer)
     trainer.args.output_dir = str(folder)
     checkpoint = _same_everywhere(last_checkpoint(folder))
+    left = passed_over(folder)
+    if left:
+        _say(left)
     if checkpoint is not None:
         _check_interrupted(settings, folder)
     if PartialState().is_main_process:

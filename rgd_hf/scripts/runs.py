@@ -11,7 +11,7 @@ from transformers import set_seed
 from transformers.trainer_utils import has_length
 
 from rgd_hf import ReweightedTrainingArguments, ReweightingArguments
-from rgd_hf.checkpoints import last_checkpoint
+from rgd_hf.checkpoints import last_checkpoint, passed_over
 from rgd_hf.json_lines import write_json
 from rgd_hf.scripts.errors import UserError, settings_explained
 from rgd_hf.scripts.hard_examples import InspectedTrainer, TrainingSamples, list_hard_examples
@@ -177,8 +177,10 @@ def _record_run(
         if problem is not None:
             raise UserError(problem)
         checkpoint = same_everywhere(last_checkpoint(directory))
+        left = passed_over(directory)
         say(
             "",
+            *([left] if left else []),
             f"{run.method}: " + (f"going on from {checkpoint}" if checkpoint else f"training in {directory}"),
         )
         settings[ROWS] = dict(rows)

@@ -1,10 +1,12 @@
 """What an output directory holds is kept, added to, resumed or refused, and never taken for something else."""
 
+import itertools
 import json
 import re
 from pathlib import Path
 
 import pytest
+from transformers import Trainer
 
 import demo
 import glue
@@ -127,6 +129,25 @@ def test_other_data_are_neither_resumed_nor_compared(short, write_rows):
     with pytest.raises(UserError, match="on other data"):
         glue.main(pair)
     assert len(glue.main([*pair, "--overwrite_output_dir"])["runs"]) == 2
+
+
+@pytest.mark.parametrize("only_model", [False, True])
+def test_an_interrupted_run_ends_as_if_it_had_not_been(only_model, short, tmp_path, monkeypatch, capsys):
+    options = changed(short, max_steps=6, save_steps=2, learning_rate=1e-2, save_only_model=only_model)
+    whole = glue.main(changed(options, output_dir=tmp_path / "whole"))
+    step, steps = Trainer.training_step, itertools.count(1)
+
+    def killed(*args, **keywords):
+        if next(steps) == 4:
+            raise KeyboardInterrupt
+        return step(*args, **keywords)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Trainer, "training_step", killed)
+        glue.main(options)
+    capsys.readouterr()
+    assert glue.main(options)["eval_loss"] == pytest.approx(whole["eval_loss"], rel=1e-6)
+    assert ("save_only_model" in capsys.readouterr().out) == only_model
 
 
 def test_hard_examples_cannot_be_asked_for_after_an_interruption(short):

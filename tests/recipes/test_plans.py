@@ -7,7 +7,7 @@ import pytest
 from transformers import SchedulerType
 
 from rgd_hf import ReweightedTrainingArguments
-from rgd_hf.checkpoints import last_checkpoint
+from rgd_hf.checkpoints import last_checkpoint, passed_over
 from rgd_hf.scripts.errors import UserError
 from rgd_hf.scripts.plans import plan_runs
 from rgd_hf.scripts.results import read_results, settings_of, write_results
@@ -96,15 +96,48 @@ def test_secrets_alone_are_left_out():
     assert settings_of(given) == expected and type(settings_of(given)["lr_scheduler_type"]) is str
 
 
+def checkpoint(root, step, state='{"global_step": 1}', files=("optimizer.pt", "scheduler.pt")):
+    """A checkpoint with empty `files`; names that end with a slash are folders."""
+    folder = root / f"checkpoint-{step}"
+    folder.mkdir()
+    for name in files:
+        (folder / name).mkdir() if name.endswith("/") else (folder / name).touch()
+    if state is not None:
+        (folder / "trainer_state.json").write_text(state)
+    return str(folder)
+
+
 def test_half_written_checkpoints_are_passed_over(tmp_path):
-    assert last_checkpoint(tmp_path / "nowhere") is None
-    for step, state in {9: "{}", 10: "{}", 11: '{"glo', 12: None}.items():
-        folder = tmp_path / f"checkpoint-{step}"
-        folder.mkdir()
-        if state is not None:
-            (folder / "trainer_state.json").write_text(state)
+    assert last_checkpoint(tmp_path / "nowhere") is None and passed_over(tmp_path / "nowhere") is None
+    checkpoint(tmp_path, 9)
+    whole = checkpoint(tmp_path, 10)
+    assert passed_over(tmp_path) is None
+    checkpoint(tmp_path, 11, '{"glo')
+    checkpoint(tmp_path, 12, None)
     (tmp_path / "checkpoint-best").mkdir()
-    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+    assert last_checkpoint(tmp_path) == whole
+    assert "checkpoint-11, checkpoint-12 in" in passed_over(tmp_path) and "older" in passed_over(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "files, whole",
+    [
+        (["optimizer.pt", "scheduler.pt"], True),
+        (["optimizer.bin", "scheduler.pt", "pytorch_model_fsdp.bin"], True),  # FSDP, FULL_STATE_DICT
+        (["optimizer_0/", "scheduler.pt", "pytorch_model_fsdp_0/"], True),  # FSDP, SHARDED_STATE_DICT
+        (["optimizer.pt_0", "scheduler.pt"], True),  # SageMaker
+        (["rank0-of-4-optimizer.pt", "scheduler.pt"], True),  # FSDP on XLA
+        (["global_step3/", "latest"], True),  # DeepSpeed, whose engine has the schedule
+        (["model.safetensors"], False),  # save_only_model
+        (["model.safetensors", "pytorch_model_fsdp_0/"], False),
+        (["optimizer.pt"], False),
+        (["scheduler.pt"], False),
+    ],
+)
+def test_a_checkpoint_without_optimizer_and_schedule_is_passed_over(files, whole, tmp_path):
+    path = checkpoint(tmp_path, 3, files=files)
+    assert last_checkpoint(tmp_path) == (path if whole else None)
+    assert (passed_over(tmp_path) is None) == whole
 
 
 def test_results_are_written_whole(tmp_path):

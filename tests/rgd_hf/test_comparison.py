@@ -80,8 +80,10 @@ def test_the_same_call_resumes_and_more_seeds_train_only_these(make_args, tmp_pa
     assert third.trained == [] and third.calls == [(0, "none"), (0, "kl")]
 
 
-def test_an_interrupted_run_resumes_from_its_checkpoint(make_args, tmp_path):
-    options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
+@pytest.mark.parametrize("only_model", [False, True])
+def test_an_interrupted_run_ends_as_if_it_had_not_been(only_model, make_args, tmp_path, capsys):
+    options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "optim": "adamw_torch"}
+    options |= {"save_only_model": only_model}
     whole = compare(Builder(make_args, **options), seeds=[0], output_dir=tmp_path / "whole")
 
     with pytest.raises(KeyboardInterrupt):
@@ -89,6 +91,7 @@ def test_an_interrupted_run_resumes_from_its_checkpoint(make_args, tmp_path):
     rest = Builder(make_args, **options)
     resumed = compare(rest, seeds=[0], output_dir=tmp_path / "killed")
     assert rest.trained == [(0, "kl")]
+    assert ("checkpoint-2 in" in capsys.readouterr().out) == only_model
     assert resumed.scores["RGD (kl, tau=1)"][0] == pytest.approx(whole.scores["RGD (kl, tau=1)"][0], rel=1e-6)
 
 
