@@ -11,7 +11,7 @@ _DEEPSPEED = "global_step*"
 
 
 def last_checkpoint(directory: str | Path) -> str | None:
-    """The newest whole checkpoint in `directory`, from which a training goes on as if it had not been interrupted.
+    """The newest whole checkpoint in `directory`, from which a training continues as if it had not been interrupted.
 
     One that a killed process left half written is passed over, and so is one without the states of optimizer and schedule
     (`save_only_model`): the Trainer would begin both again without a word.
@@ -34,7 +34,7 @@ def passed_over(directory: str | Path) -> str | None:
     if not left:
         return None
     return (
-        f"note: {', '.join(path.name for path in left)} in {directory}: no training can go on from there, without a state of "
+        f"note: {', '.join(path.name for path in left)} in {directory}: no training can resume from there, without a state of "
         f"optimizer and schedule (save_only_model) or only half written; {'an older one is whole' if whole else 'it begins anew'}."
     )
 

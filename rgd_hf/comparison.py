@@ -2,6 +2,7 @@
 
 import json
 import math
+import operator
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,22 +15,18 @@ from transformers import Trainer, set_seed
 
 from rgd_hf.checkpoints import last_checkpoint, passed_over
 from rgd_hf.description import method_name
+from rgd_hf.directions import direction_in, is_greater_better
+from rgd_hf.formats import mean_and_spread, number, signed
 from rgd_hf.json_lines import append_line, read_lines, write_json
 from rgd_hf.overrides import behind, in_front
-from rgd_hf.scores import is_greater_better
+from rgd_hf.run_settings import changed_settings, run_settings
 from rgd_hf.statistics import Estimate, mean_interval, smallest_detectable
 from rgd_hf.trainer import ReweightingMixin
-from rgd_hf.weightings.choice import as_weighting
+from rgd_hf.weightings import Weighting
+from rgd_hf.weightings.choice import as_weighting, settings_of
 
 RUNS_NAME = "runs.jsonl"
 SETTINGS_NAME = "run_settings.json"
-# They say where results go, not what is trained.
-_NOT_SETTINGS = (
-    "output_dir", "logging_", "log_", "disable_tqdm", "report_to", "run_name", "project", "trackio_", "hub_", "push_to_hub",
-    "seed", "data_seed", "dataloader_num_workers", "local_rank", "save_",
-)  # fmt: skip
-TEXT_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-"""Settings that end in `token` and are no secrets."""
 
 _TOLD_APART = (
     "give each function a name of its own (def), or other settings by functools.partial(function, name=value), or give objects "
@@ -45,13 +42,13 @@ class Comparison:
         scores: the score of each method for each seed, `{"ERM": {0: 0.81, 1: 0.79}, "RGD (kl, tau=1)": ...}`; the first
             method is the baseline of all differences.
         metric: name of the metric that was scored, as `trainer.evaluate()` names it.
-        greater_is_better: whether a larger score is a better one.
+        greater_is_better: whether a larger score is a better one; None where that is not known.
         runs: the full record of each run.
     """
 
     scores: Mapping[str, Mapping[int, float]]
     metric: str
-    greater_is_better: bool
+    greater_is_better: bool | None
     runs: Sequence[Mapping[str, Any]] = ()
 
     @property
@@ -71,6 +68,9 @@ class Comparison:
     def verdict(self, method: str) -> str:
         """One sentence on whether `method` is better than the baseline."""
         found, name = self.difference(method), self.metric.removeprefix("eval_").removeprefix("test_")
+        diverged = self._not_finite(method)
+        if diverged:
+            return f"There is no comparison of {method} with {self.baseline}: {diverged}."
         shown = f"{name} {signed(found.mean)}"
         if found.low is None or found.high is None:
             return (
@@ -84,8 +84,25 @@ class Comparison:
                 f"No significant difference between {method} and {self.baseline}: {interval}. Four of five such "
                 f"comparisons would detect a true difference of {number(least)} or more."
             )
+        if self.greater_is_better is None:
+            which = "larger" if found.verdict == "gain" else "smaller"
+            return f"{name} is {which} for {method} than for {self.baseline}, better or worse: {interval}."
         better = (found.verdict == "gain") == self.greater_is_better
         return f"{method} is {'better' if better else 'WORSE'} than {self.baseline}: {interval}."
+
+    def _not_finite(self, method: str) -> str:
+        """The scores that `differences` cannot take, in words."""
+        found = []
+        for name in (self.baseline, method):
+            by_value: dict[str, list[int]] = {}
+            for seed in self.differences(method):
+                if not math.isfinite(self.scores[name][seed]):
+                    by_value.setdefault(str(self.scores[name][seed]), []).append(seed)
+            found += [
+                f"{self.metric} of {name} is {value} for seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+                for value, seeds in by_value.items()
+            ]
+        return "; ".join(found)
 
     def rows(self) -> list[list[str]]:
         """The table: a header, and one row per method."""
@@ -142,13 +159,13 @@ def compare(
     Args:
         make_trainer: takes a seed and one of `reweightings`, and builds a new model and its Trainer with them. The global
             seeds are set before it is called, so that new layers are initialized the same for every method.
-        seeds: random seeds; each method is trained once per seed. Two or more give an interval; five are a good start.
+        seeds: random seeds, whole numbers; each method is trained once per seed. Two or more give an interval; five are a good start.
         reweightings: names, or weightings as `ReweightedTrainer` takes them; the first is the baseline of the differences.
             They are told apart by their names, which for a function is the name of its definition, with the settings of a
             `functools.partial`.
         metric: the metric to compare, as `trainer.evaluate()` names it.
-        greater_is_better: whether a larger value of `metric` is better; by default true, unless its name ends with one
-            such as `loss`, `mse` or `perplexity`.
+        greater_is_better: whether a larger value of `metric` is better; by default what the words of its name say
+            (`accuracy`, `f1`; `loss`, `error`, `perplexity`), or the arguments where it is their `metric_for_best_model`.
         output_dir: folder for the results (`runs.jsonl`) and for one sub-folder per run, which replaces the
             `output_dir` of its arguments.
 
@@ -157,12 +174,13 @@ def compare(
 
     Raises:
         ValueError: `make_trainer` does not use the seed or re-weighting it is given or gives no `eval_dataset`, `metric`
-            is not among the metrics, there are fewer than two re-weightings or two of the same name, or `output_dir` holds
-            runs with other settings, finished or interrupted, or a checkpoint whose settings are not known.
+            is not among the metrics or does not say whether larger is better, there are fewer than two re-weightings or two of the same name, or `output_dir` holds
+            runs with other settings (arguments, model, initial weights, optimizer, functions), finished or interrupted, or a checkpoint whose settings are not known.
     """
     labels = _labels(reweightings)
+    seeds = [operator.index(seed) for seed in seeds]
     if not seeds or len(set(seeds)) < len(seeds):
-        raise ValueError(f"seeds must be one or more different numbers, not {list(seeds)}.")
+        raise ValueError(f"seeds must be one or more different numbers, not {seeds}.")
     folder = Path(output_dir)
     finished: dict[tuple[str, int], dict[str, Any]] | None = None
     methods: dict[str, str] = {}
@@ -178,8 +196,10 @@ def compare(
                     lines = _same_everywhere(read_lines(folder / RUNS_NAME))
                     finished = {(line["reweighting"], line["seed"]): line for line in lines}
                     run = finished.get((label, seed))
+                if greater_is_better is None:
+                    greater_is_better = _direction(trainer, metric)
                 others = [other for other in finished.values() if other["reweighting"] == label]
-                _check_settings(_settings(trainer), others, folder)
+                _check_settings(run_settings(trainer), seed, others, folder)
                 _check_method(method_name(trainer.args), label, methods)
             if run is None:
                 _say(f"{label}, seed {seed}: run {len(runs) + 1} of {len(labels) * len(seeds)}")
@@ -203,7 +223,7 @@ def comparison_of(
     Args:
         runs: each with `method` (its name in the table), `seed` and `metrics`; the first one's method is the baseline.
         metric: one of `metrics`.
-        greater_is_better: as in `compare`.
+        greater_is_better: as in `compare`, but None where the name of the metric does not say it.
     """
     scores: dict[str, dict[int, float]] = {}
     for run in runs:
@@ -213,31 +233,8 @@ def comparison_of(
     return Comparison(scores, metric, greater_is_better, tuple(runs))
 
 
-def number(value: float) -> str:
-    """`value` with three digits, and at least four decimals where it is below 1: `"0.0123"`, `"12.3"`."""
-    if not math.isfinite(value):
-        return str(value)
-    digits = 4 if abs(value) < 1 else max(0, 3 - len(str(int(abs(value)))))
-    return f"{value:.{digits}f}"
-
-
-def signed(value: float) -> str:
-    """Like `number`, with the sign; minus zero is printed as plus zero."""
-    text = number(value)
-    return text if text.startswith("-") and float(text) != 0 else f"+{text.lstrip('-')}"
-
-
-def mean_and_spread(values: Sequence[float]) -> str:
-    """Mean ± sample standard deviation; one value is shown alone."""
-    mean = math.fsum(values) / len(values)
-    if len(values) < 2:
-        return number(mean)
-    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
-    return f"{number(mean)} ± {number(deviation)}"
-
-
 def _train(trainer: Trainer, folder: Path) -> dict[str, Any]:
-    settings = _settings(trainer)
+    settings = run_settings(trainer)
     trainer.args.output_dir = str(folder)
     checkpoint = _same_everywhere(last_checkpoint(folder))
     left = passed_over(folder)
@@ -275,6 +272,13 @@ def _check_trainer(trainer: Any, seed: int, reweighting: Any) -> None:
             f"make_trainer was given reweighting={reweighting!r}, but its Trainer has {args.reweighting!r}. Pass it on, "
             "ReweightedTrainer(reweighting=reweighting)."
         )
+    if callable(reweighting) or isinstance(reweighting, Weighting):
+        asked, found = as_weighting(reweighting), trainer.weighting
+        if type(found) is not type(asked) or settings_of(found) != settings_of(asked):
+            raise ValueError(
+                f"make_trainer was given the re-weighting {asked.method_name()}, but its Trainer has {found.method_name()}. Pass "
+                "it on, ReweightedTrainer(reweighting=reweighting)."
+            )
     if trainer.eval_dataset is None and not _evaluates_by_itself(trainer):
         raise ValueError(
             "make_trainer must give its Trainer an eval_dataset, on which the methods are compared: "
@@ -293,25 +297,21 @@ def _evaluates_by_itself(trainer: Any) -> bool:
     return False
 
 
-def _settings(trainer: Any) -> dict[str, Any]:
-    """Everything but the seed that decides the result of a run, as JSON."""
-    args = {
-        name: value for name, value in trainer.args.to_dict().items() if not name.startswith(_NOT_SETTINGS)
-    }
-    for name in {*args} & {*TEXT_TOKENS}:
-        args[name] = getattr(trainer.args, name)  # to_dict() hides them, as it hides secrets
-    data = {}
-    for name in ("train_dataset", "eval_dataset"):
-        dataset: Any = getattr(trainer, name, None)
-        data[f"{name}_rows"] = len(dataset) if hasattr(dataset, "__len__") else None
-    parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
-    settings = {**args, **data, "model": type(trainer.model).__name__, "parameters": parameters}
-    return json.loads(json.dumps(settings, default=str))
+def _direction(trainer: Trainer, metric: str) -> bool:
+    found = direction_in(trainer.args, metric)
+    if found is None:
+        raise ValueError(
+            f"The name {metric!r} does not say whether a larger value is better: give compare(greater_is_better=True), or "
+            "False."
+        )
+    return found
 
 
-def _check_settings(now: Mapping[str, Any], runs: Sequence[Mapping[str, Any]], folder: Path) -> None:
+def _check_settings(
+    now: Mapping[str, Any], seed: int, runs: Sequence[Mapping[str, Any]], folder: Path
+) -> None:
     for run in runs:
-        changed = _changed(run.get("settings", {}), now)
+        changed = changed_settings(run.get("settings", {}), now, same_seed=run["seed"] == seed)
         if changed:
             raise ValueError(
                 f"{folder / RUNS_NAME} holds runs of {run['reweighting']!r} with other settings ({changed}). Give the same "
@@ -329,23 +329,12 @@ def _check_interrupted(now: Mapping[str, Any], folder: Path) -> None:
             "it: it is that of a finished run, or of an earlier version of rgd_hf, and its settings are not known. Delete "
             f"{folder} to train this run again, or give another output_dir."
         )
-    changed = _changed(before, now)
+    changed = changed_settings(before, now, same_seed=True)
     if changed:
         raise ValueError(
             f"{folder} holds an interrupted run with other settings ({changed}). Give the same settings to resume it, delete "
             "that folder to begin it again, or give another output_dir."
         )
-
-
-def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """The settings that differ, in words; the text tokens that earlier versions hid may be any."""
-    changed = [
-        name
-        for name in sorted({*now, *before})
-        if now.get(name) != before.get(name)
-        and not (name in TEXT_TOKENS and before.get(name) == f"<{name.upper()}>")
-    ]
-    return "; ".join(f"{name}: {before.get(name)!r}, now {now.get(name)!r}" for name in changed)
 
 
 def _labels(reweightings: Sequence[Any]) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """The metrics of a run that its model card reports: those of the model as it is, under names that readers and the Hub know."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,19 +24,7 @@ METRICS = {
 }
 """Name and Hub identifier of metrics whose key is neither by itself."""
 
-LOWER_IS_BETTER = ("loss", "mse", "mae", "error", "perplexity")
-"""Endings of the names of metrics of which smaller values are better."""
-
-# Whole words, because others end with them too: "answer", "parameter".
-_LAST_WORDS = {"ece", "wer", "cer", "ter", "nll"}
-
 _NO_METRICS = ("runtime", "samples_per_second", "steps_per_second", "time")
-
-
-def is_greater_better(metric: str) -> bool:
-    """Whether larger values of a metric are better, by its name: not of `eval_loss`, `eval_rmse`, `eval_perplexity`."""
-    name = metric.lower()
-    return not (name.endswith(LOWER_IS_BETTER) or re.split(r"[^a-z]", name)[-1] in _LAST_WORDS)
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,9 @@ class Estimate(NamedTuple):
     """A mean with its 95 % interval.
 
     Attributes:
-        mean: mean of the values; NaN if there are none.
-        low: lower end of the interval; None for fewer than two values.
-        high: upper end of the interval; None for fewer than two values.
+        mean: mean of the values; NaN if there are none, or one is not finite.
+        low: lower end of the interval; None for fewer than two values, or one that is not finite.
+        high: upper end of the interval; None as `low`.
         n: number of values.
     """
 
@@ -57,6 +57,8 @@ def mean_interval(values: Sequence[float]) -> Estimate:
     """
     array = _rounded(values)
     n = len(array)
+    if not np.isfinite(array).all():
+        return Estimate(math.nan, None, None, n)
     if n < FEWEST_FOR_INTERVAL:
         return Estimate(float(array.mean()) if n else math.nan, None, None, n)
     mean, half_width = float(array.mean()), _t_quantile(n) * _standard_error(array)
@@ -72,10 +74,10 @@ def paired_p(values: Sequence[float]) -> float:
         values: one difference per seed, or one per data set.
 
     Returns:
-        The p value; NaN for fewer than two values; 1 where all are 0, 0 where all are equal and not 0.
+        The p value; NaN for fewer than two values, or one that is not finite; 1 where all are 0, 0 where all are equal and not 0.
     """
     array = _rounded(values)
-    if len(array) < FEWEST_FOR_INTERVAL:
+    if len(array) < FEWEST_FOR_INTERVAL or not np.isfinite(array).all():
         return math.nan
     error = _standard_error(array)
     if error == 0:
@@ -93,11 +95,11 @@ def smallest_detectable(values: Sequence[float], power: float = POWER) -> float:
         power: probability that the interval excludes 0 (two-sided paired t test at 5 %).
 
     Returns:
-        A difference in the unit of the values; NaN for fewer than two of them, 0 where all are equal.
+        A difference in the unit of the values; NaN for fewer than two of them, or one that is not finite, 0 where all are equal.
     """
     array = _rounded(values)
     n = len(array)
-    if n < FEWEST_FOR_INTERVAL:
+    if n < FEWEST_FOR_INTERVAL or not np.isfinite(array).all():
         return math.nan
 
     def lacking(shift: float) -> float:

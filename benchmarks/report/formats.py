@@ -27,6 +27,8 @@ def signed(value: Estimate, decimals: int = SHOWN_DECIMALS) -> str:
     """`"+0.31 [−0.20, +0.82]"`; a mean of values too few for an interval says how many there are."""
     if value.n == 0:
         return NOTHING
+    if not math.isfinite(value.mean):
+        return "no difference: a value is not finite"
     mean = points(value.mean, decimals)
     if value.low is None or value.high is None:
         return f"{mean} (no interval: {counted(value.n, 'value')})"

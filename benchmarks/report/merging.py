@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from rgd_hf.scores import is_greater_better
+from rgd_hf.directions import is_lower_better
 
 MEASURED = ("score", "validation_score")
 
@@ -29,7 +29,7 @@ def merged(parts: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     common = set.intersection(*map(set, metrics))
     run["metrics"] = {name: float(np.mean([each[name] for each in metrics])) for name in sorted(common)}
     for name in sorted(common):
-        worst = min if is_greater_better(name) else max
+        worst = max if is_lower_better(name) else min
         run["metrics"][f"worst_{name}"] = worst(each[name] for each in metrics)
     run["metrics"]["worst_part"] = min(float(part["score"]) for part in parts)
     run["by_part"] = {part["part"]: part["score"] for part in parts}

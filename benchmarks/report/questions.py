@@ -17,7 +17,7 @@ from benchmarks.report.summary import (
     no_run_has,
     same_runs,
 )
-from rgd_hf.scores import is_greater_better
+from rgd_hf.directions import is_lower_better
 from rgd_hf.statistics import Estimate, mean_interval, smallest_detectable
 
 
@@ -44,7 +44,7 @@ def _answer(records: Records, question: Mapping[str, Any]) -> list[str]:
             else "No data set has runs of both methods yet."
         )
         return [title, "", " ".join(lacking) or nothing, ""]
-    lower, decimals = not is_greater_better(metric), decimals_of(metric)
+    lower, decimals = is_lower_better(metric), decimals_of(metric)
     unit = "points" if in_points(metric) else "its own unit"
     what = f"{method_title(ours)} − {method_title(theirs)} ({'' if metric == SCORE else metric + ', '}{unit})"
     same = [name for name in found if same_runs(records, name, ours, theirs)]

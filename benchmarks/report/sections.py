@@ -52,7 +52,7 @@ from benchmarks.report.summary import (
     tuning_metric,
     value_of,
 )
-from rgd_hf.scores import is_greater_better
+from rgd_hf.directions import is_lower_better
 from rgd_hf.statistics import smallest_detectable
 
 WEIGHT_KEYS = {
@@ -215,13 +215,13 @@ def _beyond(records: Records, dataset: str, found: list[Row]) -> list[str]:
         for name in metrics:
             estimate, decimals = difference(records, dataset, row.method, metric=name), decimals_of(name)
             verdicts.append(verdict(estimate, decimals))
-            cells.append(marked(estimate, not is_greater_better(name), decimals))
+            cells.append(marked(estimate, is_lower_better(name), decimals))
         body.append(
             [method_title(row.method) + interim(records, dataset, row.difference, row.method), *cells]
         )
     if len(others) > 1:
         body.append(["detectable, median", *(_power(records, dataset, others, name) for name in metrics)])
-    arrows = (name if is_greater_better(name) else f"{name} ↓" for name in metrics)
+    arrows = (f"{name} ↓" if is_lower_better(name) else name for name in metrics)
     lines = [*table(["beside the score, − ERM", *arrows], body), ""]
     whole = [one for one in verdicts if one is not None]
     if whole:
@@ -297,7 +297,7 @@ def _tuning(records: Records, dataset: str) -> list[str]:
         return []
     rates = in_order({rate_of(candidate)[0] for entry in found.values() for candidate in entry.scores})
     metric, body = tuning_metric(records, dataset), []
-    sign = 1 if is_greater_better(metric) else -1
+    sign = -1 if is_lower_better(metric) else 1
     for (name, part), entry in found.items():
         chosen = rate_of(entry.chosen)[1]
         for other in in_order({rate_of(candidate)[1] for candidate in entry.scores}):
@@ -313,7 +313,7 @@ def _tuning(records: Records, dataset: str) -> list[str]:
 def _unit(metric: str) -> str:
     parts = [
         metric,
-        "" if is_greater_better(metric) else "smaller is better",
+        "smaller is better" if is_lower_better(metric) else "",
         "× 100" if in_points(metric) else "",
     ]
     return ", ".join(part for part in parts if part)

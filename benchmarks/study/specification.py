@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from rgd_hf.scores import is_greater_better
+from rgd_hf.directions import is_lower_better
 from rgd_hf.scripts.errors import UserError, listed
 from rgd_hf.training_args import ReweightingArguments
 
@@ -193,7 +193,7 @@ class Dataset(_Part):
     @field_validator("score")
     @classmethod
     def _rises(cls, score: str) -> str:
-        if not is_greater_better(score):
+        if is_lower_better(score):
             raise ValueError(f"{score!r} is better when it is lower: choose one that rises")
         return score
 

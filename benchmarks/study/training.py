@@ -29,7 +29,7 @@ from benchmarks.study.machine import (
 from benchmarks.study.measures import from_predictions
 from benchmarks.study.scripts import CHECKOUT
 from benchmarks.study.specification import BASELINE, Study
-from rgd_hf.scores import is_greater_better
+from rgd_hf.directions import is_lower_better
 from rgd_hf.scripts.errors import UserError, listed
 from rgd_hf.scripts.predictions import PREDICTIONS
 from rgd_hf.scripts.results import package_versions
@@ -140,12 +140,12 @@ def _train(study: Study, cell: Cell) -> Line:
                 f"datasets: {cell.dataset}: {key}: the recipe gave no {name!r}, but {listed(metrics)}. Choose one of these."
             )
     name = data.chosen_by if cell.stage == TUNING else data.score
-    score = metrics[name] if is_greater_better(name) else -metrics[name]
+    score = -metrics[name] if is_lower_better(name) else metrics[name]
     if not np.isfinite(score):
         raise FloatingPointError(f"the score {name} is {score}")
     if chooses:
         value = metrics[data.chosen_by]
-        found["validation_score"] = value if is_greater_better(data.chosen_by) else -value
+        found["validation_score"] = -value if is_lower_better(data.chosen_by) else value
         found["validation_score_name"] = data.chosen_by
     return {"score": score, "score_name": name, **found, "peak_memory_mb": peak_memory_mb()}
 

@@ -15,8 +15,11 @@ from accelerate import PartialState
 from rich.console import Console
 from rich.table import Table
 
-from rgd_hf.comparison import TEXT_TOKENS, Comparison, comparison_of, signed
+from rgd_hf.comparison import Comparison, comparison_of
+from rgd_hf.directions import is_greater_better
+from rgd_hf.formats import signed
 from rgd_hf.json_lines import write_json
+from rgd_hf.run_settings import TEXT_TOKENS
 
 RESULTS_NAME = "all_results.json"
 PACKAGES = (
@@ -149,15 +152,18 @@ def print_results(title: str, results: Mapping[str, Any]) -> None:
 def _score(values: Sequence[float]) -> str:
     if len(values) == 1:
         return f"{values[0]:.4f}"
+    if not all(map(math.isfinite, values)):
+        return str(sum(values))
     mean = math.fsum(values) / len(values)
     deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
     return f"{mean:.4f} ± {deviation:.4f}"
 
 
 def main_metric(record: Mapping[str, Any]) -> str:
-    """The evaluation metric that a comparison goes by: the first that is no loss, else `eval_loss`."""
+    """The evaluation metric that a comparison goes by: the first that is no loss and has a direction, else `eval_loss`."""
     shown = shown_metrics(record)
-    return next((name for name in shown if not name.endswith("loss")), shown[0])
+    known = (name for name in shown if not name.endswith("loss") and is_greater_better(name) is not None)
+    return next(known, shown[0])
 
 
 def shown_metrics(record: Mapping[str, Any]) -> list[str]:

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import math
 import re
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from PIL import Image
 from study_lines import study, write_lines
 
 from benchmarks.report import __main__ as report
-from benchmarks.report.formats import counted, points, ranges, rate_of, signed, verdict
+from benchmarks.report.formats import counted, marked, points, ranges, rate_of, signed, verdict
 from benchmarks.report.lines import read_records
 from benchmarks.report.markdown import build_report
 from benchmarks.report.methods import in_order, method_title
@@ -330,6 +331,7 @@ def test_methods_are_named_and_ordered():
 
 def test_numbers_are_printed_with_their_signs():
     assert signed(Estimate(0.304, -0.2, 0.811, 5)) == "+0.30 [−0.20, +0.81]"
+    assert marked(Estimate(math.nan, None, None, 5)) == "no difference: a value is not finite"
     assert signed(Estimate(-0.3, None, None, 2)) == "−0.30 (no interval: 2 values)"
     assert points(-0.001) == "0.00" and points(-0.006) == "−0.01"
     assert ranges([0, 1, 2]) == "0–2" and ranges([0, 2]) == "0, 2"

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 import glue
 from helpers.recipes import changed, output_of, sentences
-from rgd_hf.comparison import signed
+from rgd_hf.formats import signed
 from rgd_hf.scripts.errors import UserError
 from rgd_hf.statistics import mean_interval
 

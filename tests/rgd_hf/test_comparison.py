@@ -1,6 +1,7 @@
 """`rgd_hf.compare`: pairs by seed, resumes, refuses what would not be a comparison, and says what was found."""
 
 import json
+import math
 import re
 import shutil
 from dataclasses import dataclass
@@ -10,8 +11,7 @@ import pytest
 from transformers import Trainer
 
 from rgd_hf import Comparison, ReweightedTrainer, ReweightedTrainingArguments, compare
-from rgd_hf.comparison import number, signed
-from rgd_hf.scores import is_greater_better
+from rgd_hf.formats import number, signed
 from rgd_hf.statistics import mean_interval
 from rgd_hf.weightings import KL
 from tests.helpers.tiny import classification_data, tiny_bert
@@ -267,13 +267,24 @@ def scores(*differences, metric="eval_accuracy", greater=True) -> Comparison:
         (scores(-0.02, -0.021, -0.019, metric="eval_loss", greater=False), "better"),
         (scores(0.02, -0.02, 0.01), "No significant difference"),
         (scores(0.5), "one seed"),
+        (scores(0.02, 0.021, 0.019, metric="eval_utility", greater=None), "larger for RGD"),
+        (scores(-0.02, -0.021, -0.019, metric="eval_utility", greater=None), "smaller for RGD"),
+        (scores(0.02, math.nan, 0.03, math.nan), "eval_accuracy of RGD is nan for seeds 1, 3"),
+        (scores(0.02, -math.inf), "eval_accuracy of RGD is -inf for seed 1"),
     ],
 )
 def test_the_verdict_follows_interval_and_direction(comparison, word):
     verdict = comparison.verdict("RGD")
     assert word in verdict and verdict in str(comparison)
-    others = {"better", "WORSE", "No significant difference", "one seed"} - {word}
+    others = {"better than", "WORSE", "No significant difference", "one seed"}
+    others = {other for other in others if other not in word and word not in other}
     assert not any(other in verdict for other in others)
+
+
+def test_a_score_that_is_not_finite_is_no_tie_in_the_table():
+    comparison = scores(0.02, math.nan, 0.03)
+    assert [row[3:] for row in comparison.rows()[1:]] == [["", ""], ["nan", ""]]
+    assert comparison.difference("RGD").verdict is None
 
 
 def test_differences_are_paired_over_the_seeds_that_both_have():
@@ -315,47 +326,9 @@ def test_a_trainer_may_know_its_evaluation_set_by_itself(make_args, tmp_path):
     assert len(compare(knows, seeds=[0], output_dir=tmp_path / "c").runs) == 2
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "loss",
-        "log_loss",
-        "rmse",
-        "mae",
-        "ece",
-        "calibration_error",
-        "perplexity",
-        "wer",
-        "cer",
-        "ter",
-        "nll",
-        "val/nll",
-    ],
-)
-@pytest.mark.parametrize("prefix", ["", "eval_", "test_"])
-def test_which_metrics_are_better_when_smaller(prefix, name):
-    assert not is_greater_better(prefix + name)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "accuracy",
-        "eval_f1_macro",
-        "r2",
-        "matthews_correlation",
-        "loss_reduction",
-        "bleu",
-        "correct_answer",
-        "parameter",
-    ],
-)
-def test_which_metrics_are_better_when_larger(name):
-    assert is_greater_better(name)
-
-
 def test_numbers_are_printed_with_digits_that_say_something():
     assert [number(x) for x in (0.12345, 12.345, 123456.7)] == ["0.1235", "12.3", "123457"]
+    assert signed(float("nan")) == "nan"
     assert [signed(x) for x in (0.1, -0.1, -0.00001, 0.0)] == ["+0.1000", "-0.1000", "+0.0000", "+0.0000"]
 
 

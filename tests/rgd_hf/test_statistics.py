@@ -23,6 +23,16 @@ def test_too_few_values_have_no_interval():
     assert math.isnan(paired_p([1.5])) and math.isnan(smallest_detectable([1.5]))
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_has_no_interval_and_is_no_tie(bad):
+    for values in ([bad], [0.1, bad], [0.1, 0.2, bad], [bad, -bad, 0.1]):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found = mean_interval(values)
+            assert math.isnan(found.mean) and found[1:] == (None, None, len(values)) and found.verdict is None
+            assert math.isnan(paired_p(values)) and math.isnan(smallest_detectable(values))
+
+
 @pytest.mark.parametrize("values", SOME)
 def test_interval_and_p_value_are_those_of_the_paired_t_test(values):
     test = stats.ttest_rel(values, np.zeros(len(values)))

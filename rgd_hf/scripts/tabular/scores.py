@@ -13,7 +13,7 @@ from sklearn.metrics import (
 )
 from transformers import TrainingArguments
 
-from rgd_hf.scores import is_greater_better
+from rgd_hf.directions import is_lower_better
 from rgd_hf.scripts.best_metric import asked_metric, check_metric
 from rgd_hf.scripts.calibration import expected_calibration_error
 
@@ -85,4 +85,4 @@ def selecting_score(is_regression: bool, args: TrainingArguments) -> str:
 
 def better_is_larger(name: str, value: float) -> float:
     """`value` with the sign that makes larger better."""
-    return value if is_greater_better(name) else -value
+    return -value if is_lower_better(name) else value

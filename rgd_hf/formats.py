@@ -1,0 +1,30 @@
+"""Scores and their differences as a comparison prints them."""
+
+import math
+from collections.abc import Sequence
+
+
+def number(value: float) -> str:
+    """`value` with three digits, and at least four decimals where it is below 1: `"0.0123"`, `"12.3"`."""
+    if not math.isfinite(value):
+        return str(value)
+    digits = 4 if abs(value) < 1 else max(0, 3 - len(str(int(abs(value)))))
+    return f"{value:.{digits}f}"
+
+
+def signed(value: float) -> str:
+    """Like `number`, with the sign; minus zero is printed as plus zero, and NaN has none."""
+    text = number(value)
+    if math.isnan(value):
+        return text
+    return text if text.startswith("-") and float(text) != 0 else f"+{text.lstrip('-')}"
+
+
+def mean_and_spread(values: Sequence[float]) -> str:
+    """Mean ± sample standard deviation; one value is shown alone, and so is a mean that is not finite."""
+    mean = sum(values) / len(values)
+    if len(values) < 2 or not math.isfinite(mean):
+        return number(mean)
+    mean = math.fsum(values) / len(values)
+    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    return f"{number(mean)} ± {number(deviation)}"
