@@ -163,11 +163,20 @@ class ModelCardMixin(TrainerBase):
 
     def _base_of_adapter(self) -> str | None:
         """The base model that the configuration of a PEFT adapter names, a repository or a folder; None if there is none."""
+        return next(iter(self._bases_of_adapters().values()), None)
+
+    def _bases_of_adapters(self) -> dict[str, str]:
+        """The base model that the saved configuration of each PEFT adapter names, by the adapter's name."""
         configs = getattr(self._adapter(), "peft_config", None)
         if not isinstance(configs, Mapping):
-            return None
-        named = (getattr(config, "base_model_name_or_path", None) for config in configs.values())
-        return next(filter(None, named), None)
+            return {}
+        # PEFT fills in what an adapter that was added later does not name.
+        origin = _origin(self._bare_model())
+        named = {
+            name: getattr(config, "base_model_name_or_path", None) or origin
+            for name, config in configs.items()
+        }
+        return {name: base for name, base in named.items() if base}
 
     def _eval_results(
         self, scores: list[Score], tasks: Any, tags: Any, names: Any, configs: Any

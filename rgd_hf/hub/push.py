@@ -49,18 +49,36 @@ MODEL_FILES = (
 )
 """What makes up a saved model, as patterns of file names: weights, configuration, what prepares its inputs, its code."""
 
-NOT_PUSHED = ("_*", f"{PREFIX_CHECKPOINT_DIR}-*", TRAINING_ARGS_NAME, TRAINER_STATE_NAME, "*tfevents*")
-"""Files of an output directory that are never pushed, as patterns: checkpoints, and files that describe the machine.
+RUN_FOLDERS = ("run-*/*", "*/run-*/*", "*-seed[0-9]*/*")
+"""What is in the folders of single runs, as patterns: those of a hyperparameter search's trials, and those of `compare`."""
 
-The Trainer's state and arguments hold paths, the names and the content of TensorBoard's logs its host name and paths.
+_OF_A_RUN = (
+    f"{PREFIX_CHECKPOINT_DIR}-*",
+    f"last-{PREFIX_CHECKPOINT_DIR}/*",
+    "_push-*",
+    f"_{TRAINING_ARGS_NAME}",
+    TRAINING_ARGS_NAME,
+    TRAINER_STATE_NAME,
+    "run_settings.json",
+    "runs.jsonl",
+    "emissions.csv",
+)
+
+NOT_PUSHED = ("_*", *_OF_A_RUN, *(f"*/{pattern}" for pattern in _OF_A_RUN), "*tfevents*", *RUN_FOLDERS)
+"""Files of an output directory that are never pushed, as patterns: what training writes besides the model, at any depth.
+
+The Trainer's state and arguments and the settings of runs hold paths, the names and the content of TensorBoard's logs its
+host name and paths, CodeCarbon's `emissions.csv` the place and the processor. That is a list of what is left out and not of
+what is pushed, because what a model consists of is not known: modules, adapters and processors in sub-folders, exported
+weights, figures of its card.
 """
 
 
 class PushMixin(TrainerBase):
     """Adds to the Trainer's pushes: checks before training, nothing about the machine, and errors that say what to do.
 
-    `push_to_hub` pushes what the Trainer's does, except `NOT_PUSHED`; the output directory keeps the pickled training
-    arguments, which hold paths and need `rgd_hf` to be read, as `_training_args.bin`. A checkpoint that is pushed while
+    `push_to_hub` pushes what the Trainer's does, except `NOT_PUSHED`: the user's own files go along. The output directory
+    keeps the pickled training arguments, which hold paths and need `rgd_hf` to be read, as `_training_args.bin`. A checkpoint that is pushed while
     training (`hub_strategy`) is the saved model alone, in the repository's root; with `"checkpoint"` and
     `"all_checkpoints"` also the folder to resume from: model, optimizer, scheduler, random states, and `trainer_state.json`
     (the log) without paths. `hub_token` is never written to a file.
@@ -68,7 +86,7 @@ class PushMixin(TrainerBase):
 
     if TYPE_CHECKING:
         # Of the ModelCardMixin, beside this class.
-        def _base_of_adapter(self) -> str | None: ...
+        def _bases_of_adapters(self) -> dict[str, str]: ...
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Create the repository if it is not there, and check that the token may write to its branch `hub_revision`.
@@ -93,7 +111,7 @@ class PushMixin(TrainerBase):
         private: bool | None = None,
         **kwargs: Any,
     ) -> Any:
-        """As the Trainer's; the model is saved before the Hub is contacted.
+        """As the Trainer's, but for `NOT_PUSHED`; the model is saved before the Hub is contacted.
 
         Raises:
             HubError: the Hub refused, or could not be reached. The model is saved nevertheless.
@@ -115,6 +133,12 @@ class PushMixin(TrainerBase):
             finally:
                 self.create_model_card(**kwargs)
             self._finish_current_push()
+            runs = _run_folders(Path(folder))
+            if runs:
+                logger.warning(
+                    f"Not pushed from {folder}: {', '.join(runs)}, which by their names are folders of single runs (a "
+                    "hyperparameter search's, compare's)."
+                )
             upload: dict[str, Any] = {
                 "repo_id": self.hub_model_id,
                 "folder_path": folder,
@@ -143,12 +167,11 @@ class PushMixin(TrainerBase):
         return named or Path(str(self.args.output_dir)).absolute().name
 
     def _check_adapter(self) -> None:
-        base = self._base_of_adapter()
-        if base:
+        for name, base in self._bases_of_adapters().items():
             check_base_model(
                 base,
                 "Put that name into the adapter (as `peft.get_peft_model` returns it): "
-                '`model.peft_config["default"].base_model_name_or_path = "OWNER/NAME"`.',
+                f'`model.peft_config["{name}"].base_model_name_or_path = "OWNER/NAME"`.',
             )
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
@@ -197,7 +220,7 @@ class PushMixin(TrainerBase):
                     path_in_repo="last-checkpoint" if last else Path(checkpoint_folder).name,
                     commit_message=f"{message}, checkpoint",
                     # The card there is PEFT's own, and empty.
-                    ignore_patterns=[TRAINING_ARGS_NAME, "README.md"],
+                    ignore_patterns=[f"*{TRAINING_ARGS_NAME}", "*README.md", "*tfevents*"],
                     **common,
                 )
             )
@@ -228,6 +251,13 @@ def model_files(folder: Path) -> list[str]:
         path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith(("_", "."))
     )
     return list(filter_repo_objects(names, allow_patterns=list(MODEL_FILES)))
+
+
+def _run_folders(folder: Path) -> list[str]:
+    """The names of a folder's sub-folders that `RUN_FOLDERS` leaves out, sorted."""
+    inside = {f"{path.name}/file": path.name for path in folder.iterdir() if path.is_dir()}
+    pushed = filter_repo_objects(inside, ignore_patterns=list(RUN_FOLDERS))
+    return sorted(inside[name] for name in {*inside} - {*pushed})
 
 
 def _strip_paths(state: Path) -> None:

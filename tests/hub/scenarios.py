@@ -30,7 +30,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from rgd_hf import ReweightedTrainer, ReweightedTrainingArguments
+from rgd_hf import ReweightedTrainer, ReweightedTrainingArguments, compare
 from rgd_hf.hub.checks import explained
 from rgd_hf.scripts.cli import run_recipe
 from rgd_hf.scripts.hub import load_hub_dataset, load_pretrained
@@ -149,6 +149,52 @@ def plain_script(
     trainer.train()
     trainer.save_state()
     trainer.push_to_hub(dataset_tags=DATA, dataset="Texts of acme")
+    return str(trainer.hub_model_id)
+
+
+def plain_searches(output_dir: str) -> str:
+    """A comparison, a hyperparameter search, a training and the push, all of one output directory."""
+    words = AutoTokenizer.from_pretrained(MODEL)("word1 good")
+    data = Dataset.from_list([{**words, "labels": i % 2} for i in range(8)])
+
+    def make_trainer(seed: int, reweighting: str) -> ReweightedTrainer:
+        return ReweightedTrainer(
+            args=TrainingArguments(
+                output_dir=output_dir,
+                seed=seed,
+                max_steps=2,
+                report_to=[],
+                use_cpu=True,
+                disable_tqdm=True,
+                save_strategy="steps",
+                save_steps=1,
+                eval_strategy="steps",
+                eval_steps=1,
+                load_best_model_at_end=True,
+            ),
+            model_init=lambda: AutoModelForSequenceClassification.from_pretrained(MODEL, num_labels=2),
+            reweighting=reweighting,
+            train_dataset=data,
+            eval_dataset=data,
+            callbacks=[TensorBoardLog()],
+        )
+
+    compare(make_trainer, seeds=[0, 1], output_dir=output_dir)
+    trainer = make_trainer(0, "kl")
+    for name in (None, lambda trial: f"tau {trial.number}"):
+        trainer.hyperparameter_search(
+            n_trials=1, hp_space=lambda trial: {"tau": trial.suggest_float("tau", 1, 3)}, hp_name=name
+        )
+    trainer.train()
+    trainer.push_to_hub()
+    return str(trainer.hub_model_id)
+
+
+def push_untrained(output_dir: str, **options: Any) -> str:
+    """Push a model beside what is in the output directory already."""
+    args = TrainingArguments(output_dir=output_dir, report_to=[], use_cpu=True)
+    trainer = ReweightedTrainer(AutoModelForSequenceClassification.from_pretrained(MODEL), args)
+    trainer.push_to_hub(**options)
     return str(trainer.hub_model_id)
 
 

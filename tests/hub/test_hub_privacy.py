@@ -73,6 +73,51 @@ def test_a_plain_script_pushes_nothing_of_the_machine(ready, hub, tmp_path, loca
     assert all(str(out) in path.read_text() for path in states), "the checkpoints here are as they were"
 
 
+OF_RUNS = [
+    *("training_args.bin", "_training_args.bin", "trainer_state.json", "run_settings.json", "runs.jsonl"),
+    *("checkpoint-7/model.safetensors", "checkpoint-7/optimizer.pt", "last-checkpoint/rng_state.pth"),
+    *("_push-7/model.safetensors", "runs/Nov27/events.out.tfevents.1.host.1.0", "emissions.csv"),
+    *("run-0/notes.txt", "run-0/checkpoint-1/model.safetensors", "kl_tau_2-seed10/predictions.json"),
+]
+OWN = [
+    *("figure.png", "run-of-mine.txt", "my-seed.txt", "checkpoints.md", "eval_results.json"),
+    *("1_Pooling/config.json", "other/adapter_model.safetensors", "onnx/model.onnx", "code/__init__.py"),
+    "runs-of-mine/table.csv",
+]
+
+
+@pytest.mark.parametrize("deep", ["", "best/", "a/b c/"])
+def test_what_runs_write_is_not_pushed_at_any_depth(ready, hub, tmp_path, deep):
+    """Neither by the push nor by the command that a failed one prints."""
+    pushed, told = (tmp_path / f"{way}-{len(deep)}" for way in ("pushed", "told"))
+    for out in (pushed, told):
+        for name in [*OF_RUNS, *OWN]:
+            path = out / deep / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(name)
+    ready("push_untrained", str(pushed))
+    with hub.fault(r"/commit/", 503), pytest.raises(RemoteError) as raised:
+        ready("push_untrained", str(told))
+    command = re.search(r"`hf (upload .*)`", str(raised.value))
+    assert command is not None
+    ready("command_line", command.group(1))
+    model = {".gitattributes", "README.md", "config.json", "model.safetensors"}
+    for out in (pushed, told):
+        assert set(repository(hub, out.name).files) == model | {deep + name for name in OWN}
+
+
+def test_the_folder_of_a_comparison_and_a_search_is_pushed_without_their_runs(ready, hub, tmp_path):
+    pytest.importorskip("optuna")
+    out = tmp_path / "compared"
+    ready("plain_searches", str(out))
+    nested = {path.name for path in out.iterdir() if path.is_dir()}
+    assert {"kl-seed0", "none-seed1", "run-0", "tau 0"} <= nested and (out / "runs.jsonl").is_file()
+    pushed = repository(hub, out.name)
+    assert set(pushed.files) == {".gitattributes", "README.md", "config.json", "model.safetensors"}
+    assert leaks(pushed, tmp_path) == []
+    assert f"Not pushed from {out}: kl-seed0, kl-seed1, none-seed0" in ready.log.read_text()
+
+
 def test_an_adapter_of_a_folder_is_not_trained_to_be_pushed(ready, hub, tmp_path, local_base):
     out = tmp_path / "refused-adapter"
     with pytest.raises(RemoteError) as raised:

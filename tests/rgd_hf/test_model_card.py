@@ -312,6 +312,27 @@ def test_adapter(make_args, tmp_path):
     torch.testing.assert_close(model.eval()(**inputs).logits, expected)
 
 
+def test_every_adapter_of_a_model_is_asked_for_its_base(make_args, tmp_path):
+    peft = pytest.importorskip("peft")
+    tiny_bert().save_pretrained(tmp_path / "base")
+    config = peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"])
+    model = peft.get_peft_model(tiny_bert().from_pretrained(tmp_path / "base"), config)
+    model.peft_config["default"].base_model_name_or_path = "google/bert-tiny"
+    model.add_adapter("other", peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["value"]))
+    trainer = ReweightedTrainer(model, make_args())
+    with pytest.raises(HubError, match=r"a folder of this machine .*peft_config\[\"other\"\]") as raised:
+        trainer.init_hf_repo()
+    remedy = re.search(r"`(model\.peft_config.*)`", str(raised.value))
+    assert remedy is not None
+    exec(remedy.group(1).replace("OWNER/NAME", "google/bert-tiny"), {"model": model})
+    with pytest.raises(HubError, match="HF_HUB_OFFLINE"):
+        trainer.init_hf_repo()
+    trainer.save_model()
+    assert all(
+        str(tmp_path) not in path.read_text() for path in Path(trainer.args.output_dir).rglob("*.json")
+    )
+
+
 def test_card_of_a_model_without_a_configuration(make_args):
     def losses(outputs, labels):
         return torch.nn.functional.cross_entropy(outputs["logits"], labels, reduction="none")
