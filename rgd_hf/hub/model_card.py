@@ -15,15 +15,11 @@ from transformers import PreTrainedTokenizerBase
 from transformers.modelcard import TASK_TAG_TO_NAME_MAPPING
 
 from rgd_hf.description import describe_weights, settings_in_use
+from rgd_hf.hub.evaluated_sets import EvaluatedSetsMixin
 from rgd_hf.hub.loading_snippet import find_task, loading_snippet
 from rgd_hf.loss_sources import OverriddenLosses
 from rgd_hf.scores import Score, last_scores
 from rgd_hf.weightings import Weighting
-
-if TYPE_CHECKING:
-    from transformers import Trainer as TrainerBase
-else:
-    TrainerBase = object
 
 TAGS = ["rgd-hf", "distributionally-robust-optimization"]
 
@@ -46,7 +42,7 @@ _BASE_FOLDER = "`{}` is the folder of the base model; give its path."
 _EMPTY_RESULTS = re.compile(r"(?m)^### Training results\n\s*(?=^###)")
 
 
-class ModelCardMixin(TrainerBase):
+class ModelCardMixin(EvaluatedSetsMixin):
     """Adds to the Trainer's model card how the losses were weighted, how the model is loaded, and what to cite."""
 
     if TYPE_CHECKING:
@@ -192,7 +188,7 @@ class ModelCardMixin(TrainerBase):
                 dataset_type=tag,
                 dataset_name=name or tag,
                 dataset_config=config,
-                dataset_split=self._split(score.evaluated_on),
+                dataset_split=score.split,
                 metric_type=score.identifier,
                 metric_name=score.name,
                 metric_value=score.value,
@@ -200,11 +196,6 @@ class ModelCardMixin(TrainerBase):
             for score in scores
             if isinstance(score.value, (int, float)) and math.isfinite(score.value)
         ]
-
-    def _split(self, evaluated_on: str | None) -> str | None:
-        data: Any = self.eval_dataset
-        split = getattr(data if evaluated_on is None else data[evaluated_on], "split", None)
-        return evaluated_on if split is None else str(split)
 
     def _card_text(self, text: str, origin: str, scores: list[Score], is_adapter: bool) -> str:
         if is_on_hub(origin):

@@ -1,22 +1,18 @@
 """Model cards: valid metadata, true facts, and a snippet that runs."""
 
 import inspect
-import math
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
 from huggingface_hub import ModelCard
-from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     BertForMaskedLM,
     BertForTokenClassification,
     GPT2Config,
     GPT2LMHeadModel,
-    PreTrainedTokenizerFast,
     T5Config,
     T5ForConditionalGeneration,
     Trainer,
@@ -32,52 +28,8 @@ from rgd_hf import ReweightedTrainer, ReweightedTrainingArguments
 from rgd_hf.hub.errors import HubError
 from rgd_hf.hub.loading_snippet import loading_snippet
 from rgd_hf.hub.model_card import TAGS
-from tests.helpers.tiny import classification_data, tiny_bert, tiny_config
-
-
-def word_tokenizer() -> PreTrainedTokenizerFast:
-    words = ["[PAD]", "[UNK]", "[MASK]", "[EOS]", "a", "sentence", "of", "your", "own"]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "mask_token": "[MASK]", "eos_token": "[EOS]"}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=16, **special)
-
-
-def accuracy(prediction) -> dict[str, float]:
-    return {
-        "accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean()),
-        "matthews_correlation": math.nan,
-    }
-
-
-def trained(make_args, model=None, **settings) -> Any:
-    trainer = ReweightedTrainer(
-        tiny_bert() if model is None else model,
-        make_args(ReweightedTrainingArguments, **settings),
-        train_dataset=Dataset.from_list(classification_data(16)),
-        eval_dataset=Dataset.from_list(classification_data(8, seed=1)),
-        processing_class=word_tokenizer(),
-        compute_metrics=accuracy,
-    )
-    trainer.train()
-    trainer.save_model()
-    return trainer
-
-
-def written(trainer: Trainer, **kwargs) -> Any:
-    trainer.create_model_card(**kwargs)
-    return ModelCard.load(Path(str(trainer.args.output_dir)) / "README.md")
-
-
-def snippet_of(card: Any) -> str:
-    return re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)[0]
-
-
-def run_snippet(code: str, name: str, folder: Path) -> dict:
-    assert f'"{name}' in code
-    variables: dict = {}
-    exec(code.replace(f'"{name}', f'"{folder}'), variables)
-    return variables
+from tests.helpers.cards import run_snippet, snippet_of, trained, word_tokenizer, written
+from tests.helpers.tiny import tiny_bert, tiny_config
 
 
 def test_signature_begins_with_that_of_the_trainer():
@@ -182,34 +134,6 @@ def test_origin(make_args, origin, sentence, base_model):
     assert f"This model {sentence}" in card.text
     assert card.data.base_model == (origin if base_model else None)
     assert str(Path(__file__).parent) not in card.content
-
-
-def test_scores_are_those_of_the_best_checkpoint_that_was_loaded(make_args):
-    args = make_args(load_best_model_at_end=True, save_strategy="steps", eval_strategy="steps")
-    trainer = ReweightedTrainer(tiny_bert(), args, eval_dataset=Dataset.from_list(classification_data(8)))
-    trainer.state.best_global_step = 1
-    trainer.state.log_history = [
-        {"eval_loss": 0.25, "step": 1},
-        {"eval_loss": 0.75, "step": 2},
-        {"train_runtime": 1.0, "step": 2},
-    ]
-    assert "| Loss | 0.2500 |" in written(trainer).text
-    trainer.state.log_history.append({"eval_loss": 0.5, "step": 2})
-    assert "| Loss | 0.5000 |" in written(trainer).text, "an evaluation after training comes first"
-
-
-def test_several_evaluation_sets(make_args):
-    data = Dataset.from_list(classification_data(8))
-    trainer = ReweightedTrainer(
-        tiny_bert(),
-        make_args(),
-        eval_dataset={"matched": data, "mismatched": data},
-        compute_metrics=accuracy,
-    )
-    trainer.evaluate()
-    card = written(trainer, dataset_tags="nyu-mll/glue", dataset_args="mnli")
-    assert "| Accuracy (matched) |" in card.text and "| Loss (mismatched) |" in card.text
-    assert {result.dataset_split for result in card.data.eval_results} == {"matched", "mismatched"}
 
 
 def test_snippet_of_a_run_predicts_what_the_model_predicts(make_args, monkeypatch):
