@@ -1,9 +1,11 @@
 """The Python code that loads a trained model and calls it once, for its model card."""
 
+from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto as auto
 
 
@@ -87,6 +89,11 @@ TASKS = [
 """The tasks whose models an auto class loads, first match first."""
 
 
+_LABELLED = ("Classification", "Segmentation", "Detection")
+# Code with the names of a thousand classes cannot be read; the number of classes is enough to load the weights.
+_NAMES_SHOWN = 30
+
+
 def find_task(model: nn.Module) -> Task | None:
     """The task of `model` (unwrapped, no adapter), or None where no auto class of `TASKS` loads it."""
     name = type(model).__name__
@@ -98,7 +105,14 @@ def find_task(model: nn.Module) -> Task | None:
 
 
 def loading_snippet(
-    model: nn.Module, name: str, has_processor: bool, adapter_of: str | None = None, pairs: bool = False
+    model: nn.Module,
+    name: str,
+    has_processor: bool,
+    adapter_of: str | None = None,
+    pairs: bool = False,
+    is_repository: bool = False,
+    revision: str | None = None,
+    vocabulary: int | None = None,
 ) -> str:
     """Python code that loads the model called `name` and, where its task has a pipeline, calls it.
 
@@ -108,31 +122,42 @@ def loading_snippet(
         has_processor: whether its tokenizer, image processor or feature extractor is saved with it.
         adapter_of: name of the base model where `name` holds a PEFT adapter.
         pairs: whether it was trained on pairs of texts.
+        is_repository: whether `name` is a repository.
+        revision: branch of the repository that the model is on; None for the main one.
+        vocabulary: number of embeddings that the base model is resized to before the adapter is loaded; None for its own.
 
     Returns:
         Lines of code, without a fence.
     """
     task = find_task(model)
+    place = quoted(name, revision)
     # The configuration of a timm model says how images are prepared.
     has_pipeline = has_processor or _is_timm(model)
     if adapter_of is not None:
-        lines = _load_adapter(model, task, name, adapter_of)
+        lines = _load_adapter(model, task, place, adapter_of, vocabulary)
     elif task is not None and task.pipeline is not None and has_pipeline:
         return "\n".join(
             [
                 *task.imports,
                 "from transformers import pipeline",
                 "",
-                f'model = pipeline("{task.pipeline}", model="{name}"{_all_labels(model)})',
+                f'model = pipeline("{task.pipeline}", model={place}{_all_labels(model)})',
                 f"print(model({task.pair_argument or task.argument if pairs else task.argument}))",
             ]
         )
+    elif isinstance(model, PreTrainedModel):
+        lines = _load_model(model, task, place)
     else:
-        lines = _load_model(model, task, name)
+        lines = _load_weights(model, name, place, is_repository)
     if has_processor:
         lines = ["from transformers import AutoProcessor", *lines]
-        lines.append(f'processor = AutoProcessor.from_pretrained("{name}")')
+        lines.append(f"processor = AutoProcessor.from_pretrained({place})")
     return "\n".join(lines)
+
+
+def quoted(name: str, revision: str | None) -> str:
+    """A model's name as the code has it, with the argument that names its branch where that is not the main one."""
+    return f'"{name}"' + (f', revision="{revision}"' if revision not in (None, "main") else "")
 
 
 def _all_labels(model: nn.Module) -> str:
@@ -140,34 +165,98 @@ def _all_labels(model: nn.Module) -> str:
     return ", top_k=None" if several else ""
 
 
-def _load_model(model: nn.Module, task: Task | None, name: str) -> list[str]:
-    if not isinstance(model, PreTrainedModel):
-        return [
-            "from safetensors.torch import load_file",
-            "",
-            f'weights = load_file("{name}/model.safetensors")  # for {type(model).__name__}.load_state_dict',
-        ]
+def _load_weights(model: nn.Module, name: str, place: str, is_repository: bool) -> list[str]:
+    file, imports = f'"{name}/model.safetensors"', []
+    if is_repository:
+        file = f'hf_hub_download(filename="model.safetensors", repo_id={place})'
+        imports = ["from huggingface_hub import hf_hub_download"]
+    return [
+        *imports,
+        "from safetensors.torch import load_file",
+        "",
+        f"weights = load_file({file})  # for {type(model).__name__}.load_state_dict",
+    ]
+
+
+def _load_model(model: nn.Module, task: Task | None, place: str) -> list[str]:
     module, cls = (
         ("transformers", task.auto_class) if task else (type(model).__module__, type(model).__name__)
     )
     if module.startswith("transformers."):
         module = "transformers"
-    return [f"from {module} import {cls}", "", f'model = {cls}.from_pretrained("{name}")']
+    return [f"from {module} import {cls}", "", f"model = {cls}.from_pretrained({place})"]
 
 
-def _load_adapter(model: nn.Module, task: Task | None, name: str, base: str) -> list[str]:
+def _load_adapter(
+    model: nn.Module, task: Task | None, place: str, base: str, vocabulary: int | None
+) -> list[str]:
     cls = task.auto_class if task else type(model).__name__
     config: Any = model.config
-    labels = f", num_labels={config.num_labels}" if "Classification" in cls else ""
+    head, notes = _head_of(config, cls), []
+    if "num_labels" in head and _are_named(config):
+        labels = f"those of these {config.num_labels} go into base.config.id2label"
+        notes = [f"# An adapter has no names of classes: {labels}."]
     return [
         "from peft import PeftModel",
         f"from transformers import {cls}",
         "",
-        f'base = {cls}.from_pretrained("{base}"{labels})',
-        f'model = PeftModel.from_pretrained(base, "{name}")',
+        f'base = {cls}.from_pretrained("{base}"{head})',
+        *notes,
+        *([] if vocabulary is None else [f"base.resize_token_embeddings({vocabulary})"]),
+        f"model = PeftModel.from_pretrained(base, {place})",
     ]
+
+
+def _head_of(config: Any, cls: str) -> str:
+    """Arguments that give the base model the head of the trained one: an adapter's files do not say what it is."""
+    if "CTC" in cls:
+        return f", vocab_size={config.vocab_size}, ignore_mismatched_sizes=True"
+    if not any(kind in cls for kind in _LABELLED):
+        return ""
+    names = config.id2label
+    labels = f", num_labels={config.num_labels}"
+    if _are_named(config) and len(names) <= _NAMES_SHOWN:
+        labels = f", id2label={names!r}, label2id={config.label2id!r}"
+    return f"{labels}, ignore_mismatched_sizes=True"
+
+
+def _are_named(config: Any) -> bool:
+    return any(name != f"LABEL_{number}" for number, name in config.id2label.items())
 
 
 def _is_timm(model: nn.Module) -> bool:
     # Not by class: transformers' class of these configurations imports timm.
     return getattr(getattr(model, "config", None), "model_type", None) == "timm_wrapper"
+
+
+def resized_vocabulary(model: nn.Module, bases: Iterable[str]) -> int | None:
+    """The number of a model's token embeddings, if its base model has another, or is not here to be asked.
+
+    Args:
+        model: the trained model, unwrapped, no adapter.
+        bases: names or folders under which the configuration of its base model may be on this machine.
+
+    Returns:
+        The number; None if the model has no token embeddings, or as many as its base.
+    """
+    config: Any = getattr(model, "config", None)
+    size = (
+        getattr(config.get_text_config(), "vocab_size", None)
+        if isinstance(config, PreTrainedConfig)
+        else None
+    )
+    if size is None or not _embeds(model, size):
+        return None
+    for base in filter(None, bases):
+        with suppress(Exception):  # whatever is wrong with it, the next is asked
+            before = type(config).from_pretrained(base, local_files_only=True).get_text_config().vocab_size
+            return None if before == size else size
+    return size
+
+
+def _embeds(model: nn.Module, size: int) -> bool:
+    """Whether the model's inputs are embedded by a table of that size: the vocabulary of some is that of their outputs."""
+    with suppress(NotImplementedError, AttributeError):
+        weight: Any = model.get_input_embeddings().weight  # type: ignore[operator]
+        return weight.ndim == 2 and len(weight) == size
+    return False

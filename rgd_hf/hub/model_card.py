@@ -16,7 +16,7 @@ from transformers.modelcard import TASK_TAG_TO_NAME_MAPPING
 
 from rgd_hf.description import describe_weights, settings_in_use
 from rgd_hf.hub.evaluated_sets import EvaluatedSetsMixin
-from rgd_hf.hub.loading_snippet import find_task, loading_snippet
+from rgd_hf.hub.loading_snippet import find_task, loading_snippet, quoted, resized_vocabulary
 from rgd_hf.loss_sources import OverriddenLosses
 from rgd_hf.scores import Score, last_scores
 from rgd_hf.weightings import Weighting
@@ -68,6 +68,7 @@ class ModelCardMixin(EvaluatedSetsMixin):
         dataset_tags: str | list[str] | None = None,
         dataset: str | list[str] | None = None,
         dataset_args: str | list[str] | None = None,
+        revision: str | None = None,
         **base_class_arguments: Any,
     ) -> None:
         """Write `README.md` into the output directory, on the first process alone; `push_to_hub` calls it.
@@ -82,6 +83,7 @@ class ModelCardMixin(EvaluatedSetsMixin):
             dataset_tags: identifiers of data sets on the Hub; required for the metrics to be in the card's metadata.
             dataset: display names of the data sets; by default the identifiers.
             dataset_args: configuration of each data set, e.g. `"mrpc"`.
+            revision: branch of the repository that the code on the card loads; by default `args.hub_revision`.
             **base_class_arguments: arguments that a Trainer class between has, such as TRL's `dataset_name`.
         """
         if not self.is_world_process_zero():
@@ -144,7 +146,7 @@ class ModelCardMixin(EvaluatedSetsMixin):
         data.eval_results = self._eval_results(scores, tasks, dataset_tags, dataset, dataset_args) or None
         data.model_name = model_name if data.eval_results else None
         data.metrics = sorted({score.identifier for score in scores if score.key != "loss"}) or None
-        card.text = self._card_text(card.text, origin, scores, is_adapter)
+        card.text = self._card_text(card.text, origin, scores, is_adapter, revision)
         card.save(path)
 
     def _folder(self) -> str:
@@ -197,7 +199,9 @@ class ModelCardMixin(EvaluatedSetsMixin):
             if isinstance(score.value, (int, float)) and math.isfinite(score.value)
         ]
 
-    def _card_text(self, text: str, origin: str, scores: list[Score], is_adapter: bool) -> str:
+    def _card_text(
+        self, text: str, origin: str, scores: list[Score], is_adapter: bool, revision: str | None
+    ) -> str:
         if is_on_hub(origin):
             sentence = f"This model is a fine-tuned version of [{origin}]({_page(origin)})"
         else:
@@ -207,13 +211,13 @@ class ModelCardMixin(EvaluatedSetsMixin):
             text = replaced.sub("", text)
         head, *sections = _HEADING.split(text)
         sections = [section for section in sections if not _is_empty(section)]
-        ours = [self._usage(origin, is_adapter), _evaluation(scores), self._reweighting()]
+        ours = [self._usage(origin, is_adapter, revision), _evaluation(scores), self._reweighting()]
         citations = "\n\n".join(dict.fromkeys(self.weighting.citations()))
         cited = [f"## Citation of the method\n\n```bibtex\n{citations}\n```"] if citations else []
         parts = [head, *filter(None, ours), *sections, *cited]
         return "\n\n".join(part.strip("\n") for part in parts) + "\n"
 
-    def _usage(self, origin: str, is_adapter: bool) -> str:
+    def _usage(self, origin: str, is_adapter: bool, revision: str | None) -> str:
         repository = self.hub_model_id or self.args.hub_model_id
         name = repository or self._folder()
         has_processor = (
@@ -221,10 +225,20 @@ class ModelCardMixin(EvaluatedSetsMixin):
         )
         model, base = self._bare_model(), origin if is_adapter else None
         notes = [] if repository else [_FOLDER.format(name)]
+        vocabulary = resized_vocabulary(model, [origin, _origin(model)]) if is_adapter else None
         if base and not is_on_hub(base):
             base = f"{_BASE}{Path(base).name}"
             notes.append(_BASE_FOLDER.format(base))
-        code = loading_snippet(model, name, has_processor, base, self._reads_pairs())
+        code = loading_snippet(
+            model,
+            name,
+            has_processor,
+            base,
+            self._reads_pairs(),
+            is_repository=bool(repository),
+            revision=revision or self.args.hub_revision if repository else None,
+            vocabulary=vocabulary,
+        )
         return "## How to use\n\n" + "".join(f"{note}\n\n" for note in notes) + f"```python\n{code}\n```"
 
     def _reads_pairs(self) -> bool:
@@ -264,18 +278,23 @@ class ModelCardMixin(EvaluatedSetsMixin):
         return "\n\n".join(filter(None, [section, _end_of_training(self.state.log_history)]))
 
 
-def name_repository(path: Path, repository: str, base_model: str | None = None) -> None:
+def name_repository(
+    path: Path, repository: str, base_model: str | None = None, revision: str | None = None
+) -> None:
     """Let a card that `create_model_card` wrote, for a folder or a repository, be that of a repository on the Hub.
 
     Args:
         path: the card; it is overwritten.
         repository: `owner/name`; becomes the title, the name of the results, and what the code loads.
         base_model: name on the Hub of an adapter's base model, which the card may know as a folder.
+        revision: branch that the code loads; None for the main one.
     """
     card = ModelCard.load(path)
     title = repository.split("/")[-1]
     text = _TITLE.sub(lambda _: f"# {title}", card.text, count=1)
     text = _put_name(text, _FOLDER, repository)
+    place = rf'"{re.escape(repository)}"(, revision="[^"]*")?'
+    text = re.sub(place, lambda _: quoted(repository, revision), text)
     if base_model is not None:
         text = _put_name(text, _BASE_FOLDER, base_model)
         sentence = _LOCAL_ORIGIN, f"is a fine-tuned version of [{base_model}]({_page(base_model)})"

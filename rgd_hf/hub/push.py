@@ -123,6 +123,8 @@ class PushMixin(TrainerBase):
         token, revision = token or self.args.hub_token, revision or self.args.hub_revision
         tags = kwargs.pop("tags", None) or []
         tags = [tags] if isinstance(tags, str) else tags
+        if revision != self.args.hub_revision:
+            kwargs["revision"] = revision
         kwargs["tags"] = list(dict.fromkeys([*tags, *(getattr(self.model, "model_tags", None) or ())]))
         folder = str(self.args.output_dir)
         try:

@@ -104,7 +104,7 @@ def push(run: Push) -> str:
             run.repository, token=args.hub_token, private=args.hub_private_repo, exist_ok=True
         )
         if (run.folder / CARD_NAME).is_file():
-            name_repository(run.folder / CARD_NAME, url.repo_id, base_model)
+            name_repository(run.folder / CARD_NAME, url.repo_id, base_model, args.hub_revision)
         results = json.dumps(without_paths(run.results), indent=2, default=str) + "\n"
         operations = [CommitOperationAdd(name, str(run.folder / name)) for name in names]
         commit = api.create_commit(

@@ -198,7 +198,7 @@ def push_untrained(output_dir: str, **options: Any) -> str:
     return str(trainer.hub_model_id)
 
 
-def plain_task(output_dir: str, task: str, texts: list[str]) -> str:
+def plain_task(output_dir: str, task: str, texts: list[str], **settings: Any) -> str:
     """Train and push a model of another task by a script of one's own."""
     name, cls = {
         "tokens": (MODEL, AutoModelForTokenClassification),
@@ -210,7 +210,7 @@ def plain_task(output_dir: str, task: str, texts: list[str]) -> str:
     for row in rows:
         row["labels"] = [i % 2 for i in row["input_ids"]] if task == "tokens" else row["input_ids"]
     args = ReweightedTrainingArguments(
-        output_dir=output_dir, max_steps=2, report_to=[], use_cpu=True, disable_tqdm=True
+        output_dir=output_dir, max_steps=2, report_to=[], use_cpu=True, disable_tqdm=True, **settings
     )
     trainer = ReweightedTrainer(
         cls.from_pretrained(name),
@@ -290,7 +290,14 @@ def push_tabular(folder: str, repository: str) -> list[str]:
     return [",".join(map(str, model.predict(frame))) for model in models]
 
 
-def run_card(repository: str) -> None:
+def run_card(repository: str, revision: str = "main") -> None:
     """Run the code of a repository's card."""
-    (code,) = re.findall(r"(?s)```python\n(.*?)\n```", ModelCard.load(repository).text)
+    card = ModelCard.load(HfApi().hf_hub_download(repository, "README.md", revision=revision))
+    (code,) = re.findall(r"(?s)```python\n(.*?)\n```", card.text)
     exec(code, {})
+
+
+def create_branch(repository: str, branch: str) -> None:
+    """Create a repository with a branch beside the main one, both empty."""
+    name = HfApi().create_repo(repository).repo_id
+    HfApi().create_branch(name, branch=branch)

@@ -89,7 +89,7 @@ OWN = [
 @pytest.mark.parametrize("deep", ["", "best/", "a/b c/"])
 def test_what_runs_write_is_not_pushed_at_any_depth(ready, hub, tmp_path, deep):
     """Neither by the push nor by the command that a failed one prints."""
-    pushed, told = (tmp_path / f"{way}-{len(deep)}" for way in ("pushed", "told"))
+    pushed, told = (tmp_path / f"own-files-{way}-{len(deep)}" for way in ("pushed", "told"))
     for out in (pushed, told):
         for name in [*OF_RUNS, *OWN]:
             path = out / deep / name

@@ -274,6 +274,38 @@ def test_a_branch_is_looked_for_before_training(ready, hub, tmp_path):
             )
 
 
+def test_a_finished_run_that_is_pushed_to_a_branch_is_loaded_from_there(ready, hub, tmp_path, finished):
+    out = tmp_path / "to-a-branch"
+    shutil.copytree(finished, out)
+    ready("create_branch", out.name, "trial")
+    ready("recipe", "glue", glue_args(out, "--push_to_hub", *KEPT, "--hub_revision", "trial"))
+    ready("run_card", f"{USER}/{out.name}", "trial")
+    ready("recipe", "glue", glue_args(out, "--push_to_hub", *KEPT))
+    assert "revision" not in card_of(hub, out.name)[1]
+    ready("run_card", f"{USER}/{out.name}")
+
+
+BRANCHED = {
+    "pipeline": ("plain_script", {"hub_revision": "trial"}),
+    "adapter": ("plain_script", {"hub_revision": "trial", "lora": True}),
+    "processor": ("plain_task", {"hub_revision": "trial", "task": "encoder-decoder"}),
+    "argument": ("push_untrained", {"revision": "trial"}),
+}
+
+
+@pytest.mark.parametrize("kind", BRANCHED)
+def test_the_code_on_a_card_loads_the_branch_that_it_was_pushed_to(
+    ready, hub, tmp_path, kind, generating_models
+):
+    function, options = BRANCHED[kind]
+    out = tmp_path / f"branch-{kind}"
+    ready("create_branch", out.name, "trial")
+    data = {} if function == "push_untrained" else {"texts": texts(12, 0)}
+    ready(function, output_dir=str(out), **data, **options)
+    assert set(repository(hub, out.name).files) == {".gitattributes"}, "main has nothing to load"
+    ready("run_card", f"{USER}/{out.name}", "trial")
+
+
 @pytest.mark.parametrize("after", [0, 1, 2], ids=["model", "between two commits", "next checkpoint"])
 def test_a_push_while_training_that_fails_does_not_end_it(ready, hub, tmp_path, after):
     out = tmp_path / f"every-{after}"

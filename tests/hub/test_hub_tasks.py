@@ -44,6 +44,17 @@ def test_an_image_model_of_timm_keeps_its_origin(fresh, hub, tmp_path, streaming
     fresh("run_card", f"{USER}/{name}")
 
 
+def test_an_image_model_of_timm_is_loaded_from_its_branch(fresh, hub, tmp_path):
+    fresh("create_branch", "photos-branch", "trial")
+    fresh(
+        "recipe",
+        "imagenet",
+        [*PHOTOS, "--hub_revision", "trial", "--output_dir", str(tmp_path / "photos-branch")],
+    )
+    assert set(repository(hub, "photos-branch").files) == {".gitattributes"}
+    fresh("run_card", f"{USER}/photos-branch", "trial")
+
+
 def test_a_model_of_several_domains_is_pushed_and_runs_by_its_card(fresh, hub, tmp_path):
     options = ["--dataset", "rotated_digits", "--held_out", "0", "--model_name_or_path", f"timm/{TIMM}"]
     options += ["--image_size", "160", "--max_steps", "2", "--eval_steps", "1", "--max_eval_samples", "4"]

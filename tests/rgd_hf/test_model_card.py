@@ -21,6 +21,7 @@ from transformers import (
     ViTImageProcessor,
     Wav2Vec2Config,
     Wav2Vec2FeatureExtractor,
+    Wav2Vec2ForCTC,
     Wav2Vec2ForSequenceClassification,
 )
 
@@ -29,7 +30,7 @@ from rgd_hf.hub.errors import HubError
 from rgd_hf.hub.loading_snippet import loading_snippet
 from rgd_hf.hub.model_card import TAGS
 from tests.helpers.cards import run_snippet, snippet_of, trained, word_tokenizer, written
-from tests.helpers.tiny import tiny_bert, tiny_config
+from tests.helpers.tiny import tiny_bert, tiny_config, tiny_gpt2
 
 
 def test_signature_begins_with_that_of_the_trainer():
@@ -234,6 +235,78 @@ def test_adapter(make_args, tmp_path):
     inputs = {"input_ids": torch.tensor([[4, 5, 6]])}
     expected = trainer.model.eval()(**inputs).logits
     torch.testing.assert_close(model.eval()(**inputs).logits, expected)
+
+
+def ctc(size: int) -> Wav2Vec2ForCTC:
+    return Wav2Vec2ForCTC(Wav2Vec2Config(**wav2vec2().config.to_diff_dict() | {"vocab_size": size}))
+
+
+NAMED = {"id2label": {0: "neg", 1: "it's pos"}, "label2id": {"neg": 0, "it's pos": 1}}
+MANY = {i: f"class {i}" for i in range(40)}
+TOKENS = {"input_ids": torch.tensor([[4, 5, 6]])}
+PIXELS = {"pixel_values": torch.ones(1, 3, 16, 16)}
+SOUND = {"input_values": torch.linspace(-1, 1, 800)[None]}
+OTHER = {"ignore_mismatched_sizes": True}
+# The base model, how the user loads it, the new size of its vocabulary, a batch, and what the code has.
+ADAPTED = {
+    "as the base": (lambda: tiny_bert(num_labels=2), {}, None, TOKENS, "num_labels=2"),
+    "fewer classes": (tiny_bert, {"num_labels": 2, **OTHER}, None, TOKENS, "num_labels=2"),
+    "named classes": (tiny_bert, {**NAMED, **OTHER}, None, TOKENS, "id2label="),
+    "many names": (tiny_bert, {"id2label": MANY, **OTHER}, None, TOKENS, "names of classes"),
+    "images": (vit, {"num_labels": 7, **OTHER}, None, PIXELS, "num_labels=7"),
+    "letters": (lambda: ctc(9), {"vocab_size": 11, **OTHER}, None, SOUND, "vocab_size=11"),
+    "more tokens": (lambda: tiny_bert(num_labels=2), {}, 55, TOKENS, "resize_token_embeddings(55)"),
+    "more tokens to write": (tiny_gpt2, {}, 55, TOKENS, "resize_token_embeddings(55)"),
+    "both": (tiny_bert, {**NAMED, **OTHER}, 47, TOKENS, "resize_token_embeddings(47)"),
+}
+
+
+@pytest.mark.parametrize("kind", ADAPTED)
+def test_code_gives_the_base_model_the_head_and_vocabulary_of_the_adapter(kind, make_args, monkeypatch):
+    peft = pytest.importorskip("peft")
+    make_base, loading, vocabulary, batch, expected = ADAPTED[kind]
+    out = Path(make_args().output_dir)
+    base = make_base()
+    base.save_pretrained(out.parent / "base")
+    model = type(base).from_pretrained(out.parent / "base", **loading)
+    if vocabulary:
+        model.resize_token_embeddings(vocabulary)
+    head = ["classifier"] if hasattr(model, "classifier") else ["lm_head"] if kind == "letters" else None
+    config = peft.LoraConfig(target_modules=r".*(query|q_proj|c_attn)", modules_to_save=head)
+    adapted = peft.get_peft_model(model, config)
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            parameter += 0.1 * parameter.requires_grad
+    trainer = ReweightedTrainer(adapted, make_args(), reweighting="none")
+    # PEFT itself takes the vocabulary of the outputs for that of the inputs.
+    adapted.save_pretrained(out, save_embedding_layers=False) if kind == "letters" else trainer.save_model()
+    code = snippet_of(written(trainer)).replace("path/to/", "")
+    assert expected in code and ("resize" in code) == (vocabulary is not None)
+    monkeypatch.chdir(out.parent)
+    variables: dict = {}
+    exec(code, variables)
+    with torch.no_grad():
+        found, logits = (m.eval()(**batch).logits for m in (variables["model"], adapted))
+    torch.testing.assert_close(found, logits)
+    if len(model.config.id2label) < 40:
+        assert variables["model"].config.id2label == model.config.id2label
+        assert variables["model"].config.label2id == model.config.label2id
+
+
+@pytest.mark.parametrize("adapter_of", [None, "acme/base"])
+@pytest.mark.parametrize("kind", SNIPPETS)
+def test_code_names_the_branch_wherever_it_names_the_model(kind, adapter_of):
+    make_model, make_processor, _ = SNIPPETS[kind]
+    if kind == "not of transformers" and adapter_of:
+        return
+    arguments = (make_model(), "user/model", make_processor is not None, adapter_of)
+    plain = loading_snippet(*arguments, is_repository=True, revision="main")
+    assert plain == loading_snippet(*arguments, is_repository=True)
+    code = loading_snippet(*arguments, is_repository=True, revision="trial/1")
+    branch = ', revision="trial/1"'
+    assert code.count(f'"user/model"{branch}') == code.count("user/model") > 0
+    assert code.replace(branch, "") == plain
+    compile(code, "card", "exec")
 
 
 def test_every_adapter_of_a_model_is_asked_for_its_base(make_args, tmp_path):
