@@ -1,5 +1,6 @@
 """The metrics of a run that its model card reports: those of the model as it is, under names that readers and the Hub know."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
