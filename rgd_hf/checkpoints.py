@@ -35,7 +35,8 @@ def passed_over(directory: str | Path) -> str | None:
         return None
     return (
         f"note: {', '.join(path.name for path in left)} in {directory}: no training can resume from there, without a state of "
-        f"optimizer and schedule (save_only_model) or only half written; {'an older one is whole' if whole else 'it begins anew'}."
+        f"optimizer and schedule (save_only_model) or only half written; {'an older one is whole' if whole else 'it begins anew'}. "
+        "Move them elsewhere before the next start: save_total_limit counts them, and they look newer than what is written now."
     )
 
 

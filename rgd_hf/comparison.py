@@ -199,7 +199,7 @@ def compare(
                 if greater_is_better is None:
                     greater_is_better = _direction(trainer, metric)
                 others = [other for other in finished.values() if other["reweighting"] == label]
-                _check_settings(run_settings(trainer), seed, others, folder)
+                _check_settings(_same_everywhere(run_settings(trainer)), seed, others, folder)
                 _check_method(method_name(trainer.args), label, methods)
             if run is None:
                 _say(f"{label}, seed {seed}: run {len(runs) + 1} of {len(labels) * len(seeds)}")
@@ -234,7 +234,8 @@ def comparison_of(
 
 
 def _train(trainer: Trainer, folder: Path) -> dict[str, Any]:
-    settings = run_settings(trainer)
+    # Of the main process: others may get their weights from it only when the model is wrapped.
+    settings = _same_everywhere(run_settings(trainer))
     trainer.args.output_dir = str(folder)
     checkpoint = _same_everywhere(last_checkpoint(folder))
     left = passed_over(folder)

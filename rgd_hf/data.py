@@ -39,7 +39,8 @@ class WithColumns(dict):
 
     def __getattr__(self, name: str) -> Any:
         """Columns are attributes too, as of the batches that tokenizers and feature extractors make."""
-        if name in ("columns", "asked") or name not in self:
+        # Moving and pinning are found out by these names.
+        if name in ("columns", "asked", "to", "pin_memory") or name not in self:
             raise AttributeError(f"the batch has no {name!r}, only {', '.join(map(repr, self))}")
         return self[name]
 

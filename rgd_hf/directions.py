@@ -44,6 +44,10 @@ _PHRASES = {
     "true_negative": "tnr",
     "per_second": "throughput",
 }
+# What is said of another word, which decides although it is of the other direction: `jaccard_distance`, `loss_reduction`.
+_LAST = frozenset(
+    ["loss", "losses", "error", "errors", "distance", "reduction", "improvement", "gain", "gains"]
+)
 # With `score` they say nothing more than a score does, as in `combined_score`.
 _OF_A_SCORE = frozenset(
     """
@@ -56,8 +60,8 @@ _OF_A_SCORE = frozenset(
 def is_greater_better(metric: str) -> bool | None:
     """Whether larger values of a metric are better, by its name.
 
-    The last word that is known decides: `eval_word_error_rate` falls, `loss_reduction` rises. Words are whole ones, apart
-    from compounds that end with `loss`, `error`, `mse` or `accuracy`.
+    The words that are known decide, those before an `at` (`recall_at_fpr_0.1`); where they differ, the last one if it is
+    said of the others (`loss_reduction`). Words are whole ones, apart from compounds that end with `loss`, `error`, `mse` or `accuracy`.
 
     Args:
         metric: with or without prefixes, as `trainer.evaluate()` names it.
@@ -66,18 +70,25 @@ def is_greater_better(metric: str) -> bool | None:
         True for accuracies, F1 or correlations, False for losses, errors or times; None where the name does not say it:
         `eval_utility`, `accuracy_std`.
     """
-    joined = f"_{'_'.join(_words(metric))}_"
+    joined = f"_{'_'.join(_words(metric.replace('@', '_at_')))}_"
     for phrase, word in _PHRASES.items():
         joined = joined.replace(f"_{phrase}_", f"_{word}_")
     words = joined.strip("_").split("_")
     if _EITHER.intersection(words):
         return None
+    if "at" in words[1:]:  # recall_at_fpr_0.1, fpr_at_95_tpr
+        words = words[: words.index("at", 1)]
     known = [found for found in map(_direction, words) if found is not None]
     if not known:
         # Scores rise and losses fall, as in scikit-learn, but that of something particular may be one of harm.
         return True if {"score", "scores"}.intersection(words) and _OF_A_SCORE.issuperset(words) else None
+    if len({*known}) > 1 and words[-1] not in _LAST:  # f1_false, aupr_err
+        return None
     # scikit-learn's scorers negate what falls, and others call what belongs to the negative class so.
-    return None if "neg" in words and not known[-1] else known[-1]
+    likelihoods = {"likelihood", "elbo"}.intersection(words)
+    if ("neg" in words and not known[-1]) or (likelihoods and {"neg", "negative"}.intersection(words)):
+        return None
+    return known[-1]
 
 
 def is_lower_better(metric: str) -> bool:
@@ -96,7 +107,8 @@ def direction_in(args: Any, metric: str) -> bool | None:
     if chosen_by is None or chosen_by.removeprefix("eval_") != metric.removeprefix("eval_"):
         return known
     told = args.greater_is_better
-    # What transformers fills in, which takes all but losses to rise, is nobody's word.
+    # What transformers fills in, which takes all but losses to rise, is no better word than the name's; where that has none,
+    # the best model goes by it.
     filled_in = not chosen_by.endswith("loss")
     return told if known is None or (told is not None and told != filled_in) else known
 

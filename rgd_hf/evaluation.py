@@ -15,7 +15,7 @@ from transformers.utils import ModelOutput
 from rgd_hf.data import SAMPLE_WEIGHT
 from rgd_hf.evaluated_items import EvaluatedItems
 from rgd_hf.flattened import SAMPLE_LENGTHS, labels_of_row
-from rgd_hf.items import WHERE_LABELS_GO, columns_of, without
+from rgd_hf.items import columns_of, without
 from rgd_hf.overrides import set_on
 from rgd_hf.repeats import ignore_repeats_in_row
 
@@ -222,7 +222,8 @@ class PlainEvaluationMixin(TrainerBase):
                 if count == 0:
                     warnings.warn(
                         f"{metric_key_prefix}_loss is NaN: of {len(items):,} evaluated rows, none has a label that counts. "
-                        f"{WHERE_LABELS_GO}",
+                        "Labels of -100 do not count: look at what the data collator makes of them (a template that is not "
+                        "found) and at the maximum length, which may cut all of them away.",
                         stacklevel=2,
                     )
         return output

@@ -14,12 +14,6 @@ SMALLEST = torch.finfo(torch.float32).tiny
 """A lower bound of divisors: without items their sum of weights is 0, and 0 / SMALLEST is 0 where 0 / 0 is NaN."""
 
 
-WHERE_LABELS_GO = (
-    "Labels of -100 do not count: look at what the data collator makes of them (a template that is not found) and at the "
-    "maximum length, which may cut all of them away."
-)
-
-
 class Items(NamedTuple):
     """The items (samples or tokens) of a micro-batch.
 

@@ -17,12 +17,12 @@ class ResumedStreams(TrainerCallback):
         self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any
     ) -> None:
         """Look at where the training begins."""
+        goes_on = 0 < state.global_step < state.max_steps
+        if not goes_on or has_length(train_dataloader) or args.ignore_data_skip:
+            return
         if (
-            not state.global_step
-            or (state.epoch or 0) < 1
-            or has_length(train_dataloader)
-            or args.ignore_data_skip
-        ):
+            state.epoch or 0
+        ) <= 1:  # exactly 1 at the end of an earlier `max_steps` that the first pass had room for
             return
         warnings.warn(
             f"This training resumes at step {state.global_step}, in pass {int(state.epoch) + 1} over a training set of unknown "

@@ -23,8 +23,16 @@ _NOT_SETTINGS = (
     "seed", "data_seed", "dataloader_num_workers", "local_rank", "save_",
 )  # fmt: skip
 
-# Folds and random parts differ in size, and new layers in their values.
-_OF_THE_SEED = ("train_dataset_rows", "eval_dataset_rows", "eval_dataset_rows_by_set", "initial_weights")
+# Folds and random parts differ in size, and new layers in their values; a schedule or a loss may be made of either.
+_OF_THE_SEED = (
+    "train_dataset_rows",
+    "eval_dataset_rows",
+    "eval_dataset_rows_by_set",
+    "initial_weights",
+    "optimizer",
+)
+# What another version of a library adds to these, or takes from them, is not the user's decision.
+_OF_LIBRARIES = ("model_config.", "optimizer.")
 
 # Where a model is from, which a moved folder changes, and what forward, training and saving write into a config, which the
 # models of several runs may share.
@@ -82,14 +90,21 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any], same_see
         if not _same(name, known.get(name), given.get(name))
         # A part of what was recorded as a whole, such as an option of the model, was absent, not unknown.
         and name.split(".")[0] in before
-        and not (name in _OF_THE_SEED and not same_seed)
+        and not (_depends_on_the_seed(name) and not same_seed)
+        and not (name.startswith(_OF_LIBRARIES) and (name not in known or name not in given))
         and not (name in TEXT_TOKENS and known.get(name) == f"<{name.upper()}>")
     ]
     shown = (f"{name}: {known.get(name)!r}, now {given.get(name)!r}" for name in changed)
     return "; ".join(
-        "initial_weights: another checkpoint or initialization" if "initial_weights:" in one else one
+        "initial_weights: another checkpoint or initialization, or a model that was trained before"
+        if "initial_weights:" in one
+        else one
         for one in shown
     )
+
+
+def _depends_on_the_seed(name: str) -> bool:
+    return name.split(".")[0] in _OF_THE_SEED or name.endswith(".values")
 
 
 def _same(name: str, before: Any, now: Any) -> bool:
@@ -99,7 +114,8 @@ def _same(name: str, before: Any, now: Any) -> bool:
         return all(
             math.isclose(*pair, rel_tol=_SAME_WEIGHTS, abs_tol=_SAME_WEIGHTS) for pair in zip(before, now)
         )
-    if ".python " in name and None in (before, now):  # of another version
+    # Of another version: bytecode of Python, a record of this package.
+    if (".python " in name or name.endswith(".values")) and None in (before, now):
         return True
     return before == now
 
@@ -155,7 +171,7 @@ def _weight_sums(parameters: list[torch.nn.Parameter]) -> list[float] | None:
         if type(values) is not torch.Tensor or values.is_meta or not values.numel():
             continue
         found.append(values[tuple(size // 2 for size in values.shape)].cpu().double())
-    every = [float(value) for value in found]
+    every = [float(value) for value in found if value.isfinite()]
     return [math.fsum(every[start::_SUMS]) for start in range(_SUMS)] if every else None
 
 
@@ -164,14 +180,16 @@ def _optimizer(trainer: Any) -> dict[str, Any] | None:
     found: dict[str, Any] = {}
     chosen = getattr(trainer, "optimizer_cls_and_kwargs", None)
     if chosen is not None:
-        found = {"class": chosen[0].__name__, **chosen[1]}
+        found = {"class": chosen[0].__name__, **dict(_scalars(chosen[1]))}
     if trainer.optimizer is not None:
-        groups: list[Any] = []
-        for group in trainer.optimizer.param_groups:
-            options = {name: value for name, value in group.items() if name not in ("params", "param_names")}
-            if options not in groups:
-                groups.append(options)
-        found = {"class": type(trainer.optimizer).__name__, "groups": groups}
+        groups = trainer.optimizer.param_groups
+        options = {
+            str(number): {
+                name: value for name, value in group.items() if name not in ("params", "param_names")
+            }
+            for number, group in enumerate(groups)
+        }
+        found = {"class": type(trainer.optimizer).__name__, "groups": options}
     if trainer.lr_scheduler is not None:
         found["lr_scheduler"] = type(trainer.lr_scheduler).__name__
     return found or None
@@ -183,8 +201,10 @@ def _code(given: Any) -> dict[str, Any] | None:
         given = given.function
     if given is None or type(given).__module__.startswith("rgd_hf."):
         return None
+    values: list[Any] = []
     while isinstance(given, functools.partial):
-        given = given.func  # its settings are recorded with the arguments
+        values += [*_scalars(given.args), *_scalars(given.keywords)]
+        given = given.func
     function = getattr(given, "__func__", given)
     if hasattr(function, "__code__"):
         functions, name = [function], function.__name__
@@ -193,13 +213,19 @@ def _code(given: Any) -> dict[str, Any] | None:
         name = getattr(given, "__name__", type(given).__name__)
     if not functions:
         return {"name": name}
-    told = repr([_of_function(each) for each in functions])
+    told = repr([_of_code(each.__code__, each.__doc__) for each in functions])
     # Bytecode is that of one version of Python.
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    return {"name": name, f"python {version}": hashlib.sha256(told.encode()).hexdigest()[:16]}
+    values += [value for each in functions for value in _values_of(each)]
+    return {
+        "name": name,
+        f"python {version}": hashlib.sha256(told.encode()).hexdigest()[:16],
+        "values": repr(values),
+    }
 
 
-def _of_function(function: Any) -> list[Any]:
+def _values_of(function: Any) -> list[Any]:
+    """Numbers and texts that a function has from outside: its defaults, and what it closes over."""
     code, defaults = function.__code__, [function.__defaults__, function.__kwdefaults__]
     # What it counts up by itself does not tell functions apart.
     written = {step.argval for step in dis.get_instructions(code) if step.opname == "STORE_DEREF"}
@@ -208,8 +234,7 @@ def _of_function(function: Any) -> list[Any]:
         for name, cell in zip(code.co_freevars, function.__closure__ or ())
         if name not in written and _is_filled(cell)
     }
-    values = [*(value for each in defaults for value in _scalars(each)), *_scalars(around)]
-    return [_of_code(code, function.__doc__), values]
+    return [*(value for each in defaults for value in _scalars(each)), *_scalars(around)]
 
 
 def _scalars(values: Any) -> list[Any]:

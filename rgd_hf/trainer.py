@@ -335,7 +335,7 @@ class ReweightingMixin(
         self._steps_begun = self._step_finished = 0
         self._step_is_open = False
         self._start_rule()
-        self._warned = self._warned_of_no_items = self._weights_looked_at = self._trial_ends = False
+        self._warned = self._weights_looked_at = self._trial_ends = False
 
     def _begin_step(self, batch_samples: list) -> None:
         super()._begin_step(batch_samples)

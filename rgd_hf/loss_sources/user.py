@@ -20,15 +20,19 @@ class _Broadcasts:
     name: str
     _checked = False
 
-    def _check_pairs(self, losses: Any, valid: Tensor | None, labels: Any) -> None:
-        """Raise `ValueError` where labels `[batch]`, `[batch, 1]` or `[batch, items]` have losses with the batch twice."""
+    def _check_pairs(self, losses: Any, valid: Tensor | None, labels: Any, outputs: Any) -> None:
+        """Raise `ValueError` where labels `[batch]`, `[batch, 1]` or `[batch, items]` have losses with the batch twice.
+
+        Not where the model's outputs have that shape: a loss of each sample for each class, of as many classes as samples.
+        """
         if self._checked or not isinstance(losses, Tensor) or not isinstance(labels, Tensor):
             return
         samples, of_each = (len(labels), labels.shape[1:]) if labels.dim() else (0, ())
         if samples < 2:
             return
         each_with_all = [(samples, samples, *of_each), (samples, samples, *(n for n in of_each if n > 1))]
-        if valid is None and tuple(losses.shape) in each_with_all:
+        of_outputs = any(isinstance(one, Tensor) and one.shape == losses.shape for one in _elements(outputs))
+        if valid is None and tuple(losses.shape) in each_with_all and not of_outputs:
             raise ValueError(
                 f"{self.name} returned losses of shape {list(losses.shape)} for labels of shape {list(labels.shape)}: those of "
                 "each sample with the labels of all others, as where [batch, 1] meets [batch]. Give outputs and labels "
@@ -83,7 +87,7 @@ class CustomLosses(_Broadcasts):
                 "that hold the labels: TrainingArguments(label_names=[...])."
             ) from error
         losses, valid = returned if isinstance(returned, tuple) else (returned, None)
-        self._check_pairs(losses, valid, next(iter(labels.values())) if len(labels) == 1 else None)
+        self._check_pairs(losses, valid, next(iter(labels.values())) if len(labels) == 1 else None, outputs)
         if not labels.keys() <= withheld:
             outputs = _without_loss(outputs)
         first, self._first = self._first, False
@@ -139,7 +143,7 @@ class OverriddenLosses(_Broadcasts):
                     )
         first, self._first = self._first, False
         own = PerSampleLosses(*returned)
-        self._check_pairs(own.losses, own.valid, columns_of(inputs).get("labels"))
+        self._check_pairs(own.losses, own.valid, columns_of(inputs).get("labels"), own.outputs)
         own = own._replace(outputs=_without_loss(own.outputs))
         batch = checked_losses(own, self.name, columns_of(inputs).get("labels"), first)
         if not isinstance(self.default, HeadLosses) or self.default.class_weights is None:
@@ -187,6 +191,12 @@ def checked_losses(
     reference = token_reference(valid)
     losses = losses if all_valid else zero_uncounted(losses, reference)
     return BatchLosses(outputs, losses, valid, reference, auxiliary)
+
+
+def _elements(outputs: Any) -> list[Any]:
+    if isinstance(outputs, Mapping):
+        return list(outputs.values())
+    return list(outputs) if isinstance(outputs, tuple | list) else [outputs]
 
 
 def _without_loss(outputs: Any) -> Any:

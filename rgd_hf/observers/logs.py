@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from transformers.trainer_utils import HPSearchBackend
 
-from rgd_hf.items import WHERE_LABELS_GO
 from rgd_hf.observers.statistics import stop_if_not_finite
 from rgd_hf.observers.trainer import ObserversMixin
 from rgd_hf.weightings import WeightsError
@@ -23,7 +22,6 @@ class LogsMixin(ObserversMixin):
     args: Any
     objective: Any
     _warned = False
-    _warned_of_no_items = False
     # Whether the training is a trial of a search that ends because of a loss that is not finite.
     _trial_ends = False
     _in_training_step: bool
@@ -50,11 +48,9 @@ class LogsMixin(ObserversMixin):
                 self._end_step()
             logs.update(self.weighting.logs())
             for observer in self.observers:
+                if observer is self.statistics and not self.reweights:
+                    continue
                 found = self._collect(observer)
-                if observer is self.statistics:
-                    self._warn_if_nothing_counts(found)
-                    if not self.reweights:
-                        continue
                 numbers = {name: value for name, value in found.items() if isinstance(value, int | float)}
                 logs.update(numbers)
                 more.update({name: value for name, value in found.items() if name not in numbers})
@@ -63,16 +59,6 @@ class LogsMixin(ObserversMixin):
         # Reporters take numbers alone.
         if more:
             self.state.log_history[-1].update(more)
-
-    def _warn_if_nothing_counts(self, statistics: dict[str, Any]) -> None:
-        if statistics or self._warned_of_no_items:
-            return
-        self._warned_of_no_items = True
-        warnings.warn(
-            "No training sample since the last log has a label that counts: their losses are 0, and those steps changed nothing. "
-            f"{WHERE_LABELS_GO}",
-            stacklevel=3,
-        )
 
     def _warn_once(self, statistics: dict[str, float]) -> None:
         # At the start every loss is at chance level, which says nothing about the rest of the run.

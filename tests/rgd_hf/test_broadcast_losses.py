@@ -76,8 +76,9 @@ def test_they_are_refused(way, labels, outputs, losses, level, make_args):
         ((3,), 3, squared),
         ((BATCH,), BATCH, squared),
         ((), 3, lambda logits, labels: squared(logits, labels[:, None])),
+        ((), BATCH, lambda logits, labels: squared(logits, labels[:, None])),
     ],
-    ids=["[b]", "[b, 1]", "[b, k]", "[b, k] with k = b", "a label, several losses"],
+    ids=["[b]", "[b, 1]", "[b, k]", "[b, k] with k = b", "a label, several losses", "as many as samples"],
 )
 def test_those_of_one_shape_are_not(way, labels, outputs, losses, make_args):
     trainer_of(way, losses, data(*labels), make_args, outputs).train()

@@ -86,6 +86,10 @@ def squared(outputs, labels):
     return (outputs.logits.sum(-1) - labels) ** 2
 
 
+def scaled(outputs, labels, factor):
+    return factor * squared(outputs, labels)
+
+
 def absolute(outputs, labels):
     return (outputs.logits.sum(-1) - labels).abs()
 
@@ -101,7 +105,12 @@ def absolute(outputs, labels):
         ),
         ({"optim": lambda: sgd(0.1)}, {"optim": lambda: sgd(1.0)}, "optimizer"),
         ({"reweighting": lambda: plain}, {"reweighting": lambda: exponential}, "reweighting_code.python"),
-        ({"reweighting": lambda: power(1)}, {"reweighting": lambda: power(8)}, "reweighting_code.python"),
+        ({"reweighting": lambda: power(1)}, {"reweighting": lambda: power(8)}, "reweighting_code.values"),
+        (
+            {"loss": lambda: functools.partial(scaled, factor=1)},
+            {"loss": lambda: functools.partial(scaled, factor=5)},
+            "per_sample_loss_fn.values",
+        ),
         ({"reweighting": lambda: own_rule(1)}, {"reweighting": lambda: own_rule(3)}, "reweighting_code.python"),
         ({"loss": lambda: squared}, {"loss": lambda: absolute}, "per_sample_loss_fn.name: 'squared', now 'absolute'"),
         ({"loss": lambda: None}, {"loss": lambda: absolute}, "per_sample_loss_fn.name: None, now 'absolute'"),
@@ -202,6 +211,57 @@ def test_sizes_and_new_layers_may_depend_on_the_seed(make, tmp_path):
     data.extend(classification_data(9))
     with pytest.raises(ValueError, match="_dataset_rows"):
         compare(build, seeds=[0, 1], **given)
+
+
+def test_losses_and_schedules_may_be_made_of_the_seed(make, tmp_path):
+    def build(seed, reweighting):
+        model, mean = tiny_bert(), float(np.random.default_rng(seed).random())
+        optimizer = torch.optim.SGD(model.parameters(), 0.1 + 0.1 * seed)
+
+        def shifted(outputs, labels, start=seed):
+            return squared(outputs, labels + mean + start)
+
+        return make(
+            seed, reweighting, model, trainer={"per_sample_loss_fn": shifted, "optimizers": (optimizer, None)}
+        )
+
+    given = {"output_dir": tmp_path / "c"}
+    found = compare(build, seeds=[0, 1], **given)
+    assert compare(build, seeds=[0, 1], **given).scores == found.scores
+    compare(build, seeds=[0, 1, 2], **given)
+
+
+def test_what_another_release_of_a_library_adds_is_no_other_setting(make):
+    def build():
+        model = tiny_bert()
+        return make(model=model, trainer={"optimizers": (torch.optim.SGD(model.parameters(), 0.1), None)})
+
+    now = run_settings(build())
+    for extend in (lambda s: s["model_config"], lambda s: s["optimizer"]["groups"]["0"]):
+        other = copy.deepcopy(now)
+        extend(other)["an_option_of_tomorrow"] = False
+        assert (
+            changed_settings(now, other, same_seed=True) == changed_settings(other, now, same_seed=True) == ""
+        )
+
+
+def test_weights_that_are_not_finite_are_left_out(make):
+    def build():
+        model = tiny_bert()
+        model.mask = torch.nn.Parameter(torch.full((3, 2), -float("inf")))
+        model.gap = torch.nn.Parameter(torch.full((3,), float("nan")))
+        return make(model=model)
+
+    assert changed_settings(run_settings(build()), run_settings(build()), same_seed=True) == ""
+
+
+def test_parameters_among_the_options_of_an_optimizer_are_not_recorded(make):
+    def build():
+        model = tiny_bert()
+        options = {"params": list(model.parameters()), "lr": 0.5}
+        return make(model=model, trainer={"optimizer_cls_and_kwargs": (torch.optim.SGD, options)})
+
+    assert run_settings(build())["optimizer"] == {"class": "SGD", "lr": 0.5}
 
 
 def test_code_counts_by_what_it_does(make):

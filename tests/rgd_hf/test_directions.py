@@ -50,6 +50,8 @@ FALLING = [
     "fpr",
     "false_positive_rate",
     "edit_distance",
+    "fpr_at_95_tpr",
+    "FPR@95TPR",
     "jaccard_distance",
     "runtime",
     "seconds_per_step",
@@ -71,6 +73,9 @@ RISING = [
     "average_precision",
     "recall",
     "recall@5",
+    "tpr_at_fpr",
+    "tpr@fpr=0.01",
+    "recall_at_fpr_0.01",
     "rarest_class_recall",
     "auc",
     "AUROC",
@@ -120,6 +125,12 @@ UNKNOWN = [
     "accuracy_drop",
     "toxicity_score",
     "neg_mean_squared_error",
+    "neg_elbo",
+    "negative_elbo",
+    "f1_false",
+    "accuracy_time",
+    "aupr_err",
+    "f1_error_detection",
 ]
 
 

@@ -55,16 +55,6 @@ def test_a_batch_without_labels_beside_others_changes_nothing(make_args):
         assert found == pytest.approx(trainer.evaluate(data[4:])["eval_loss"])
 
 
-@pytest.mark.parametrize("rule", ["none", "kl"])
-def test_a_training_without_labels_says_so_once(rule, make_args, recwarn):
-    args = make_args(max_steps=4, logging_steps=1)
-    trainer_of("tokens", args, train_dataset=rows(8, ignored=True), reweighting=rule).train()
-    said = [w for w in recwarn if "No training sample since the last log" in str(w.message)]
-    assert len(said) == 1
-    trainer_of("tokens", args, train_dataset=rows(8, ignored=False), reweighting=rule).train()
-    assert len([w for w in recwarn if "No training sample" in str(w.message)]) == 1
-
-
 def test_losses_of_a_users_function_that_count_nowhere(make_args):
     def none_counts(outputs, labels):
         losses = F.cross_entropy(outputs.logits, labels, reduction="none")

@@ -69,6 +69,18 @@ def test_exact(data, killed_at, saving_args, tmp_path):
         assert torch.equal(whole, train(saving_args, data(), resume=True))
 
 
+def test_more_steps_in_the_first_pass_are_no_later_pass(saving_args, tmp_path):
+    """The end of a training is epoch 1.0 whatever the stream."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="This training resumes")
+        saving_args.max_steps, saving_args.lr_scheduler_type = 3, "constant"
+        whole = train(saving_args, stream())
+        saving_args.output_dir, saving_args.max_steps = str(tmp_path / "shorter"), 2
+        train(saving_args, stream())
+        saving_args.max_steps = 3
+        assert torch.equal(whole, train(saving_args, stream(), resume=True))
+
+
 def test_after_the_first_pass_a_warning_names_what_resumes_exactly(saving_args):
     assert train(saving_args, stream(), killed_at=6) is None
     with pytest.warns(UserWarning, match=r"resumes at step 6, in pass 2 .*\.repeat\(None\)"):
