@@ -38,6 +38,9 @@ def test_a_measurement_is_of_something(option, tmp_path):
         image_throughput.main(tiny(tmp_path, option, "0"))
 
 
+ROOM = 1.3
+
+
 class Slow(torch.utils.data.Dataset):
     """Images that take as long to load as their number of seconds says."""
 
@@ -72,7 +75,8 @@ class Quick(torch.nn.Module):
 def test_what_was_loaded_before_the_clock_ran_is_not_counted(make_args, workers, prefetch):
     """Workers load as fast as they do, whatever they hold ready when the measurement begins.
 
-    A busy machine may let this process wait while they load, but not in every measurement.
+    A busy machine may let this process wait while they load, but not in every measurement as long as it took to fill all that
+    they hold ready, which would be several times the speed.
     """
     schedule = image_throughput.Schedule.of(5, workers, prefetch)
     batch, seconds = 4, 0.005
@@ -89,9 +93,9 @@ def test_what_was_loaded_before_the_clock_ran_is_not_counted(make_args, workers,
         assert len(cost.losses) == batch * (6 if workers else 5) and cost.epochs == 1
         assert cost.loader_images_per_second > 0 and 0 < cost.waiting_share < 1
         found = max(cost.loader_images_per_second, cost.images_per_second)
-        if found < 1.01 * fastest:
+        if found < ROOM * fastest:
             break
-    assert found < 1.01 * fastest
+    assert found < ROOM * fastest
 
 
 def test_an_epoch_too_short_for_it_is_told(tmp_path, capsys):
