@@ -1,6 +1,7 @@
 """The checkpoint that an interrupted training resumes from."""
 
 import json
+from itertools import takewhile
 from pathlib import Path
 
 # As the Trainer names the optimizer's state: of one process, XLA or SageMaker; of FSDP, a file or a folder of shards; of
@@ -19,8 +20,7 @@ def last_checkpoint(directory: str | Path) -> str | None:
     Returns:
         Its path, or None where there is none, as where `directory` does not exist.
     """
-    whole = [path for path in _by_step(directory) if _is_whole(path)]
-    return str(whole[-1]) if whole else None
+    return next((str(path) for path in _newest_first(directory) if _is_whole(path)), None)
 
 
 def passed_over(directory: str | Path) -> str | None:
@@ -28,25 +28,25 @@ def passed_over(directory: str | Path) -> str | None:
 
     Those older than the whole one that it finds do not count.
     """
-    left = _by_step(directory)
-    whole = [place for place, path in enumerate(left) if _is_whole(path)]
-    left = left[whole[-1] + 1 :] if whole else left
+    found = _newest_first(directory)
+    left = [*takewhile(lambda path: not _is_whole(path), found)]
     if not left:
         return None
+    older = len(left) < len(found)
     return (
-        f"note: {', '.join(path.name for path in left)} in {directory}: no training can resume from there, without a state of "
-        f"optimizer and schedule (save_only_model) or only half written; {'an older one is whole' if whole else 'it begins anew'}. "
+        f"note: {', '.join(path.name for path in reversed(left))} in {directory}: no training can resume from there, without a state of "
+        f"optimizer and schedule (save_only_model) or only half written; {'an older one is whole' if older else 'it begins anew'}. "
         "Move them elsewhere before the next start: save_total_limit counts them, and they look newer than what is written now."
     )
 
 
-def _by_step(directory: str | Path) -> list[Path]:
+def _newest_first(directory: str | Path) -> list[Path]:
     steps = {}
     for path in Path(directory).glob("checkpoint-*"):
         number = path.name.removeprefix("checkpoint-")
         if number.isdigit():
             steps[int(number)] = path
-    return [steps[step] for step in sorted(steps)]
+    return [steps[step] for step in sorted(steps, reverse=True)]
 
 
 def _is_whole(path: Path) -> bool:

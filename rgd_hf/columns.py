@@ -2,10 +2,10 @@
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sized
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import datasets
 import torch
@@ -24,6 +24,7 @@ from rgd_hf.data import (
     check_numbered,
     check_sample_weights,
     has_column,
+    number_of_samples,
 )
 from rgd_hf.flattened import SAMPLE_LENGTHS, SampleLengthsCollator
 from rgd_hf.heads import bare_model
@@ -51,6 +52,20 @@ _LIKE_WEIGHTS = {
 }
 
 
+class _Prepared(NamedTuple):
+    """What a Trainer made of its training set when it prepared it.
+
+    Attributes:
+        dataset: what it trains on; None where that is what it was given.
+        given: number of samples that it was given; None where it is not known, or samples are packed.
+        dropped: columns that it dropped.
+    """
+
+    dataset: Any = None
+    given: int | None = None
+    dropped: frozenset[str] = frozenset()
+
+
 class ColumnsMixin(TrainerBase):
     """Carries columns from the data set past the model to the rule and the observers.
 
@@ -62,10 +77,7 @@ class ColumnsMixin(TrainerBase):
     # Whether the training batches come from the Trainer's own dataloader.
     _makes_batches = False
     _weights_looked_at = False
-    # The columns of the training set that a Trainer dropped when it prepared it, and what it made of it.
-    _dropped: tuple[frozenset[str], Any] = (frozenset(), None)
-    # The number of samples that it was given, and what it made of them.
-    _prepared: tuple[int | None, Any] = (None, None)
+    _prepared = _Prepared()
 
     if TYPE_CHECKING:
         observers: list[Observer]
@@ -155,7 +167,7 @@ class ColumnsMixin(TrainerBase):
         if is_training and SAMPLE_INDEX in read:
             check_numbered(dataset)
             self._say_if_samples_are_dropped()
-            checks = {**checks, SAMPLE_INDEX: partial(check_indices, _number_of(dataset) or 0)}
+            checks = {**checks, SAMPLE_INDEX: partial(check_indices, len(cast(Sized, dataset)))}
         for column in read:
             dtype = torch.int64 if column == SAMPLE_INDEX else None
             self.data_collator = ColumnCollator(
@@ -181,21 +193,23 @@ class ColumnsMixin(TrainerBase):
 
     def _note_dropped_columns(self, given: Any) -> None:
         """Compare the training set with the one that the Trainer was given, and may have prepared."""
-        if given is not self.train_dataset and not self._packs:
-            self._prepared = _number_of(given), self.train_dataset
+        if given is self.train_dataset:
+            return
         names, kept = _column_names(given), _column_names(self.train_dataset)
         if names is None and isinstance(given, datasets.IterableDataset) and self._packs:
             # It may not know its columns before it is read; TRL reads a sample, too.
             names = list(next(iter(given), ()))
-        if given is self.train_dataset or names is None or (kept is None and not self._packs):
-            return
-        self._dropped = frozenset(names) - frozenset(kept or ()), self.train_dataset
+        dropped: frozenset[str] = frozenset()
+        if names is not None and (kept is not None or self._packs):
+            dropped = frozenset(names) - frozenset(kept or ())
+        samples = None if self._packs else number_of_samples(given)
+        self._prepared = _Prepared(self.train_dataset, samples, dropped)
 
     def _check_columns_are_kept(self) -> None:
-        dropped, prepared = self._dropped
+        prepared = self._prepared
         read = (SAMPLE_WEIGHT, *self.hidden_columns, *self._columns_read())
-        missing = [name for name in dict.fromkeys(read) if name in dropped]
-        if not missing or prepared is not self.train_dataset:
+        missing = [name for name in dict.fromkeys(read) if name in prepared.dropped]
+        if not missing or prepared.dataset is not self.train_dataset:
             return
         why, remedy = f"{type(self).__name__} drops when it prepares the data", "keep it there"
         if self._packs:
@@ -212,11 +226,10 @@ class ColumnsMixin(TrainerBase):
 
     def _say_if_samples_are_dropped(self) -> None:
         """Warn where samples are reported by their index, and are others than those that the Trainer was given."""
-        given, prepared = self._prepared
-        if SAMPLE_INDEX not in self._columns_read() or given is None or prepared is not self.train_dataset:
+        given, left = self._prepared.given, number_of_samples(self.train_dataset)
+        if SAMPLE_INDEX not in self._columns_read() or self._prepared.dataset is not self.train_dataset:
             return
-        left = _number_of(prepared)
-        if left is not None and left != given:
+        if None not in (given, left) and left != given:
             warnings.warn(
                 f"{type(self).__name__} was given {given:,} training samples and prepared {left:,}: the index of a hard example "
                 "is that of trainer.train_dataset, not of the data set that it was given.",
@@ -289,10 +302,6 @@ class ColumnsMixin(TrainerBase):
                 return step(model, inputs, *args, **kwargs)
 
         return super()._collecting(prediction_step)
-
-
-def _number_of(samples: Any) -> int | None:
-    return len(samples) if hasattr(samples, "__len__") else None
 
 
 def _column_names(dataset: Any) -> list[str] | None:

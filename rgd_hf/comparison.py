@@ -22,7 +22,6 @@ from rgd_hf.overrides import behind, in_front
 from rgd_hf.run_settings import changed_settings, run_settings
 from rgd_hf.statistics import Estimate, mean_interval, smallest_detectable
 from rgd_hf.trainer import ReweightingMixin
-from rgd_hf.weightings import Weighting
 from rgd_hf.weightings.choice import as_weighting, settings_of
 
 RUNS_NAME = "runs.jsonl"
@@ -199,12 +198,14 @@ def compare(
                 if greater_is_better is None:
                     greater_is_better = _direction(trainer, metric)
                 others = [other for other in finished.values() if other["reweighting"] == label]
-                _check_settings(_same_everywhere(run_settings(trainer)), seed, others, folder)
+                # Of the main process: others may get their weights from it only when the model is wrapped.
+                settings = _same_everywhere(run_settings(trainer))
+                _check_settings(settings, seed, others, folder)
                 _check_method(method_name(trainer.args), label, methods)
             if run is None:
                 _say(f"{label}, seed {seed}: run {len(runs) + 1} of {len(labels) * len(seeds)}")
                 place = folder / f"{_slug(label)}-seed{seed}"
-                run = {"reweighting": label, "seed": seed, **_train(trainer, place)}
+                run = {"reweighting": label, "seed": seed, **_train(trainer, settings, place)}
                 if PartialState().is_main_process:
                     append_line(folder / RUNS_NAME, run)
                     # Its checkpoints are no longer those of an interrupted run.
@@ -233,9 +234,7 @@ def comparison_of(
     return Comparison(scores, metric, greater_is_better, tuple(runs))
 
 
-def _train(trainer: Trainer, folder: Path) -> dict[str, Any]:
-    # Of the main process: others may get their weights from it only when the model is wrapped.
-    settings = _same_everywhere(run_settings(trainer))
+def _train(trainer: Trainer, settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     trainer.args.output_dir = str(folder)
     checkpoint = _same_everywhere(last_checkpoint(folder))
     left = passed_over(folder)
@@ -273,7 +272,7 @@ def _check_trainer(trainer: Any, seed: int, reweighting: Any) -> None:
             f"make_trainer was given reweighting={reweighting!r}, but its Trainer has {args.reweighting!r}. Pass it on, "
             "ReweightedTrainer(reweighting=reweighting)."
         )
-    if callable(reweighting) or isinstance(reweighting, Weighting):
+    if not isinstance(reweighting, str):
         asked, found = as_weighting(reweighting), trainer.weighting
         if type(found) is not type(asked) or settings_of(found) != settings_of(asked):
             raise ValueError(

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
+from transformers.trainer_utils import has_length
 
 SAMPLE_WEIGHT = "sample_weight"
 """The column that holds a non-negative weight for every sample."""
@@ -194,6 +195,11 @@ def check_sample_weights(weights: Tensor) -> None:
             f"The column {SAMPLE_WEIGHT!r} must hold finite, non-negative numbers, but a training batch has "
             f"{bad[0].item():g}. A weight of 0 leaves a sample out: correct the column, or remove it."
         )
+
+
+def number_of_samples(dataset: Any) -> int | None:
+    """The number of samples of a data set; None where it is not known, as of a stream."""
+    return len(dataset) if has_length(dataset) else None
 
 
 def has_column(dataset: Any, column: str, read: bool) -> bool:

@@ -22,9 +22,8 @@ def signed(value: float) -> str:
 
 def mean_and_spread(values: Sequence[float]) -> str:
     """Mean ± sample standard deviation; one value is shown alone, and so is a mean that is not finite."""
-    mean = sum(values) / len(values)
-    if len(values) < 2 or not math.isfinite(mean):
-        return number(mean)
+    if len(values) < 2 or not all(map(math.isfinite, values)):
+        return number(sum(values) / len(values))
     mean = math.fsum(values) / len(values)
     deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
     return f"{number(mean)} ± {number(deviation)}"

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from rgd_hf.data import number_of_samples
 from rgd_hf.weightings.function import Function
 
 TEXT_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -94,13 +95,13 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any], same_see
         and not (name.startswith(_OF_LIBRARIES) and (name not in known or name not in given))
         and not (name in TEXT_TOKENS and known.get(name) == f"<{name.upper()}>")
     ]
-    shown = (f"{name}: {known.get(name)!r}, now {given.get(name)!r}" for name in changed)
-    return "; ".join(
-        "initial_weights: another checkpoint or initialization, or a model that was trained before"
-        if "initial_weights:" in one
-        else one
-        for one in shown
-    )
+    return "; ".join(_difference(name, known.get(name), given.get(name)) for name in changed)
+
+
+def _difference(name: str, before: Any, now: Any) -> str:
+    if name == "initial_weights":
+        return f"{name}: another checkpoint or initialization, or a model that was trained before"
+    return f"{name}: {before!r}, now {now!r}"
 
 
 def _depends_on_the_seed(name: str) -> bool:
@@ -132,14 +133,10 @@ def _rows(trainer: Any) -> dict[str, Any]:
     rows: dict[str, Any] = {}
     for name in ("train_dataset", "eval_dataset"):
         dataset = getattr(trainer, name, None)
-        rows[f"{name}_rows"] = _length(dataset)
+        rows[f"{name}_rows"] = number_of_samples(dataset)
         if isinstance(dataset, Mapping):
-            rows[f"{name}_rows_by_set"] = [_length(each) for each in dataset.values()]
+            rows[f"{name}_rows_by_set"] = [number_of_samples(each) for each in dataset.values()]
     return rows
-
-
-def _length(dataset: Any) -> int | None:
-    return len(dataset) if hasattr(dataset, "__len__") else None
 
 
 def _config(model: Any) -> dict[str, Any] | None:

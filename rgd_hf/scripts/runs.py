@@ -8,10 +8,10 @@ from typing import Any
 
 from accelerate import PartialState
 from transformers import set_seed
-from transformers.trainer_utils import has_length
 
 from rgd_hf import ReweightedTrainingArguments, ReweightingArguments
 from rgd_hf.checkpoints import last_checkpoint, passed_over
+from rgd_hf.data import number_of_samples
 from rgd_hf.json_lines import write_json
 from rgd_hf.scripts.errors import UserError, settings_explained
 from rgd_hf.scripts.hard_examples import InspectedTrainer, TrainingSamples, list_hard_examples
@@ -131,15 +131,14 @@ def _with_recorded(records: list[dict[str, Any]], plan: RunPlan) -> list[dict[st
 
 def rows_of(trainer: Any) -> dict[str, int | None]:
     """The numbers of samples of a Trainer: `train` and `evaluation`, of all its evaluation sets together; None of streams."""
-
-    def rows(data: Any) -> int | None:
-        return len(data) if has_length(data) else None
-
     evaluated = trainer.eval_dataset
-    sets = [rows(each) for each in (evaluated.values() if isinstance(evaluated, dict) else [evaluated])]
+    sets = [
+        number_of_samples(each)
+        for each in (evaluated.values() if isinstance(evaluated, dict) else [evaluated])
+    ]
     known = [count for count in sets if count is not None]
     return {
-        "train": rows(trainer.train_dataset),
+        "train": number_of_samples(trainer.train_dataset),
         "evaluation": sum(known) if len(known) == len(sets) else None,
     }
 

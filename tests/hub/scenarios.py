@@ -102,6 +102,19 @@ class TensorBoardLog(TrainerCallback):
         (folder / f"events.out.tfevents.1.{host}.1.0").write_text(args.to_json_string())
 
 
+def saved_every(steps: int) -> dict:
+    """Arguments of a quiet training on the CPU that saves and evaluates every so many steps."""
+    return {
+        "report_to": [],
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "save_strategy": "steps",
+        "save_steps": steps,
+        "eval_strategy": "steps",
+        "eval_steps": steps,
+    }
+
+
 def plain_script(
     output_dir: str,
     texts: list[str],
@@ -128,13 +141,7 @@ def plain_script(
         output_dir=output_dir,
         per_device_train_batch_size=4,
         max_steps=4,
-        report_to=[],
-        use_cpu=True,
-        disable_tqdm=True,
-        save_strategy="steps",
-        save_steps=2,
-        eval_strategy="steps",
-        eval_steps=2,
+        **saved_every(2),
         **settings,
     )
     data = Dataset.from_list(rows)
@@ -163,13 +170,7 @@ def plain_searches(output_dir: str) -> str:
                 output_dir=output_dir,
                 seed=seed,
                 max_steps=2,
-                report_to=[],
-                use_cpu=True,
-                disable_tqdm=True,
-                save_strategy="steps",
-                save_steps=1,
-                eval_strategy="steps",
-                eval_steps=1,
+                **saved_every(1),
                 load_best_model_at_end=True,
             ),
             model_init=lambda: AutoModelForSequenceClassification.from_pretrained(MODEL, num_labels=2),
