@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 from rgd_hf import ReweightingArguments, ReweightingMixin
-from rgd_hf.data import SAMPLE_WEIGHT
+from rgd_hf.batches.columns import SAMPLE_WEIGHT
 from rgd_hf.hub.checks import check_base_model
 from rgd_hf.scripts.cli import parse_args, run_recipe
 from rgd_hf.scripts.data_files import first_rows, sample_weights, say_warning

@@ -15,8 +15,8 @@ _HOME_OF = {
     "ReweightedTrainingArguments": "training_args",
     "ReweightedSeq2SeqTrainingArguments": "training_args",
     "HardExamplesMixin": "hard_examples",
-    "Comparison": "comparison",
-    "compare": "comparison",
+    "Comparison": "comparison.compare",
+    "compare": "comparison.compare",
     "ReweightingMixin": "trainer",
     "PerSampleLosses": "loss_sources",
     "ReweightedTrainer": "trainer",
@@ -24,7 +24,7 @@ _HOME_OF = {
 }
 
 if TYPE_CHECKING:
-    from rgd_hf.comparison import Comparison, compare
+    from rgd_hf.comparison.compare import Comparison, compare
     from rgd_hf.compute_loss_func import RGDLoss
     from rgd_hf.divergences import rgd_surrogate, rgd_weights
     from rgd_hf.hard_examples import HardExamplesMixin

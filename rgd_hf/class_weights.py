@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from rgd_hf.data import random_states_kept
+from rgd_hf.batches.datasets import random_states_kept
 
 BALANCED = "balanced"
 LIST_THEM = "List the weights instead: class_weights='1,2.5,0.5'."

@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from accelerate.data_loader import DataLoaderDispatcher, DataLoaderStateMixin
 from torch import Tensor
 
-from rgd_hf.repeats import Share, cannot_leave_out, share_of_dispatched_batch, share_of_last_batch
+from rgd_hf.batches.repeats import Share, cannot_leave_out, share_of_dispatched_batch, share_of_last_batch
 
 _TOLD_APART = (
     "Return losses as [batch, tokens], one row for each sample; or set per_device_eval_batch_size=1, or evaluate on one "

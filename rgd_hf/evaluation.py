@@ -12,12 +12,12 @@ from transformers import Seq2SeqTrainer
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import ModelOutput
 
-from rgd_hf.data import SAMPLE_WEIGHT
+from rgd_hf.batches.columns import SAMPLE_WEIGHT
+from rgd_hf.batches.flattened import SAMPLE_LENGTHS, labels_of_row
+from rgd_hf.batches.repeats import ignore_repeats_in_row
 from rgd_hf.evaluated_items import EvaluatedItems
-from rgd_hf.flattened import SAMPLE_LENGTHS, labels_of_row
 from rgd_hf.items import columns_of, without
 from rgd_hf.overrides import set_on
-from rgd_hf.repeats import ignore_repeats_in_row
 
 # A mixin stands to the left of the Trainer class that it is mixed into; type checkers see the Trainer below it.
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from rgd_hf.data import check_numbered
+from rgd_hf.batches.datasets import check_numbered
 from rgd_hf.observers.hard_examples import HardExample, HardExamples
 from rgd_hf.overrides import check_order
 

@@ -16,19 +16,19 @@ from torch.optim import Optimizer
 from transformers.trainer_pt_utils import find_batch_size
 from transformers.trainer_utils import has_length
 
-from rgd_hf.data import SAMPLE_WEIGHT
-from rgd_hf.flattened import SAMPLE_LENGTHS
-from rgd_hf.gradients import PendingGradients, gradients_can_be_rescaled
-from rgd_hf.items import reference_at_level
-from rgd_hf.loss_sources import HeadLosses
-from rgd_hf.overrides import in_front, set_on
-from rgd_hf.repeats import (
+from rgd_hf.batches.columns import SAMPLE_WEIGHT
+from rgd_hf.batches.flattened import SAMPLE_LENGTHS
+from rgd_hf.batches.repeats import (
     Share,
     cannot_leave_out,
     leave_out_repeats,
     share_of_dispatched_batch,
     share_of_last_batch,
 )
+from rgd_hf.gradients import PendingGradients, gradients_can_be_rescaled
+from rgd_hf.items import reference_at_level
+from rgd_hf.loss_sources import HeadLosses
+from rgd_hf.overrides import in_front, set_on
 from rgd_hf.step_guard import LossCall, Passes, StepGuardMixin
 
 _SEES_THE_NUMBER = (

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 from transformers.trainer_pt_utils import find_batch_size
 
-from rgd_hf.data import SAMPLE_WEIGHT
+from rgd_hf.batches.columns import SAMPLE_WEIGHT
 from rgd_hf.items import columns_of
 from rgd_hf.overrides import Override, behind, in_front, set_on
 

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from transformers import Seq2SeqTrainer, Trainer
 from transformers.trainer_pt_utils import find_batch_size
 
+from rgd_hf.batches.columns import SAMPLE_WEIGHT, WithColumns
+from rgd_hf.batches.flattened import has_several_samples
+from rgd_hf.batches.repeats import cannot_leave_out
+from rgd_hf.batches.resumed_streams import ResumedStreams
+from rgd_hf.batches.trainer import ColumnsMixin
 from rgd_hf.class_weights import as_setting, check_counted
-from rgd_hf.columns import ColumnsMixin
-from rgd_hf.data import SAMPLE_WEIGHT, WithColumns
 from rgd_hf.evaluation import PlainEvaluationMixin
-from rgd_hf.flattened import has_several_samples
 from rgd_hf.gradients import check_gradients_can_be_rescaled, steps_in_backward
 from rgd_hf.hub.model_card import ModelCardMixin
 from rgd_hf.hub.push import PushMixin
@@ -36,8 +38,6 @@ from rgd_hf.observers.logs import LogsMixin
 from rgd_hf.observers.statistics import NonFiniteLossError
 from rgd_hf.optimizer_step import WITHOUT_REPEATS, OptimizerStepMixin
 from rgd_hf.overrides import argument, check_order, in_front, parameters_to_the_right
-from rgd_hf.repeats import cannot_leave_out
-from rgd_hf.resumed_streams import ResumedStreams
 from rgd_hf.trainer_arguments import ArgumentsMixin
 from rgd_hf.training_args import ReweightingArguments, check_read, check_reweighting, take_weighting
 from rgd_hf.weightings.trainer import WeightingMixin

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from benchmarks.report.formats import verdict
-from rgd_hf.statistics import Estimate
+from rgd_hf.comparison.statistics import Estimate
 
 # Of Okabe and Ito: told apart by colour-blind readers; marks and dashes tell them apart in grey too.
 COLOURS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")

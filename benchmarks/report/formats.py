@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from rgd_hf.statistics import Estimate
+from rgd_hf.comparison.statistics import Estimate
 
 NOTHING = "–"
 SAME_RUNS = "the same runs"

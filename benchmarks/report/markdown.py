@@ -14,7 +14,7 @@ from benchmarks.report.questions import answers
 from benchmarks.report.readme_table import readme_table
 from benchmarks.report.sections import Pictures, section
 from benchmarks.report.summary import Overall, all_verdicts, headline, overall
-from rgd_hf.statistics import FEWEST_FOR_INTERVAL
+from rgd_hf.comparison.statistics import FEWEST_FOR_INTERVAL
 
 LISTED = 40
 

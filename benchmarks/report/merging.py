@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from rgd_hf.directions import is_lower_better
+from rgd_hf.comparison.directions import is_lower_better
 
 MEASURED = ("score", "validation_score")
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from benchmarks.report.lines import BASELINE, Record, Records
 from benchmarks.report.summary import POINTS
-from rgd_hf.statistics import Estimate, mean_interval
+from rgd_hf.comparison.statistics import Estimate, mean_interval
 
 TENTHS = 10
 HARDEST_TENTH = "hardest_tenth_accuracy"

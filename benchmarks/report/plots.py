@@ -10,7 +10,7 @@ from benchmarks.report.lines import BASELINE
 from benchmarks.report.methods import method_title
 from benchmarks.report.parts import Breakdown
 from benchmarks.report.summary import Overall, Row
-from rgd_hf.statistics import Estimate
+from rgd_hf.comparison.statistics import Estimate
 
 DIFFERENCE = "difference to ERM (points)"
 # Data sets differ a hundredfold in how much seeds move their scores: a linear axis would show the widest interval alone.

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Mapping
 from benchmarks.report.formats import counted
 from benchmarks.report.lines import BASELINE, Records
 from benchmarks.report.methods import in_order
-from rgd_hf.statistics import Estimate
+from rgd_hf.comparison.statistics import Estimate
 
 
 def not_begun(records: Records) -> list[str]:

@@ -17,8 +17,8 @@ from benchmarks.report.summary import (
     no_run_has,
     same_runs,
 )
-from rgd_hf.directions import is_lower_better
-from rgd_hf.statistics import Estimate, mean_interval, smallest_detectable
+from rgd_hf.comparison.directions import is_lower_better
+from rgd_hf.comparison.statistics import Estimate, mean_interval, smallest_detectable
 
 
 def answers(records: Records) -> list[str]:

@@ -52,8 +52,8 @@ from benchmarks.report.summary import (
     tuning_metric,
     value_of,
 )
-from rgd_hf.directions import is_lower_better
-from rgd_hf.statistics import smallest_detectable
+from rgd_hf.comparison.directions import is_lower_better
+from rgd_hf.comparison.statistics import smallest_detectable
 
 WEIGHT_KEYS = {
     "mean weight": "weight_mean",

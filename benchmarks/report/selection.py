@@ -10,7 +10,7 @@ from benchmarks.report.formats import marked, mean_and_spread, table
 from benchmarks.report.lines import BASELINE, Record, Records, candidate_of
 from benchmarks.report.methods import in_order, method_title
 from benchmarks.report.progress import interim
-from rgd_hf.statistics import mean_interval
+from rgd_hf.comparison.statistics import mean_interval
 
 
 def by_rule(records: Records, dataset: str) -> list[str]:

@@ -10,7 +10,7 @@ from benchmarks.report.formats import OWN_UNIT_DECIMALS, SHOWN_DECIMALS
 from benchmarks.report.formats import verdict as verdict_of
 from benchmarks.report.lines import BASELINE, Record, Records, candidate_of
 from benchmarks.report.methods import in_order
-from rgd_hf.statistics import Estimate, holm, mean_interval, paired_p, smallest_detectable
+from rgd_hf.comparison.statistics import Estimate, holm, mean_interval, paired_p, smallest_detectable
 
 POINTS = 100.0
 SCORE = "score"

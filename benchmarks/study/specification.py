@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from rgd_hf.directions import is_lower_better
+from rgd_hf.comparison.directions import is_lower_better
 from rgd_hf.scripts.errors import UserError, listed
 from rgd_hf.training_args import ReweightingArguments
 

@@ -29,7 +29,7 @@ from benchmarks.study.machine import (
 from benchmarks.study.measures import from_predictions
 from benchmarks.study.scripts import CHECKOUT
 from benchmarks.study.specification import BASELINE, Study
-from rgd_hf.directions import is_lower_better
+from rgd_hf.comparison.directions import is_lower_better
 from rgd_hf.scripts.errors import UserError, listed
 from rgd_hf.scripts.predictions import PREDICTIONS
 from rgd_hf.scripts.results import package_versions

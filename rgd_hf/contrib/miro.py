@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rgd_hf.batches.columns import SAMPLE_WEIGHT
 from rgd_hf.contrib.checkpoints import is_checkpoint, state_file
 from rgd_hf.contrib.errors import SetupError
 from rgd_hf.contrib.features import recorded_outputs, stages_of
 from rgd_hf.contrib.penalty import Forward, PenaltyMixin
-from rgd_hf.data import SAMPLE_WEIGHT
 
 MIRO_NAME = "miro.safetensors"
 LEARNING_RATE_FACTOR = 10

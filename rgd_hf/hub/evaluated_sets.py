@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from rgd_hf.scores import EvaluatedSet, split_of
+from rgd_hf.hub.scores import EvaluatedSet, split_of
 
 if TYPE_CHECKING:
     from transformers import Trainer as TrainerBase

@@ -17,8 +17,8 @@ from transformers.modelcard import TASK_TAG_TO_NAME_MAPPING
 from rgd_hf.description import describe_weights, settings_in_use
 from rgd_hf.hub.evaluated_sets import EvaluatedSetsMixin
 from rgd_hf.hub.loading_snippet import find_task, loading_snippet, quoted, resized_vocabulary
+from rgd_hf.hub.scores import Score, last_scores
 from rgd_hf.loss_sources import OverriddenLosses
-from rgd_hf.scores import Score, last_scores
 from rgd_hf.weightings import Weighting
 
 TAGS = ["rgd-hf", "distributionally-robust-optimization"]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rgd_hf import class_weights as classes
-from rgd_hf.data import SAMPLE_WEIGHT
+from rgd_hf.batches.columns import SAMPLE_WEIGHT
 from rgd_hf.heads import OWN_HEADS, FusedHead, Head, bare_model, doubt, hooks_on_outputs, verify
 from rgd_hf.items import check_columns, token_reference
 from rgd_hf.loss_sources.base import BatchLosses

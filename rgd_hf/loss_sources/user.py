@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rgd_hf.data import SAMPLE_WEIGHT, WithColumns
+from rgd_hf.batches.columns import SAMPLE_WEIGHT, WithColumns
 from rgd_hf.items import check_columns, columns_of, token_reference, zero_uncounted
 from rgd_hf.loss_sources.base import BatchLosses, PerSampleLosses, PerSampleLossFn
 from rgd_hf.loss_sources.head import HeadLosses

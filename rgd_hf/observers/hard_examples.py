@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rgd_hf.data import SAMPLE_INDEX, check_numbered
+from rgd_hf.batches.columns import SAMPLE_INDEX
+from rgd_hf.batches.datasets import check_numbered
 from rgd_hf.items import Items
 from rgd_hf.observers.base import Observer
 

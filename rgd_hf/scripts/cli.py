@@ -12,8 +12,8 @@ from typing import Any, get_args, get_type_hints
 
 from transformers import HfArgumentParser, TrainingArguments
 
+from rgd_hf.comparison.directions import is_greater_better
 from rgd_hf.contrib import SetupError
-from rgd_hf.directions import is_greater_better
 from rgd_hf.hub.errors import HubError, find_failure
 from rgd_hf.scripts.config_files import as_arguments, as_typed, read_settings
 from rgd_hf.scripts.errors import UserError, listed

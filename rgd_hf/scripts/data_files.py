@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
-from rgd_hf.data import SAMPLE_WEIGHT
+from rgd_hf.batches.columns import SAMPLE_WEIGHT
 from rgd_hf.scripts.column_types import column_names, typed_tables
 from rgd_hf.scripts.delimited import read_delimited
 from rgd_hf.scripts.errors import UserError, listed

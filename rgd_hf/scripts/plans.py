@@ -12,10 +12,10 @@ from accelerate import PartialState
 
 from rgd_hf import ReweightedTrainingArguments, ReweightingArguments
 from rgd_hf.checkpoints import last_checkpoint
-from rgd_hf.comparison import SETTINGS_NAME
+from rgd_hf.comparison.compare import SETTINGS_NAME
+from rgd_hf.comparison.run_settings import TEXT_TOKENS
 from rgd_hf.description import method_name
 from rgd_hf.observers.hard_examples import HardExamples
-from rgd_hf.run_settings import TEXT_TOKENS
 from rgd_hf.scripts.cli import check_rule
 from rgd_hf.scripts.errors import UserError
 from rgd_hf.scripts.hard_examples import HARD_EXAMPLES

@@ -15,11 +15,11 @@ from accelerate import PartialState
 from rich.console import Console
 from rich.table import Table
 
-from rgd_hf.comparison import Comparison, comparison_of
-from rgd_hf.directions import is_greater_better
-from rgd_hf.formats import signed
+from rgd_hf.comparison.compare import Comparison, comparison_of
+from rgd_hf.comparison.directions import is_greater_better
+from rgd_hf.comparison.formats import signed
+from rgd_hf.comparison.run_settings import TEXT_TOKENS
 from rgd_hf.json_lines import write_json
-from rgd_hf.run_settings import TEXT_TOKENS
 
 RESULTS_NAME = "all_results.json"
 PACKAGES = (

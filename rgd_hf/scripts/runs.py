@@ -10,8 +10,8 @@ from accelerate import PartialState
 from transformers import set_seed
 
 from rgd_hf import ReweightedTrainingArguments, ReweightingArguments
+from rgd_hf.batches.datasets import number_of_samples
 from rgd_hf.checkpoints import last_checkpoint, passed_over
-from rgd_hf.data import number_of_samples
 from rgd_hf.json_lines import write_json
 from rgd_hf.scripts.errors import UserError, settings_explained
 from rgd_hf.scripts.hard_examples import InspectedTrainer, TrainingSamples, list_hard_examples

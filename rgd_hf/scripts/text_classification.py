@@ -14,7 +14,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict
 from transformers import PreTrainedTokenizerBase
 
-from rgd_hf.data import SAMPLE_WEIGHT
+from rgd_hf.batches.columns import SAMPLE_WEIGHT
 from rgd_hf.scripts.column_types import MISSING_NUMBERS, say_what_looks_alike
 from rgd_hf.scripts.data_files import require_columns, sample_weights, say_warning
 from rgd_hf.scripts.errors import UserError, listed

@@ -20,9 +20,9 @@ from benchmarks.report.plots_training import curve
 from benchmarks.report.readme_table import marks
 from benchmarks.report.sections import _remark
 from benchmarks.report.summary import Tuning, final_gap
+from rgd_hf.comparison.statistics import Estimate
 from rgd_hf.scripts.cli import run_recipe
 from rgd_hf.scripts.errors import UserError
-from rgd_hf.statistics import Estimate
 
 DATASETS = {
     "mrpc": "text",

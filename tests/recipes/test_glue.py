@@ -10,9 +10,9 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 import glue
 from helpers.recipes import changed, output_of, sentences
-from rgd_hf.formats import signed
+from rgd_hf.comparison.formats import signed
+from rgd_hf.comparison.statistics import mean_interval
 from rgd_hf.scripts.errors import UserError
-from rgd_hf.statistics import mean_interval
 
 
 def test_a_run_leaves_a_model_results_and_a_card(tiny_run, capsys):

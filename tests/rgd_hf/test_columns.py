@@ -10,7 +10,7 @@ from torch.utils.data import default_collate
 from transformers import BatchEncoding, BatchFeature, BertForSequenceClassification, default_data_collator
 
 from rgd_hf import HardExamplesMixin, ReweightedTrainer
-from rgd_hf.data import ColumnCollator, SampleWeightCollator, WithColumns
+from rgd_hf.batches.columns import ColumnCollator, SampleWeightCollator, WithColumns
 from rgd_hf.observers import HardExamples
 from rgd_hf.weightings import GroupDRO
 from tests.helpers.tiny import (

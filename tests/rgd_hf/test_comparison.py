@@ -11,8 +11,8 @@ import pytest
 from transformers import Trainer
 
 from rgd_hf import Comparison, ReweightedTrainer, ReweightedTrainingArguments, compare
-from rgd_hf.formats import number, signed
-from rgd_hf.statistics import mean_interval
+from rgd_hf.comparison.formats import number, signed
+from rgd_hf.comparison.statistics import mean_interval
 from rgd_hf.weightings import KL
 from tests.helpers.tiny import classification_data, tiny_bert
 

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, BertForSequenceClassification
 
 from rgd_hf import ReweightedTrainer, ReweightedTrainingArguments, compare
-from rgd_hf.run_settings import changed_settings, run_settings
+from rgd_hf.comparison.run_settings import changed_settings, run_settings
 from rgd_hf.weightings import KL, Chi2, Weighting
 from tests.helpers.tiny import classification_data, tiny_bert, tiny_config
 

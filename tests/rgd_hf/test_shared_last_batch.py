@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from rgd_hf import ReweightedTrainer, ReweightingMixin
-from rgd_hf.repeats import Share, leave_out_repeats, share_of_last_batch
+from rgd_hf.batches.repeats import Share, leave_out_repeats, share_of_last_batch
 from rgd_hf.weightings import GroupDRO
 from tests.helpers.language import llama, text, tokenizer
 from tests.helpers.processes import run_on

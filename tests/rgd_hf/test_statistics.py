@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from rgd_hf.statistics import Estimate, holm, mean_interval, paired_p, smallest_detectable
+from rgd_hf.comparison.statistics import Estimate, holm, mean_interval, paired_p, smallest_detectable
 
 SOME = [[0.2, -0.1], [0.3, -0.2, 1.1, 0.5, 0.9], [5.0, 5.5, 4.9, 5.2], list(np.linspace(-1, 2, 30))]
 

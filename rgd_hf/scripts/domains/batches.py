@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch.utils.data import Dataset, Sampler
 
-from rgd_hf.data import SAMPLE_INDEX
+from rgd_hf.batches.columns import SAMPLE_INDEX
 from rgd_hf.scripts.domains.environments import seed_hash
 from rgd_hf.scripts.domains.views import View
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 
 from rgd_hf import ReweightedTrainer
+from rgd_hf.batches.columns import SAMPLE_INDEX
 from rgd_hf.contrib import CORALMixin, MIROMixin, SetupError, SWADMixin
-from rgd_hf.data import SAMPLE_INDEX
 from rgd_hf.scripts.domains.batches import DOMAIN
 from rgd_hf.scripts.hard_examples import InspectedTrainer
 from rgd_hf.scripts.metrics import predicted_labels

@@ -13,8 +13,8 @@ from scipy.special import softmax
 from transformers import set_seed
 
 from rgd_hf import ReweightedTrainingArguments
+from rgd_hf.batches.columns import SAMPLE_INDEX, SAMPLE_WEIGHT
 from rgd_hf.class_weights import class_weights_of
-from rgd_hf.data import SAMPLE_INDEX, SAMPLE_WEIGHT
 from rgd_hf.scripts.errors import UserError, settings_explained
 from rgd_hf.scripts.tabular.batches import BatchLoader, TensorTable
 from rgd_hf.scripts.tabular.configuration import TabularConfig

@@ -12,7 +12,7 @@ from timm.data.distributed_sampler import RepeatAugSampler
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from rgd_hf.data import SAMPLE_INDEX
+from rgd_hf.batches.columns import SAMPLE_INDEX
 from rgd_hf.scripts.errors import UserError
 from rgd_hf.scripts.vision.decoding import BadImages, UnreadableImageError, open_image
 from rgd_hf.scripts.vision.metrics import IGNORED

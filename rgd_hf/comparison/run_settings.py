@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from rgd_hf.data import number_of_samples
+from rgd_hf.batches.datasets import number_of_samples
 from rgd_hf.weightings.function import Function
 
 TEXT_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")

@@ -13,20 +13,22 @@ from accelerate.utils import send_to_device
 from torch import nn
 from torch.utils.data import IterableDataset
 
-from rgd_hf.data import (
+from rgd_hf.batches.columns import (
     SAMPLE_INDEX,
     SAMPLE_WEIGHT,
     ColumnCollator,
-    NumberedExamples,
     SampleWeightCollator,
     WithColumns,
+    check_sample_weights,
+)
+from rgd_hf.batches.datasets import (
+    NumberedExamples,
     check_indices,
     check_numbered,
-    check_sample_weights,
     has_column,
     number_of_samples,
 )
-from rgd_hf.flattened import SAMPLE_LENGTHS, SampleLengthsCollator
+from rgd_hf.batches.flattened import SAMPLE_LENGTHS, SampleLengthsCollator
 from rgd_hf.heads import bare_model
 from rgd_hf.items import without
 from rgd_hf.overrides import set_on

@@ -14,13 +14,13 @@ from accelerate.utils import broadcast_object_list
 from transformers import Trainer, set_seed
 
 from rgd_hf.checkpoints import last_checkpoint, passed_over
+from rgd_hf.comparison.directions import direction_in, is_greater_better
+from rgd_hf.comparison.formats import mean_and_spread, number, signed
+from rgd_hf.comparison.run_settings import changed_settings, run_settings
+from rgd_hf.comparison.statistics import Estimate, mean_interval, smallest_detectable
 from rgd_hf.description import method_name
-from rgd_hf.directions import direction_in, is_greater_better
-from rgd_hf.formats import mean_and_spread, number, signed
 from rgd_hf.json_lines import append_line, read_lines, write_json
 from rgd_hf.overrides import behind, in_front
-from rgd_hf.run_settings import changed_settings, run_settings
-from rgd_hf.statistics import Estimate, mean_interval, smallest_detectable
 from rgd_hf.trainer import ReweightingMixin
 from rgd_hf.weightings.choice import as_weighting, settings_of
 

@@ -10,8 +10,8 @@ from torch.utils.data import BatchSampler
 from transformers.trainer_pt_utils import find_batch_size
 from transformers.trainer_utils import has_length
 
-from rgd_hf.data import SAMPLE_WEIGHT
-from rgd_hf.flattened import ignore_after, labels_of_row
+from rgd_hf.batches.columns import SAMPLE_WEIGHT
+from rgd_hf.batches.flattened import ignore_after, labels_of_row
 
 
 class Share(NamedTuple):
