@@ -156,11 +156,11 @@ def question_answering_losses(
     end_positions: Tensor,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Half the cross-entropy of the answer's start plus half that of its end, for each sample.
+    """Cross-entropy of each sample, the mean over the ends of its answer (start and end) that count.
 
-    As in transformers, a negative position counts as position 0, and one past the last token is ignored: it adds 0.
-    (The models then average starts and ends separately, each over those that remain; here they are added per sample,
-    which gives the models' own loss wherever a start is ignored together with its end.)
+    As in transformers, a negative position counts as position 0, and one past the last token is ignored. (The models
+    then average starts and ends separately, each over those that remain in the batch; here they are averaged per
+    sample, which gives the models' own loss wherever a start is ignored together with its end.)
 
     Args:
         start_logits: `[batch, tokens]`, any floating-point dtype.
@@ -170,20 +170,20 @@ def question_answering_losses(
         label_smoothing: as in `single_label_losses`.
 
     Returns:
-        float32 `[batch]`.
+        float32 `[batch]`; 0 where both ends are ignored.
     """
     tokens = start_logits.shape[1]
+    starts, ends = (
+        positions.reshape(-1).long().clamp(0, tokens) for positions in (start_positions, end_positions)
+    )
     start, end = (
         F.cross_entropy(
-            logits.float(),
-            positions.reshape(-1).long().clamp(0, tokens),
-            ignore_index=tokens,
-            reduction="none",
-            label_smoothing=label_smoothing,
+            logits.float(), positions, ignore_index=tokens, reduction="none", label_smoothing=label_smoothing
         )
-        for logits, positions in ((start_logits, start_positions), (end_logits, end_positions))
+        for logits, positions in ((start_logits, starts), (end_logits, ends))
     )
-    return (start + end) / 2
+    counted = (starts < tokens).long() + (ends < tokens).long()
+    return (start + end) / counted.clamp(min=1)
 
 
 def semantic_segmentation_losses(

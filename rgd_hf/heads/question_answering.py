@@ -1,8 +1,9 @@
-"""Extractive question answering: one loss per sample, half for the answer's start and half for its end."""
+"""Extractive question answering: one loss per sample, the mean over the ends of its answer that count."""
 
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from rgd_hf import losses as un_reduced
@@ -12,8 +13,12 @@ from rgd_hf.heads.base import Head, Inputs
 _SEQUENCES = ("decoder_input_ids", "decoder_inputs_embeds", "input_ids", "inputs_embeds")
 
 
+def _tokens(inputs: Inputs) -> int:
+    return next(inputs[name].shape[1] for name in _SEQUENCES if inputs.get(name) is not None)
+
+
 def _valid(inputs: Inputs, config: Any) -> Tensor:
-    tokens = next(inputs[name].shape[1] for name in _SEQUENCES if inputs.get(name) is not None)
+    tokens = _tokens(inputs)
     start, end = inputs["start_positions"].reshape(-1), inputs["end_positions"].reshape(-1)
     return (start < tokens) | (end < tokens)
 
@@ -23,16 +28,27 @@ def _losses(outputs: Any, inputs: Inputs, config: Any, label_smoothing: float) -
         start_logits, end_logits = outputs["start_logits"], outputs["end_logits"]
     else:
         start_logits, end_logits = outputs[0], outputs[1]
-    losses = un_reduced.question_answering_losses(
-        start_logits,
-        end_logits,
-        inputs["start_positions"].to(start_logits.device),
-        inputs["end_positions"].to(end_logits.device),
-        label_smoothing,
+    # Tuned prompts and patches of an image are further positions, of which none is ignored by itself.
+    tokens, ignored = _tokens(inputs), start_logits.shape[1]
+    start, end = (
+        inputs[name].masked_fill(inputs[name] >= tokens, ignored).to(start_logits.device)
+        for name in ("start_positions", "end_positions")
     )
-    # Tuned prompts and patches of an image are further positions, so that the losses alone do not ignore what lies past
-    # the tokens.
-    return losses.masked_fill(~_valid(inputs, config).to(losses.device), 0.0)
+    return un_reduced.question_answering_losses(start_logits, end_logits, start, end, label_smoothing)
+
+
+def with_whole_answers(inputs: Inputs) -> dict[str, Any]:
+    """The batch with both ends of an answer at the one that counts, where one is ignored.
+
+    The models average starts and ends separately, so that elsewhere their loss is no mean over samples.
+    """
+    tokens, start = _tokens(inputs), inputs["start_positions"]
+    end = inputs["end_positions"].reshape(start.shape)
+    return {
+        **inputs,
+        "start_positions": torch.where(start < tokens, start, end),
+        "end_positions": torch.where(end < tokens, end, start),
+    }
 
 
 def _check(inputs: Inputs, config: Any) -> None:

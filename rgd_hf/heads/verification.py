@@ -18,6 +18,7 @@ from accelerate.utils import gather
 from torch import Tensor, nn
 
 from rgd_hf.heads.base import Head, Inputs, bare_model, transformers_class
+from rgd_hf.heads.question_answering import QUESTION_ANSWERING, with_whole_answers
 from rgd_hf.losses import IGNORE_INDEX
 
 READ = frozenset(files("rgd_hf.heads").joinpath("read_classes.txt").read_text().split())
@@ -107,7 +108,7 @@ def verify(head: Head, bare: nn.Module, model: nn.Module, inputs: Inputs, why: s
     """
     if isinstance(model, nn.DataParallel):
         model = model.module  # its loss would be one for each device
-    batch = _ragged(inputs) if head.token_level else _with_hard_labels(inputs, bare.config)
+    batch = _comparable(head, inputs, bare.config)
     items = head.valid(batch, bare.config).sum()
 
     def mean_of(outputs: Any) -> Tensor:
@@ -209,6 +210,13 @@ def _state_kept(model: nn.Module):
         for module, name, buffer, kept in buffers:
             setattr(module, name, buffer)
             buffer.copy_(kept)
+
+
+def _comparable(head: Head, inputs: Inputs, config: Any) -> dict[str, Any]:
+    """The batch with labels for which the task's loss is the mean over items, and others are not."""
+    if head is QUESTION_ANSWERING:
+        return with_whole_answers(inputs)
+    return _ragged(inputs) if head.token_level else _with_hard_labels(inputs, config)
 
 
 def _with_hard_labels(inputs: Inputs, config: Any) -> dict[str, Any]:

@@ -8,7 +8,13 @@ import pytest
 import torch
 from peft import AdaLoraConfig, LoraConfig, get_peft_model
 from torch.nn import functional as F
-from transformers import LlamaForCausalLM, T5Config, T5ForConditionalGeneration, Trainer
+from transformers import (
+    BertForQuestionAnswering,
+    LlamaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+    Trainer,
+)
 
 from rgd_hf import ReweightedTrainer, ReweightedTrainingArguments, RGDLoss, rgd_surrogate
 from rgd_hf.heads import doubt
@@ -20,6 +26,7 @@ from tests.helpers.tiny import (
     relative_error,
     stack,
     tiny_bert,
+    tiny_config,
 )
 
 
@@ -305,3 +312,32 @@ def test_classification_too(make_args):
     trainer = ReweightedTrainer(model, make_args(), train_dataset=classification_data(8))
     with pytest.raises(NotImplementedError, match="has forward hooks"):
         trainer.compute_loss(model.train(), stack(classification_data(8)))
+
+
+class RenamedReader(BertForQuestionAnswering):
+    pass
+
+
+@pytest.mark.parametrize("reweighting", ["kl", "none"])
+@pytest.mark.parametrize("cut", [0, 1, 3, 8], ids="{} of 8 cut".format)
+def test_answers_of_which_an_end_was_cut_off_neither_refuse_nor_hide_a_loss(cut, reweighting, make_args):
+    """Of those the models have another mean: whether a class is accepted must not depend on the first batch's."""
+    data = [{"input_ids": row["input_ids"]} for row in classification_data(8)]
+    for i, row in enumerate(data):
+        ends = (i % 7, 512) if i % 2 else (512, i % 7)
+        row["start_positions"], row["end_positions"] = ends if i < cut else (i % 7, 6)
+
+    def trained(cls, hook=None):
+        torch.manual_seed(0)
+        model = cls(tiny_config(2))
+        if hook is not None:
+            model.register_forward_hook(hook)
+        ReweightedTrainer(model, make_args(), train_dataset=data, reweighting=reweighting).train()
+        return parameters_of(model)
+
+    def doubled(module, args, outputs):
+        return outputs if outputs.loss is None else outputs | {"loss": 2 * outputs.loss}
+
+    assert torch.equal(trained(RenamedReader), trained(BertForQuestionAnswering))
+    with pytest.raises(NotImplementedError, match="has forward hooks, so its loss"):
+        trained(BertForQuestionAnswering, doubled)

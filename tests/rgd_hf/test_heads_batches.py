@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from rgd_hf import HardExamplesMixin, ReweightedTrainer, rgd_surrogate
 from rgd_hf.heads import Head, find_head, logits_of
 from tests.helpers.head_oracle import (
     BATCH,
@@ -18,6 +19,11 @@ from tests.helpers.head_oracle import (
     text_batch,
     token_labels,
 )
+from tests.helpers.tiny import gradients_of, parameters_of, relative_error
+
+
+class Recorded(HardExamplesMixin, ReweightedTrainer):
+    pass
 
 
 def head_of(model: Any) -> Head:
@@ -160,6 +166,22 @@ def test_an_answer_past_the_tokens_has_no_loss_behind_a_tuned_prompt() -> None:
     assert valid.tolist() == [True, False, False, False]
 
 
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_an_end_past_the_tokens_has_no_loss_behind_a_tuned_prompt(label_smoothing: float) -> None:
+    """Where the logits go on: a sequence padded to the model's longest, and an end that was cut off."""
+    model = _prompted("BertForQuestionAnswering", "QUESTION_ANS")
+    starts = torch.arange(BATCH)
+    losses, valid = losses_and_valid(
+        model,
+        text_batch(start_positions=starts, end_positions=torch.full((BATCH,), TOKENS)),
+        label_smoothing,
+    )
+    logits = model(**text_batch()).start_logits
+    expected = F.cross_entropy(logits, starts, reduction="none", label_smoothing=label_smoothing)
+    torch.testing.assert_close(losses, expected)
+    assert valid.all()
+
+
 def test_the_base_model_of_a_tuned_prompt_loses_the_virtual_tokens_alone() -> None:
     """Looked up without its PEFT wrapper, the head still aligns labels with the last logits."""
     model = _prompted("LlamaForCausalLM", "CAUSAL_LM")
@@ -177,6 +199,61 @@ def test_adapters_leave_the_head_as_it_is() -> None:
     base = build("LlamaForCausalLM")
     head = head_of(base)
     assert find_head(get_peft_model(base, LoraConfig(task_type="CAUSAL_LM"))) is head
+
+
+# --- answers of which an end was cut off ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows", [3, 4, 12])
+@pytest.mark.parametrize("reweighting", ["kl", "none"])
+def test_an_answer_that_was_cut_counts_as_one_sample(rows: int, reweighting: str, make_args: Any) -> None:
+    """The step, the logs, the evaluation and the hard examples, however the 12 rows are cut into micro-batches."""
+    starts, ends = torch.arange(12) % 6, torch.full((12,), 8)
+    ends[:4], starts[4:7], starts[7], ends[7] = 512, 20, 512, 512  # one of them has no loss at all
+    input_ids = torch.randint(4, VOCABULARY, (12, TOKENS), generator=torch.Generator().manual_seed(0))
+    columns = {"input_ids": input_ids, "start_positions": starts, "end_positions": ends}
+    data = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+    without_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    oracle, model = (
+        build("BertForQuestionAnswering", initializer_range=0.6, **without_dropout) for _ in range(2)
+    )
+    before = parameters_of(oracle)
+    outputs = oracle(input_ids=input_ids)
+    by_end = torch.stack(
+        [
+            F.cross_entropy(logits, at.clamp(max=TOKENS), reduction="none", ignore_index=TOKENS)
+            for logits, at in ((outputs.start_logits, starts), (outputs.end_logits, ends))
+        ]
+    )
+    counted = torch.stack([starts, ends]) < TOKENS
+    samples = counted.any(0)
+    losses = by_end.sum(0)[samples] / counted.sum(0)[samples]
+    (rgd_surrogate(losses, tau=2.0) if reweighting == "kl" else losses).mean().backward()
+
+    args = make_args(
+        per_device_train_batch_size=rows,
+        per_device_eval_batch_size=rows,
+        gradient_accumulation_steps=12 // rows,
+        max_steps=1,
+        logging_steps=1,
+        learning_rate=0.01,
+        optim="sgd",
+        max_grad_norm=0.0,
+        lr_scheduler_type="constant",
+        train_sampling_strategy="sequential",
+    )
+    settings = {"reweighting": "kl", "tau": 2.0} if reweighting == "kl" else {"reweighting": "none"}
+    trainer = Recorded(model, args, train_dataset=data, eval_dataset=data, **settings)
+    mean = pytest.approx(losses.mean().item(), rel=1e-5)
+    assert trainer.evaluate()["eval_loss"] == mean and trainer.predict(data).metrics["test_loss"] == mean
+    trainer.train()
+    assert relative_error(parameters_of(model) - before, -0.01 * gradients_of(oracle)) < 1e-4
+    if reweighting == "kl":
+        assert trainer.state.log_history[-2]["unweighted_loss"] == mean
+    expected = dict(zip(samples.nonzero().flatten().tolist(), losses.tolist(), strict=True))
+    found = {example.index: example.loss for example in trainer.hard_examples(12)}
+    assert found == pytest.approx(expected, rel=1e-5)
 
 
 # --- classification -------------------------------------------------------------------------------------------------

@@ -120,12 +120,22 @@ def test_question_answering() -> None:
     torch.testing.assert_close(losses.sum() / 3, expected)
 
 
-def test_an_answer_that_ends_past_the_sequence_keeps_the_loss_of_its_start() -> None:
-    start_logits, end_logits = TOKEN_LOGITS[..., 0], TOKEN_LOGITS[..., 1]
-    starts, ends = torch.tensor([[0], [1], [2], [3]]), torch.tensor([[2], [7], [9], [3]])
-    losses = un_reduced.question_answering_losses(start_logits, end_logits, starts, ends)
-    start = -start_logits.log_softmax(-1)[torch.arange(4), starts.flatten()]
-    torch.testing.assert_close(losses[[1, 2]], start[[1, 2]] / 2)
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_the_loss_of_an_answer_is_the_mean_over_its_ends_that_count(label_smoothing: float) -> None:
+    positions = [-3, 0, 4, 6, 7, 512]
+    starts, ends = torch.cartesian_prod(torch.tensor(positions), torch.tensor(positions)).T
+    logits = torch.randn(len(starts), 7, 2, generator=GENERATOR)
+    losses = un_reduced.question_answering_losses(
+        logits[..., 0], logits[..., 1], starts[:, None], ends, label_smoothing
+    )
+    for row, both in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
+        counted = [
+            F.cross_entropy(logits[row, :, i], torch.tensor(max(at, 0)), label_smoothing=label_smoothing)
+            for i, at in enumerate(both)
+            if at < 7
+        ]
+        expected = torch.stack(counted).mean() if counted else torch.tensor(0.0)
+        torch.testing.assert_close(losses[row], expected)
 
 
 def test_semantic_segmentation() -> None:
