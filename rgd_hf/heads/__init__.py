@@ -7,7 +7,7 @@ optimizer step before any forward pass.
 
 from rgd_hf.heads.base import Head, Inputs, bare_model, logits_of
 from rgd_hf.heads.fused import FusedHead
-from rgd_hf.heads.table import EXCLUDED, HEADS, OWN_HEADS, find_head
+from rgd_hf.heads.table import EXCLUDED, HEADS, OWN_HEADS, find_head, why_unknown
 from rgd_hf.heads.verification import READ, doubt, hooks_on_outputs, verify
 
 __all__ = [
@@ -24,4 +24,5 @@ __all__ = [
     "hooks_on_outputs",
     "logits_of",
     "verify",
+    "why_unknown",
 ]

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 from transformers.models.auto import modeling_auto as auto
 
-from rgd_hf.heads.base import Head
+from rgd_hf.heads.base import Head, bare_model, transformers_class
 from rgd_hf.heads.classification import CLASSIFICATION, MULTIPLE_CHOICE, SINGLE_LABEL_CLASSIFICATION
 from rgd_hf.heads.question_answering import QUESTION_ANSWERING
 from rgd_hf.heads.segmentation import SEMANTIC_SEGMENTATION
@@ -229,8 +229,9 @@ def find_head(model: nn.Module) -> Head | None:
     """The head of `model` (unwrapped), or None if its unreduced losses are not known.
 
     A class is looked up by the names that transformers' auto classes list, including its base classes; but a class
-    outside transformers with its own `forward` computes an unknown loss, so it has no head. The same holds for a model
-    whose `loss_function` was replaced.
+    outside transformers with its own `forward` computes an unknown loss, so it has no head: that is where users write
+    losses, and some agree with the head's on the first batch alone (a penalty on the distance from the initial
+    weights, a factor that rises from 0). The same holds for a model whose `loss_function` was replaced.
 
     Args:
         model: a model of transformers, a subclass of one, or a PEFT model around either. Tuned prompts of PEFT change
@@ -247,6 +248,18 @@ def find_head(model: nn.Module) -> Head | None:
         if "forward" in vars(cls):
             return None
     return None
+
+
+def why_unknown(model: nn.Module) -> str:
+    """Why `find_head` knows no head of `model`, for messages: `"it has its own `forward`, ..."`."""
+    bare = bare_model(model)
+    known = transformers_class(bare)
+    if known is not None and known.__name__ in HEADS:
+        if getattr(bare, "_loss_function", None) is not None:
+            return "its `loss_function` was replaced by one that nobody has read"
+        if next(cls for cls in type(bare).__mro__ if "forward" in vars(cls)) not in known.__mro__:
+            return "it has its own `forward`, whose loss nobody has read"
+    return "it is not a transformers task head that rgd_hf supports"
 
 
 def _find_head_under_peft(model: Any) -> Head | None:

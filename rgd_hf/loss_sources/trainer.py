@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from rgd_hf.heads import bare_model
+from rgd_hf.heads import bare_model, why_unknown
 from rgd_hf.loss_sources import (
     CustomLosses,
     HeadLosses,
@@ -238,8 +238,8 @@ class PerSampleLossesMixin(TrainerBase):
                 f"(docs/subclasses.md shows how); or {self._without_weights} to train on that loss as it is."
             )
         return NotImplementedError(
-            f"The per-sample losses of {type(self._bare_model()).__name__} are not known: it is not a transformers "
-            "task head that rgd_hf supports. Pass per_sample_loss_fn=(outputs, labels) -> unreduced losses, one "
+            f"The per-sample losses of {type(self._bare_model()).__name__} are not known: {why_unknown(self._bare_model())}. "
+            "Pass per_sample_loss_fn=(outputs, labels) -> unreduced losses, one "
             f"element per sample or token; or, where that needs the inputs or another model, give {name} a method "
             "compute_per_sample_losses(self, model, inputs) that returns (losses, outputs); or "
             f"{self._without_weights} to train on the model's own loss."
