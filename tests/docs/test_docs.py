@@ -1,18 +1,21 @@
 """What README and documentation say runs, and what they name exists."""
 
+import ast
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
-from textwrap import dedent
 
 import pytest
+import torch
 import yaml
 
 import rgd_hf
 from docs.readers_script import variables
-from rgd_hf import ReweightingArguments, contrib
+from rgd_hf import ReweightingArguments, contrib, hub, observers, weightings
+from rgd_hf.items import Items
 from rgd_hf.weightings.divergence import CITATION
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,9 +32,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def blocks(text: str, language: str) -> list[str]:
-    """Its code blocks, in tabs too."""
-    found = re.findall(rf"^( *)```{language}\n(.*?)^\1```", text, re.DOTALL | re.MULTILINE)
-    return [dedent(code) for _, code in found]
+    """Its code blocks."""
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
 def sections(text: str) -> list[tuple[str, list[str]]]:
@@ -60,11 +62,41 @@ def test_python_blocks_run(heading, code, make_args, tmp_path, capsys, monkeypat
         output = capsys.readouterr().out
         for printed in re.findall(r"print\(.*\)  # (.+)", block):
             assert printed in output
+    assert sys.argv == ["script.py"], "a reader's command line"
 
 
-def test_every_public_name_is_in_the_reference():
-    documented = re.findall(r"^::: rgd_hf\.(?:\w+\.)*(\w+)$", TEXTS["api.md"], re.MULTILINE)
-    assert set(rgd_hf.__all__) | set(contrib.__all__) <= set(documented)
+DOCUMENTED = re.findall(r"^::: (rgd_hf[\w.]+)$", TEXTS["api.md"], re.MULTILINE)
+
+
+@pytest.mark.parametrize("module", [rgd_hf, contrib, hub, observers, weightings], ids=lambda m: m.__name__)
+def test_every_public_name_is_in_the_reference(module):
+    assert {f"{module.__name__}.{name}" for name in module.__all__} <= set(DOCUMENTED)
+
+
+def names_used(text: str) -> Iterator[str]:
+    """What the code blocks import from the package, and what the text calls by its full name."""
+    for block in blocks(text, "python"):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rgd_hf"):
+                yield from (f"{node.module}.{alias.name}" for alias in node.names)
+    yield from re.findall(r"`(rgd_hf(?:\.\w+)+)", text)
+
+
+@each_page
+def test_what_readers_are_told_to_use_is_in_the_reference(name):
+    """Or belongs to the package that the reference makes an exception of."""
+    exception = "rgd_hf.scripts"
+    assert f"`{exception}`" in TEXTS["api.md"].split("##")[0]
+    for used in names_used(TEXTS[name]):
+        known = used in DOCUMENTED or any(one.startswith(f"{used}.") for one in DOCUMENTED)
+        assert known or f"{used}.".startswith(f"{exception}."), used
+
+
+@each_page
+def test_a_page_reads_well_without_the_site(name):
+    """Code hosts know no tabs, admonitions or fences below them; the reference alone is made by the site."""
+    assert not re.search(r"^(===|!!!|\?\?\?) |^ +```", TEXTS[name], re.MULTILINE)
+    assert name == "api.md" or ":::" not in TEXTS[name]
 
 
 def anchors(text: str) -> set[str]:
@@ -129,6 +161,39 @@ def test_every_setting_is_in_the_table():
         for field in fields(ReweightingArguments)
     }
     assert rows == defaults
+
+
+FORMULAS = dict(
+    re.findall(r"^\| `(\w+)`(?: \(default\))? \| (.+?) \|", TEXTS["how_it_works.md"], re.MULTILINE)
+)
+
+
+@pytest.mark.parametrize("name", weightings.WEIGHTINGS)
+def test_the_table_has_the_weights_of_each_rule(name):
+    """Its formula gives them, up to the scale where it says that their mean is one."""
+    losses, groups = torch.tensor([0.1, 0.7, 0.4, 2.5]), torch.tensor([0, 0, 0, 1])
+    rule = weightings.WEIGHTINGS[name](**{"num_groups": 2} if name == "group_dro" else {})
+    scale = 2.0
+    rule.update(torch.tensor([len(losses) * scale, len(losses)]))
+    found = rule.weights(Items(losses, torch.ones(4), {"group": groups}))
+    settings = rule.settings()
+    tau = settings.get("tau", 1.0)
+    symbols = {
+        "loss": losses, "scale": scale, "z": losses.clamp(max=tau) / (tau + 1), "p": torch.exp(-losses),
+        # A target_ess has none of its own, but finds one.
+        "temperature": (losses[3] - losses[1]) / (found[3] / found[1]).log(),
+        "h": 2 * (losses - losses.min()) / (losses.max() - losses.min()) - 1,
+        "q_g": 0.5, "N": 4, "N_g": torch.tensor([3, 3, 3, 1]),
+        **settings, **{option: settings[own] for own, option in rule.options.items()},
+    }  # fmt: skip
+    formula = re.findall(r"`(.+?)`", FORMULAS[name])[0]
+    functions = {"exp": torch.exp, "min": lambda values, most: values.clamp(max=most)}
+    expected = eval(formula, functions, symbols) * torch.ones(4)
+    if name == "cvar":
+        expected = expected.where(losses > losses.median(), 0.0)
+    if "mean 1" in FORMULAS[name]:
+        expected = expected / expected.mean()
+    torch.testing.assert_close(found, expected)
 
 
 def test_the_citation_is_that_of_the_model_cards():

@@ -2,7 +2,6 @@
 
 import re
 from pathlib import Path
-from textwrap import dedent
 
 import pytest
 import torch
@@ -21,12 +20,7 @@ from tests.helpers.tiny import (
 )
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "subclasses.md").read_text(encoding="utf-8")
-BLOCKS = [
-    (marker, dedent(code))
-    for marker, code in re.findall(
-        r'(?:=== "(Before|After)"\n\n)?^ *```python\n(.*?)^ *```', TEXT, re.DOTALL | re.MULTILINE
-    )
-]
+BLOCKS = re.findall(r"(?:^(Before|After):\n\n)?^```python\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
 BEFORE, AFTER = ({}, {})
 for marker, code in BLOCKS:
     exec(code, BEFORE if marker == "Before" else AFTER)
