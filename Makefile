@@ -85,7 +85,7 @@ test: $(VENV)/.dev  ## Run all tests except the slow ones
 	$(PYTEST) -m "not slow" -n $(TEST_WORKERS) --dist loadfile
 
 .PHONY: test-quick
-test-quick: $(VENV)/.dev  ## Run the quick part of the library's own tests, in one process each (under 2 minutes)
+test-quick: $(VENV)/.dev  ## Run the library's own tests without the multi-process and slow ones (under 2 minutes)
 	$(PYTEST) tests/rgd_hf -m "not slow" -k "not processes" -n $(TEST_WORKERS) --dist loadfile
 
 .PHONY: test-latest

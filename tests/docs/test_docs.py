@@ -163,6 +163,15 @@ def test_every_setting_is_in_the_table():
     assert rows == defaults
 
 
+def test_the_page_says_where_tau_has_another_default():
+    pytest.importorskip("timm", reason="the recipes' requirements are not installed")
+    said = re.findall(r"`--tau` is ([\d.]+) by default, (.+?)\.$", TEXTS["recipes.md"], re.MULTILINE)[0]
+    assert float(said[0]) == ReweightingArguments().tau
+    defaults = {path.name: import_module(path.stem).DEFAULTS for path in (ROOT / "recipes").glob("*.py")}
+    others = {name: own["tau"] for name, own in defaults.items() if "tau" in own}
+    assert others == {name: float(tau) for tau, name in re.findall(r"([\d.]+) in `(\w+\.py)`", said[1])}
+
+
 FORMULAS = dict(
     re.findall(r"^\| `(\w+)`(?: \(default\))? \| (.+?) \|", TEXTS["how_it_works.md"], re.MULTILINE)
 )
