@@ -105,9 +105,9 @@ class ReweightingMixin(
         self._note_dropped_columns(
             argument(type(self), ReweightingMixin, "train_dataset", args, trainer_arguments)
         )
-        if rule is None:
-            check_read(given, given.get("reweighting", getattr(self.args, "reweighting", "kl")))
         self._take_settings(given)
+        if rule is None:
+            check_read(given, self.args.reweighting, self.args.target_ess)
         if rule is not None:
             self._set_weighting(rule)
         if not self.label_names and not self.can_return_loss and self._has_own_losses:
@@ -335,9 +335,11 @@ class ReweightingMixin(
         self._steps_begun = self._step_finished = 0
         self._step_is_open = False
         self._start_rule()
-        self._warned = self._weights_looked_at = self._trial_ends = False
+        self._warned = self._weights_looked_at = self._trial_ends = self._has_sample_weights = False
 
     def _begin_step(self, batch_samples: list) -> None:
+        # Before repeats are left out by weights of this package's own.
+        self._has_sample_weights |= any(SAMPLE_WEIGHT in columns_of(batch) for batch in batch_samples)
         super()._begin_step(batch_samples)
         self._end_step()
         if self._is_cut:

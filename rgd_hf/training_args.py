@@ -11,10 +11,10 @@ from transformers import Seq2SeqTrainingArguments, TrainingArguments
 from rgd_hf.class_weights import parse as parse_class_weights
 from rgd_hf.weightings import WEIGHTINGS, Weighting
 from rgd_hf.weightings.choice import (
-    WITH_TARGET_ESS,
     as_weighting,
     check_settings,
     option_names,
+    rule_name,
     settings_of,
     unparsed,
     weighting_of,
@@ -234,27 +234,35 @@ def take_weighting(given: dict[str, Any]) -> tuple[Weighting | None, dict[str, A
     return rule, given | defaults | settings_of(rule)
 
 
-def check_read(given: Mapping[str, Any], name: str) -> None:
+def check_read(given: Mapping[str, Any], name: str, target_ess: float | None, dashes: str = "") -> None:
     """Raise `ValueError` where `given` has a setting of rules that the one called `name` does not read.
 
     Args:
         given: fields of `ReweightingArguments` that the user gave for this rule.
         name: as `reweighting`; an unknown name is left to `weighting_of`.
+        target_ess: the one in use, given or not.
+        dashes: what stands before the names of options of a command line.
     """
-    rule = WEIGHTINGS.get(name)
-    if rule is None or rule.is_plain or name in WITH_TARGET_ESS:
+    rule = WEIGHTINGS.get(rule_name(name, target_ess))
+    if rule is None or rule.is_plain:
         return
     unread = sorted(
         _set_in(given) & option_names() - {"reweighting", "reweighting_args", *rule.options.values()}
     )
-    if unread:
-        own = [field.name for field in fields(rule) if field.name not in rule.options]  # type: ignore[arg-type]
-        has = (
-            f"its settings go into reweighting_args: {', '.join(f'{each}=...' for each in own)}"
-            if own
-            else "it has none"
+    if not unread:
+        return
+    shown = ", ".join(dashes + option for option in unread)
+    if rule is not WEIGHTINGS[name] and unread == ["tau"]:
+        raise ValueError(
+            f"{shown} is not read where {dashes}target_ess is set, which takes its place: leave out one of them."
         )
-        raise ValueError(f"{', '.join(unread)} is no setting of {name!r}, which would ignore it; {has}.")
+    own = ",".join(f"{field.name}=..." for field in fields(rule) if field.name not in rule.options)  # type: ignore[arg-type]
+    has = f"; its own settings go into {dashes}reweighting_args {own}" if own else ""
+    readers = [key for key, each in WEIGHTINGS.items() if set(unread) & set(each.options.values())]
+    raise ValueError(
+        f"{shown} is no setting of {name!r}, which would ignore it{has}. Leave it out, or choose a rule that reads it "
+        f"({dashes}reweighting {', '.join(readers)})."
+    )
 
 
 def with_settings(args: Any, given: dict[str, Any]) -> Any:

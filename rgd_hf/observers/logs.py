@@ -25,6 +25,8 @@ class LogsMixin(ObserversMixin):
     # Whether the training is a trial of a search that ends because of a loss that is not finite.
     _trial_ends = False
     _in_training_step: bool
+    # Whether batches of this training have had sample weights.
+    _has_sample_weights = False
 
     if TYPE_CHECKING:
         weighting: Weighting
@@ -48,9 +50,12 @@ class LogsMixin(ObserversMixin):
                 self._end_step()
             logs.update(self.weighting.logs())
             for observer in self.observers:
-                if observer is self.statistics and not self.reweights:
+                of_rule = observer is self.statistics and not self.reweights
+                if of_rule and not self._has_sample_weights and self.args.class_weights is None:
                     continue
                 found = self._collect(observer)
+                if of_rule:  # there is none, but class or sample weights are in the loss
+                    found = {name: found[name] for name in ("unweighted_loss",) if name in found}
                 numbers = {name: value for name, value in found.items() if isinstance(value, int | float)}
                 logs.update(numbers)
                 more.update({name: value for name, value in found.items() if name not in numbers})

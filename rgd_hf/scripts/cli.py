@@ -19,6 +19,7 @@ from rgd_hf.scripts.config_files import as_arguments, as_typed, read_settings
 from rgd_hf.scripts.errors import UserError, listed
 from rgd_hf.scripts.processes import leave_process_group
 from rgd_hf.scripts.ranges import check_ranges
+from rgd_hf.training_args import check_read
 from rgd_hf.weightings import WEIGHTINGS
 from rgd_hf.weightings.choice import by_losses_alone
 
@@ -167,6 +168,8 @@ class _Parser(HfArgumentParser):
         for action in self._actions:
             if action.dest in self.without_effect:
                 action.help = SUPPRESS
+            elif action.dest == "reweighting":
+                action.choices = by_losses_alone()
         if trains:  # the Trainer's own default pushes the model at every checkpoint, before there are results
             self.set_defaults(hub_strategy="end")
 
@@ -178,10 +181,15 @@ class _Parser(HfArgumentParser):
         asked = getattr(found, "metric_for_best_model", None)
         if asked is not None and found.greater_is_better is None:
             found.greater_is_better = is_greater_better(asked)  # transformers knows that of losses alone
-        # The rule itself would ask for its settings, with which it could not be used either.
-        if getattr(found, "reweighting_args", "") is None:
-            check_rule(found.reweighting)
+        if hasattr(found, "reweighting"):
+            given = {_plain(argument): True for argument in args or () if argument.startswith("--")}
+            check_read(given, found.reweighting, found.target_ess, dashes="--")
         return found, unknown
+
+    def _check_value(self, action: Action, value: Any) -> None:
+        if action.dest == "reweighting":  # which says more than that there is no such choice
+            check_rule(value)
+        super()._check_value(action, value)
 
     def error(self, message: str):
         raise UserError(f"{message}. See --help.")

@@ -47,9 +47,13 @@ def weighting_of(settings: Any) -> Weighting:
             f"target_ess sets the temperature of the 'kl' weights and does not apply to {name!r}: set reweighting='kl', or "
             "do not set target_ess."
         )
-    if settings.target_ess is not None and name == "kl":
-        name = "target_ess"
-    return _made(WEIGHTINGS[name], settings, parsed(settings.reweighting_args))
+    rule = WEIGHTINGS[rule_name(name, settings.target_ess)]
+    return _made(rule, settings, parsed(settings.reweighting_args))
+
+
+def rule_name(name: str, target_ess: float | None) -> str:
+    """The rule that is meant by `name`: `"target_ess"` where that is set with `"kl"`."""
+    return "target_ess" if name == "kl" and target_ess is not None else name
 
 
 def check_settings(settings: Any) -> None:

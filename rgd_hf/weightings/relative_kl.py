@@ -97,9 +97,9 @@ class RelativeKL(Weighting):
         return {"loss_scale": scale} if math.isfinite(scale) else {}
 
     def details(self) -> list[str]:
-        """The divergence, `tau` in its unit, and another decay than the default."""
+        """The rule, `tau` in its unit, and another decay than the default."""
         decay = [] if self.decay == type(self).decay else [f"decay={self.decay:g}"]
-        return ["kl", f"tau={self.tau:g} mean losses", *decay]
+        return [self.name, f"tau={self.tau:g} mean losses", *decay]
 
     def describe(self, item: str) -> str:
         """Formula, and what the unit is."""

@@ -125,8 +125,8 @@ class TargetESS(Weighting):
         return ess_weights(items.losses, self.target, items.reference)
 
     def details(self) -> list[str]:
-        """The divergence, and the effective sample size."""
-        return ["kl", f"ESS={self.target:g}"]
+        """The effective sample size."""
+        return [f"target_ess={self.target:g}"]
 
     def describe(self, item: str) -> str:
         """Weights, and how their temperature was found."""

@@ -100,7 +100,8 @@ def _step(setting: Setting, model, optimizer, examples: list[dict], step: int) -
         "unweighted_loss": items[reference > 0].mean(),
     }
     if setting.divergence == "none":
-        log = {name: log[name] for name in ("loss", "grad_norm")}
+        weighted = ("unweighted_loss",) if setting.sample_weight else ()
+        log = {name: log[name] for name in ("loss", "grad_norm", *weighted)}
     return {name: value.item() for name, value in log.items()}
 
 

@@ -98,6 +98,7 @@ EXTRA = [
     Setting("token", "token", sample_weight=True, normalize=True),
     Setting("token", "sample", sample_weight=True, optim="adamw_torch"),
     Setting("own", "token", sample_weight=True),
+    Setting(divergence="none", sample_weight=True),
     Setting(samples=3),  # fewer than the processes need for one round
     Setting("token", "token", samples=16),  # nothing to repeat
 ]

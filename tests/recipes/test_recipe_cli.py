@@ -10,11 +10,13 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from rgd_hf import ReweightedTrainingArguments
+from rgd_hf.description import method_name
 from rgd_hf.scripts.cli import parse_args, run_recipe
 from rgd_hf.scripts.errors import UserError
 from rgd_hf.scripts.plans import RunArguments
 from rgd_hf.scripts.results import print_results, say
 from rgd_hf.weightings import WEIGHTINGS
+from rgd_hf.weightings.choice import by_losses_alone, option_names
 
 
 @dataclass
@@ -153,7 +155,7 @@ def test_a_wrong_command_line_is_explained(argv, complaint):
 @pytest.mark.parametrize(
     "argv, allowed",
     [
-        (["--reweighting", "entropy"], ", ".join(map(repr, WEIGHTINGS))),
+        (["--reweighting", "entropy"], ", ".join(map(repr, by_losses_alone()))),
         (["--tau", "-1"], "positive"),
         (["--tau", "nan"], "finite"),
     ],
@@ -161,6 +163,52 @@ def test_a_wrong_command_line_is_explained(argv, complaint):
 def test_settings_of_the_reweighting_say_what_is_allowed(argv, allowed, tmp_path):
     with pytest.raises(UserError, match=allowed):
         parse_args([ReweightedTrainingArguments], ["--output_dir", str(tmp_path), *argv], description="")
+
+
+@pytest.mark.parametrize("name", by_losses_alone())
+def test_settings_that_the_rule_does_not_read_are_refused_where_the_user_gave_them(name, tmp_path):
+    rule, path = WEIGHTINGS[name], tmp_path / "settings.yaml"
+    options = sorted(option_names() - {"reweighting", "reweighting_args"})
+    argv = ["--output_dir", str(tmp_path), "--reweighting", name]
+    for option in options:
+        read = rule.is_plain or option in rule.options.values() or (name, option) == ("kl", "target_ess")
+        path.write_text(f"output_dir: {tmp_path}\nreweighting: {name}\n{option}: 0.7\n")
+        for given in ([*argv, f"--{option}", "0.7"], [*argv, f"--{option}=0.7"], [str(path)]):
+            if read:
+                found = parse_args([ReweightedTrainingArguments], given, description="")[0]
+                assert getattr(found, option) == 0.7
+            else:
+                with pytest.raises(UserError, match=f"--{option} is no setting of '{name}'"):
+                    parse_args([ReweightedTrainingArguments], given, description="")
+    defaults = {option: 0.7 for option in options if option != "target_ess"}  # those of a recipe
+    parse_args([ReweightedTrainingArguments], argv, description="", defaults=defaults)
+
+
+def test_tau_with_target_ess_and_the_remedies_of_relative_kl(tmp_path):
+    argv = ["--output_dir", str(tmp_path)]
+    with pytest.raises(UserError, match=r"--tau is not read where --target_ess is set.*leave out one"):
+        parse_args(
+            [ReweightedTrainingArguments], [*argv, "--target_ess", "0.5", "--tau", "5"], description=""
+        )
+    relative = [*argv, "--reweighting", "relative_kl"]
+    with pytest.raises(UserError, match=r"into --reweighting_args tau=\.\.\.,decay"):
+        parse_args([ReweightedTrainingArguments], [*relative, "--tau", "5"], description="")
+    args = parse_args(
+        [ReweightedTrainingArguments], [*relative, "--reweighting_args", "tau=5"], description=""
+    )[0]
+    assert method_name(args) == "RGD (relative_kl, tau=5 mean losses)"
+
+
+def test_rules_that_need_a_column_are_not_offered(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        parse_args([ReweightedTrainingArguments], ["--help"], description="")
+    shown = capsys.readouterr().out
+    assert "relative_kl" in shown and "group_dro" not in shown
+    path = tmp_path / "settings.yaml"
+    path.write_text(f"output_dir: {tmp_path}\nreweighting: group_dro\n")
+    for argv in ([str(path)], ["--output_dir", str(tmp_path), "--reweighting", "group_dro"]):
+        with pytest.raises(UserError, match=r"needs a column.*script of your own"):
+            parse_args([ReweightedTrainingArguments], argv, description="")
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import HfArgumentParser, TrainingArguments
 
-from rgd_hf import ReweightedTrainer, ReweightedTrainingArguments
+from rgd_hf import ReweightedTrainer, ReweightedTrainingArguments, RGDLoss
 from rgd_hf.weightings import KL, WEIGHTINGS, Chi2, CVaR, RelativeKL
-from rgd_hf.weightings.choice import WITH_TARGET_ESS, unparsed
+from rgd_hf.weightings.choice import option_names, unparsed
 from tests.helpers.tiny import classification_data, parameters_of, tiny_bert
 
 
@@ -79,27 +79,50 @@ class TestSettings:
                 make_args(ReweightedTrainingArguments, **settings)
 
 
-@pytest.mark.parametrize("name", sorted(set(WEIGHTINGS) - {"none", *WITH_TARGET_ESS}))
-def test_a_setting_that_the_rule_does_not_read_is_refused(name, make_args):
+OPTIONS = sorted(option_names() - {"reweighting", "reweighting_args"})
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("name", sorted(WEIGHTINGS))
+def test_a_setting_that_the_rule_does_not_read_is_refused(name, option, make_args):
     rule = WEIGHTINGS[name]
     needed = {"num_groups": 2} if name == "group_dro" else {}
-    if "tau" in rule.options.values():
-        assert ReweightedTrainer(tiny_bert(), make_args(), reweighting=name, tau=3.0).args.tau == 3.0
-        return
-    with pytest.raises(ValueError, match=f"tau is no setting of '{name}', which would ignore it"):
-        ReweightedTrainer(tiny_bert(), make_args(), reweighting=name, tau=3.0, reweighting_args=needed)
+    read = rule.is_plain or option in rule.options.values() or (name, option) == ("kl", "target_ess")
     args = make_args(ReweightedTrainingArguments, reweighting=name, reweighting_args=unparsed(needed))
-    with pytest.raises(ValueError, match=f"tau is no setting of '{name}'"):
-        ReweightedTrainer(tiny_bert(), args, tau=3.0)
+    for given, more in ((args, {}), (make_args(), {"reweighting": name, "reweighting_args": needed})):
+        if read:
+            assert getattr(ReweightedTrainer(tiny_bert(), given, **{option: 0.5}, **more).args, option) == 0.5
+            continue
+        with pytest.raises(
+            ValueError, match=f"{option} is no setting of '{name}', which would ignore it"
+        ) as why:
+            ReweightedTrainer(tiny_bert(), given, **{option: 0.5}, **more)
+        others = str(why.value).partition("reweighting ")[2].rstrip(").").split(", ")
+        for other in others:  # what the message offers
+            ReweightedTrainer(tiny_bert(), make_args(), reweighting=other, **{option: 0.5})
 
 
 def test_the_remedy_for_a_setting_that_is_not_read_works(make_args):
-    with pytest.raises(ValueError, match=r"go into reweighting_args: tau=\.\.\., decay=\.\.\."):
+    with pytest.raises(ValueError, match=r"go into reweighting_args tau=\.\.\.,decay=\.\.\."):
         ReweightedTrainer(tiny_bert(), make_args(), reweighting="relative_kl", tau=3.0)
     trainer = ReweightedTrainer(
-        tiny_bert(), make_args(), reweighting="relative_kl", reweighting_args={"tau": 3.0}
+        tiny_bert(), make_args(), reweighting="relative_kl", reweighting_args="tau=3.0"
     )
     assert trainer.weighting.tau == 3.0
+
+
+def test_tau_beside_target_ess_is_refused_as_it_would_be_ignored(make_args):
+    with_ess = make_args(ReweightedTrainingArguments, target_ess=0.5)
+    for given, more in (
+        (make_args(), {"target_ess": 0.5}),
+        (with_ess, {}),
+        (with_ess, {"reweighting": "kl"}),
+    ):
+        with pytest.raises(ValueError, match="tau is not read where target_ess is set"):
+            ReweightedTrainer(tiny_bert(), given, tau=5.0, **more)
+    with pytest.raises(ValueError, match="tau is not read where target_ess is set"):
+        RGDLoss(tiny_bert(), "kl", tau=5.0, target_ess=0.5)
+    assert ReweightedTrainer(tiny_bert(), with_ess, tau=5.0, target_ess=None).weighting == KL(5.0)
 
 
 @pytest.mark.parametrize("name", sorted(WEIGHTINGS))

@@ -200,3 +200,26 @@ def test_observers_can_be_added_after_an_interrupted_training(make_args):
     trainer.add_observer(WeightHistogram)
     trainer.train()
     assert HISTOGRAM in trainer.state.log_history[0]
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("weights", ["none", "class", "sample"])
+def test_plain_training_logs_the_loss_without_class_and_sample_weights(weights, steps, make_args):
+    data = classification_data(16)
+    if weights == "sample":
+        data = [{**row, "sample_weight": torch.tensor(float(i % 3))} for i, row in enumerate(data)]
+    args = make_args(max_steps=2, logging_steps=steps, learning_rate=0.0, per_device_train_batch_size=8)
+    model, others = tiny_bert().eval(), {"class_weights": "1,4,2"} if weights == "class" else {}
+    trainer = ReweightedTrainer(model, args, train_dataset=data, reweighting="none", **others)
+    trainer.train()
+    logs = [log for log in trainer.state.log_history if "loss" in log]
+    if weights == "none":
+        assert not any("unweighted_loss" in log for log in logs)
+        return
+    counted = [row for row in data if row.get("sample_weight", 1) > 0]
+    batch = {name: torch.stack([row[name] for row in counted]) for name in ("input_ids", "labels")}
+    found = sum(log["unweighted_loss"] for log in logs) / len(logs)
+    assert len(logs) == 2 // steps and all("weight_mean" not in log for log in logs)
+    if steps == 2:  # of all samples, each once
+        assert found == pytest.approx(model.eval()(**batch).loss.item(), rel=1e-5)
+        assert found != pytest.approx(logs[0]["loss"], rel=1e-3)
