@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
+from rgd_hf.class_weights import as_setting
 from rgd_hf.class_weights import parse as parse_class_weights
 from rgd_hf.weightings import WEIGHTINGS, Weighting
 from rgd_hf.weightings.choice import (
@@ -120,6 +121,8 @@ class ReweightingArguments:
     )
 
     def __post_init__(self):
+        if self.class_weights is not None:
+            self.class_weights = as_setting(self.class_weights)
         check_reweighting(self)
         parent = getattr(super(), "__post_init__", None)
         if parent is not None:

@@ -180,6 +180,8 @@ def test_each_class_gets_its_own_number(make_args, given):
     logits = trainer.model(input_ids=batch["input_ids"]).logits
     expected = F.cross_entropy(logits, batch["labels"], weight=torch.tensor([1.0, 5.0, 2.0])).item()
     assert trainer.compute_loss(trainer.model, batch).item() == pytest.approx(expected, rel=1e-6)
+    args = make_args(ReweightedTrainingArguments, class_weights=given, reweighting="none")
+    assert args.class_weights == trainer.args.class_weights == "1.0,5.0,2.0"
 
 
 @pytest.mark.parametrize(
@@ -206,6 +208,8 @@ def test_each_class_gets_its_own_number(make_args, given):
 def test_numbers_of_unknown_classes_are_refused(make_args, given):
     with pytest.raises(ValueError, match=r"a dict or pandas Series from the classes 0, 1, .*Found"):
         ReweightedTrainer(tiny_bert(), make_args(), class_weights=given)
+    with pytest.raises(ValueError, match=r"a dict or pandas Series from the classes 0, 1, .*Found"):
+        make_args(ReweightedTrainingArguments, class_weights=given)
 
 
 def transformed(transform, **columns):
