@@ -30,7 +30,7 @@ from transformers import (
 from rgd_hf import ReweightedTrainingArguments
 from rgd_hf.scripts.best_metric import check_metric
 from rgd_hf.scripts.cli import parse_args, run_recipe
-from rgd_hf.scripts.data_files import first_rows, read_directory, read_splits
+from rgd_hf.scripts.data_files import first_rows, read_directory, read_splits, require_file
 from rgd_hf.scripts.errors import UserError, listed
 from rgd_hf.scripts.glue_tasks import GLUE_TASKS, HUB_NAME, GlueTask
 from rgd_hf.scripts.hard_examples import TrainingSamples
@@ -158,10 +158,12 @@ def load_data(args: DataArguments, task: GlueTask | None) -> DatasetDict:
     if held_out and args.validation_file:
         if not Path(args.validation_file).is_file():
             raise UserError(
-                f"--validation_file {args.validation_file} does not exist, and --holdout_fraction evaluates on training rows: "
+                f"--validation_file {args.validation_file} is not a file, and --holdout_fraction evaluates on training rows: "
                 "leave it out."
             )
         say(f"--holdout_fraction evaluates on training rows: {args.validation_file} is not read.")
+    for name in filter(None, (args.train_file, None if held_out else args.validation_file)):
+        require_file(name, "give a directory with train.* and validation.* as --dataset_dir")
     if held_out and args.train_file:
         return read_splits({"train": args.train_file}, args.label_column)
     if (args.train_file is None) != (args.validation_file is None):

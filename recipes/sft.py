@@ -59,6 +59,7 @@ DEFAULTS = {
     "logging_steps": 10,
     "bf16": torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
 }
+MOVED = dict.fromkeys(("text_column", "text_columns"), "give --dataset_text_field.")
 DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
 HOLDOUT_SEED = 0
 
@@ -216,7 +217,9 @@ ARGUMENTS = (InputArguments, RunArguments, SFTArguments)
 def main(argv: list[str] | None = None) -> dict:
     """Run the recipe with the given command-line arguments; returns the content of `all_results.json`."""
     description = __doc__.split("\n\n")[0]
-    inputs, run_args, training_args = parse_args(ARGUMENTS, argv, description=description, defaults=DEFAULTS)
+    inputs, run_args, training_args = parse_args(
+        ARGUMENTS, argv, description=description, defaults=DEFAULTS, moved=MOVED
+    )
     if run_args.hard_examples or run_args.save_predictions:
         raise UserError(
             "--hard_examples and --save_predictions are for classification, not for language models."
@@ -234,6 +237,13 @@ def main(argv: list[str] | None = None) -> dict:
     is_chat = isinstance(data["train"][0][data["train"].column_names[0]], list)
     if is_chat and not has_template:
         raise UserError(f"the tokenizer of {name} has no chat template: give one with --chat_template_path.")
+
+    # TRL ends each text with it, and pads with it where there is no token for that.
+    needed = not is_chat or not (training_args.pad_token or tokenizer.pad_token)
+    if needed and training_args.eos_token is None and tokenizer.eos_token is None:
+        raise UserError(
+            f"the tokenizer of {name} has no end-of-sequence token: name one of its tokens with --eos_token TOKEN."
+        )
 
     trained = 0
 

@@ -94,7 +94,8 @@ class ModelArguments:
         metadata={
             "help": "Further settings of the network, as JSON: k (number of members of the TabM ensemble), num_embeddings "
             "(embeddings of numeric features: auto, none, piecewise_linear, periodic), d_embedding (their size), n_bins (of "
-            "piecewise_linear), pretrain_epochs (self-supervised), mask_rate, reweight_pretraining."
+            "piecewise_linear), pretrain_epochs (self-supervised: masked features are reconstructed), mask_rate (fraction of "
+            "the features that are masked in it, above 0 and below 1), reweight_pretraining (true re-weights its losses too)."
         },
     )
     patience: int = field(

@@ -5,7 +5,7 @@ import os
 import re
 import sys
 import time
-from argparse import SUPPRESS, Action
+from argparse import SUPPRESS, Action, ArgumentError
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -55,7 +55,7 @@ def parse_args(
         defaults: defaults that differ from those of the dataclasses, by field name.
         usage: the first line of `--help`.
         epilog: its last one.
-        moved: options that there were once, without dashes, and a sentence on what to do instead.
+        moved: options of earlier versions or of other recipes, without dashes, and a sentence on what to do instead.
 
     Returns:
         An instance of each dataclass, in order.
@@ -168,6 +168,8 @@ class _Parser(HfArgumentParser):
         for action in self._actions:
             if action.dest in self.without_effect:
                 action.help = SUPPRESS
+            elif action.option_strings[0].startswith("--no_") and not action.dest.startswith("no_"):
+                action.help = f"Turns --{action.dest} off."
             elif action.dest == "reweighting":
                 action.choices = by_losses_alone()
         if trains:  # the Trainer's own default pushes the model at every checkpoint, before there are results
@@ -192,7 +194,13 @@ class _Parser(HfArgumentParser):
         super()._check_value(action, value)
 
     def error(self, message: str):
+        message = re.sub(r"^argument (--\w+)(/--[\w-]+)*: ", r"\1: ", message)  # both spellings of a name
         raise UserError(f"{message}. See --help.")
+
+    def check_value(self, name: str, text: str) -> None:
+        """Raise `ArgumentError` where the option that fills `name` does not take `text`."""
+        option = self.option(name)
+        self._check_value(option, self._get_value(option, text))
 
     def option_names(self) -> list[str]:
         return [a.dest for a in self._actions if a.dest not in ("help", *self.without_effect)]
@@ -205,7 +213,7 @@ class _Parser(HfArgumentParser):
         """An error message for an unknown option, with the nearest known one."""
         plain = _plain(name)
         if plain in self.moved:
-            return f"{name!r} is no option of this recipe any more: {self.moved[plain]}"
+            return f"{name!r} is no option of this recipe: {self.moved[plain]}"
         if plain in self.without_effect:
             return f"{name!r} is no option of recipes. {self.without_effect[plain]}"
         near = difflib.get_close_matches(plain, self.option_names(), n=1)
@@ -231,7 +239,15 @@ def _config_arguments(filename: str, parser: _Parser) -> list[str]:
                     f"{filename}: {name} cannot be null. Leave the line out for the default, {parser.get_default(name)!r}."
                 )
             parser.set_defaults(**{name: None})
-    return as_arguments({name: as_typed(value, parser.option(name)) for name, value in settings.items()})
+    typed = {name: as_typed(value, parser.option(name)) for name, value in settings.items()}
+    for name, value in typed.items():
+        for item in value if isinstance(value, list) else [value]:
+            if item is not None and not isinstance(item, dict):
+                try:
+                    parser.check_value(name, str(item))
+                except ArgumentError as error:
+                    raise UserError(f"{filename}: {name}: {error.message}.") from error
+    return as_arguments(typed)
 
 
 def _without_worker(message: str) -> str:

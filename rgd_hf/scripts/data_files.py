@@ -82,9 +82,24 @@ def _is_empty(column: pa.ChunkedArray) -> bool:
     return column.null_count == len(column)
 
 
-def _checked_suffix(path: Path) -> str:
-    if not path.is_file():
+def require_file(path: str | Path, otherwise: str = "give one file") -> None:
+    """Raise `UserError` unless there is a file `path`; `otherwise` says what to do with a directory."""
+    if Path(path).is_dir():
+        raise UserError(f"{str(path)!r} is a directory, not a file: {otherwise}.")
+    if not Path(path).is_file():
         raise UserError(f"there is no file {str(path)!r} (looked in {Path.cwd()}).")
+
+
+def require_directory(path: str | Path, otherwise: str) -> None:
+    """Raise `UserError` unless there is a directory `path`; `otherwise` says what to do with a file."""
+    if Path(path).is_file():
+        raise UserError(f"{str(path)!r} is a file, not a directory: {otherwise}.")
+    if not Path(path).is_dir():
+        raise UserError(f"there is no directory {str(path)!r} (looked in {Path.cwd()}).")
+
+
+def _checked_suffix(path: Path) -> str:
+    require_file(path, f"give one file, {', '.join(SUFFIXES)}")
     suffix = suffix_of(path)
     if suffix not in SUFFIXES:
         raise UserError(f"{path}: the suffix must be one of {listed(SUFFIXES)}, not {suffix!r}.")
@@ -178,8 +193,7 @@ def read_directory(directory: str | Path, splits: Iterable[str], target: str | N
         UserError: no such directory, or a split without a file (or with several).
     """
     folder = Path(directory)
-    if not folder.is_dir():
-        raise UserError(f"there is no directory {str(directory)!r} (looked in {Path.cwd()}).")
+    require_directory(folder, "give a file as --train_file, with --validation_file or --holdout_fraction")
     present = sorted(path for path in folder.iterdir() if suffix_of(path) in SUFFIXES)
     files: dict[str, str | Path] = {}
     for split in splits:

@@ -5,7 +5,10 @@ import json
 import pytest
 
 from rgd_hf.scripts.data_files import first_rows, read_directory, read_file, require_columns
+from rgd_hf.scripts.domains import sources as domains
 from rgd_hf.scripts.errors import UserError
+from rgd_hf.scripts.tabular.sources import load_table
+from rgd_hf.scripts.vision.sets import read_folder
 
 ROWS = [{"text": "a", "label": 0}, {"text": "b", "label": 1}]
 
@@ -82,6 +85,25 @@ def test_missing_file_and_directory(tmp_path):
         read_file(tmp_path / "nothing.csv")
     with pytest.raises(UserError, match=r"no directory .*nothing"):
         read_directory(tmp_path / "nothing", ["train"])
+
+
+@pytest.mark.parametrize(
+    "read, message",
+    [
+        (lambda folder, _: read_file(folder), "is a directory, not a file: give one file"),
+        (lambda _, file: read_directory(file, ["train"]), "is a file, not .* as --train_file"),
+        (lambda _, file: domains.read_directory(file, "label"), "is a file, not .* as --data_file"),
+        (
+            lambda folder, _: domains.read_table("domain", "label", data_file=folder),
+            "is a directory, not .* as --dataset_dir",
+        ),
+        (lambda folder, _: load_table(folder, "label"), "is a directory, not .* as --data"),
+        (lambda _, file: read_folder(file), "is a file, not a directory"),
+    ],
+)
+def test_a_path_of_another_kind_is_not_called_absent(read, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        read(str(tmp_path), __file__)
 
 
 def test_missing_columns_are_named_with_those_found(write_rows):

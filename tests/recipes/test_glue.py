@@ -173,7 +173,7 @@ BAD_INPUT = [
     ({"task_name": "imdb"}, "unknown --task_name 'imdb': choose one of 'cola', 'sst2'"),
     (
         {"holdout_fraction": "0.2", "validation_file": "no.csv"},
-        "no.csv does not exist, and --holdout_fraction",
+        "no.csv is not a file, and --holdout_fraction",
     ),
     ({"train_file": None}, "both --train_file and --validation_file"),
     ({"train_file": None, "validation_file": None}, "no data: give --task_name.*--dataset_dir"),
@@ -192,6 +192,8 @@ BAD_INPUT = [
         {"train_file": None, "validation_file": None, "task_name": "rte"},
         "rte.*HF_HUB_OFFLINE.*--dataset_dir DIR",
     ),
+    ({"train_file": "."}, "'.' is a directory, not a file: give .* as --dataset_dir"),
+    ({"validation_file": "."}, "'.' is a directory, not a file: give .* as --dataset_dir"),
     ({"reweighting": "none", "compare": "true"}, "choose one with --reweighting"),
     ({"seeds": ["0", "1"]}, "--seeds goes with --compare"),
     ({"seeds": ["1", "1"], "compare": "true"}, "--seeds must differ"),

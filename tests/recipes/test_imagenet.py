@@ -283,7 +283,7 @@ def test_unreadable_files_are_named_and_counted(tmp_path, capsys):
 def test_options_that_there_were_say_where_they_went(name, tmp_path):
     known = {option for cls in imagenet.ARGUMENTS for option in cls.__dataclass_fields__}
     assert name not in known
-    with pytest.raises(UserError, match=f"{name}.* is no option of this recipe any more: ") as found:
+    with pytest.raises(UserError, match=f"{name}.* is no option of this recipe: ") as found:
         imagenet.main(tiny(tmp_path, f"--{name}", "1"))
     told = str(found.value)
     for option in set(re.findall(r"--(\w+)", told)) - {"help", name}:

@@ -17,10 +17,8 @@ from transformers import EvalPrediction
 from helpers.images import in_memory, parquet
 from rgd_hf.scripts.errors import UserError
 from rgd_hf.scripts.vision.augmentation import (
-    PRESETS,
     Augmentation,
     make_mixup,
-    read_augmentation,
     train_transform,
 )
 from rgd_hf.scripts.vision.batches import (
@@ -139,6 +137,11 @@ def test_held_out_images_need_no_validation_images(kind, places, tmp_path):
     message = r"no train \(.* give two: --data_dir TRAIN VALIDATION \(with --holdout_fraction the second is not read"
     with pytest.raises(UserError, match=message if places == 1 else "no file or directory"):
         load_image_sets(ImageDataArguments(data_dir=where, holdout_fraction=0.25))
+    alone = str(tmp_path / "images")  # no second place is read, and none is needed
+    if kind == "parquet":
+        alone = str(Path(alone).rename(f"{alone}.parquet"))
+    train, held_out = load_image_sets(ImageDataArguments(data_dir=alone, holdout_fraction=0.25))
+    assert train.labels.tolist() == [0, 0, 0, 1, 1, 1] and held_out.labels.tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("labels", [[0, 1, 2, 1], ["x", "y", "z", "y"]])
@@ -253,6 +256,9 @@ def test_sources_that_are_not_there(tmp_path):
         load_image_sets(ImageDataArguments(data_dir=str(tmp_path / "none")))
     with pytest.raises(UserError, match="it holds none"):
         load_image_sets(ImageDataArguments(data_dir=str(tmp_path)))
+    for held_out in (None, 0.5):
+        with pytest.raises(UserError, match=r"is a file, not a directory\. Give two paths"):
+            load_image_sets(ImageDataArguments(data_dir=__file__, holdout_fraction=held_out))
     with pytest.raises(UserError, match="either --dataset_name or --data_dir"):
         ImageDataArguments(dataset_name="digits", data_dir="a")
     with pytest.raises(UserError, match="one directory, or two places"):
@@ -354,46 +360,6 @@ def test_unreadable_images_are_replaced_in_training_and_left_out_of_evaluation(t
     nothing = ImageSet([{"bytes": b""}] * 4, good.rows, good.labels, good.classes, "memory")
     with pytest.raises(UserError, match="4 unreadable images in a row"), pytest.warns(UserWarning):
         AugmentedImages(nothing, transform, BadImages("skip", tmp_path / "all.txt"))[Draw(2, 1)]
-
-
-def test_an_augmentation_is_a_preset_and_changes_to_it():
-    assert read_augmentation("light") == read_augmentation({}) == Augmentation()
-    changed = read_augmentation('{"preset": "deit", "mixup": 0.2, "auto_augment": null}')
-    assert changed == dataclasses.replace(PRESETS["deit"], mixup=0.2, auto_augment=None)
-    assert read_augmentation({"hflip": 0}).hflip == 0 and read_augmentation({"hflip": 0}).crop_scale == 0.08
-
-
-def test_no_augmentation_leaves_an_image_as_it_is():
-    """Of the size that the model takes: seen as it is, whatever is drawn."""
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8))
-    transform = train_transform(read_augmentation("none"), DATA_CONFIG)
-    expected = torch.from_numpy(np.array(image)).permute(2, 0, 1) / 127.5 - 1
-    for seed in range(5):
-        with seeded(seed):
-            assert torch.allclose(transform(image), expected, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("asked", "message"),
-    [
-        ({"auto_augment": "rand-x9"}, "no policy of timm"),
-        ({"auto_augment": "none"}, "no policy of timm"),
-        ({"auto_augment": 9}, "a policy of timm or null, not 9"),
-        ({"hflip": 2.0}, "probability"),
-        ({"hflip": "often"}, "hflip must be a number, not 'often'"),
-        ({"crop_scale": 0.0}, "crop_scale"),
-        ({"mixup": -1.0}, "negative"),
-        ({"repeated_augmentation": 0}, "at least 1"),
-        ({"repeated_augmentation": 1.5}, "integer"),
-        ({"mixupp": 0.8}, "unknown 'mixupp': choose among 'preset', 'crop_scale'"),
-        ("diet", "no preset 'diet': choose among 'light', 'deit', 'none'"),
-        ({"preset": 3}, "no preset 3"),
-        ('{"mixup": }', "not valid JSON"),
-    ],
-)
-def test_augmentations_that_are_not_possible(asked, message):
-    with pytest.raises(UserError, match=message):
-        train_transform(read_augmentation(asked), DATA_CONFIG)
 
 
 def test_digits_are_split_by_class():

@@ -28,6 +28,7 @@ class Things:
     names: list[str] | None = None
     flag: bool = False
     options: dict | str | None = None
+    some_thing: int = 0
 
 
 def parse(*argv: str, **kwargs) -> Things:
@@ -124,7 +125,8 @@ def test_what_is_printed_is_the_text_as_it_is(capsys):
     "content, complaint",
     [
         ("cuont: 3", "'cuont': did you mean 'count'"),
-        ("count: many", "--count"),
+        ("count: many", "settings.yaml: count: invalid int value: 'many'"),
+        ("rate: [fast]", "settings.yaml: rate: invalid float value: 'fast'"),
         ("just words", "name: value"),
         ("count: [", "not valid YAML"),
         ("count: 1\ncount: 2", "'count' stands here twice"),
@@ -142,7 +144,8 @@ def test_a_wrong_file_is_named_with_its_problem(tmp_path, content, complaint):
     "argv, complaint",
     [
         (["--cuont", "3"], "unknown option '--cuont': did you mean 'count'"),
-        (["--count", "x"], "--count"),
+        (["--count", "x"], "^--count: invalid int value: 'x'"),
+        (["--some-thing", "x"], "^--some_thing: invalid int value: 'x'"),
         (["nowhere.yaml"], "no configuration file 'nowhere.yaml'"),
         (["notes.txt"], "neither an option"),
     ],
@@ -291,3 +294,11 @@ def test_help_shows_the_recipes_own_options_with_defaults(capsys):
     assert stopped.value.code == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "Things to choose:" in shown and "how many (default: 5)" in shown and "CONFIG" in shown
+
+
+def test_help_of_an_inverted_flag_says_that_it_turns_the_other_off(capsys):
+    with pytest.raises(SystemExit):
+        parse_args([RunArguments, ReweightedTrainingArguments], ["--help"], description="")
+    shown = " ".join(capsys.readouterr().out.split())
+    for name in ("save_models", "fused_lm_head"):
+        assert f"--no-{name.replace('_', '-')} Turns --{name} off." in shown

@@ -1,9 +1,10 @@
 """`sft.py` in this process: chats, prompts with completions and texts, at both levels; what it refuses."""
 
 import json
+import shutil
 
 import pytest
-from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from helpers.tiny_models import save_llama
 from rgd_hf.scripts.errors import UserError
@@ -198,3 +199,25 @@ def test_chats_need_a_template(command, model_dir, tmp_path):
     tokenizer.save_pretrained(bare)
     with pytest.raises(UserError, match="--chat_template_path"):
         sft.main(command("messages", f"--model_name_or_path={bare}"))
+
+
+@pytest.mark.parametrize("kind", [*ROWS])
+def test_a_tokenizer_without_an_end_of_sequence_token(kind, command, model_dir, tmp_path):
+    without = tmp_path / "without"
+    shutil.copytree(model_dir, without)
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    pads = tokenizer.pad_token
+    token, tokenizer.eos_token = tokenizer.eos_token, None
+    tokenizer.save_pretrained(without)
+    arguments = [*command(kind), f"--model_name_or_path={without}"]
+    if kind != "messages" or not pads:
+        with pytest.raises(UserError, match=r"no end-of-sequence token: .*--eos_token TOKEN"):
+            sft.main(arguments)
+    if kind != "messages":
+        arguments.append(f"--eos_token={token}")
+    sft.main(arguments)
+
+
+def test_the_option_for_the_text_column_is_named():
+    with pytest.raises(UserError, match=r"'--text_column' is no option .* give --dataset_text_field"):
+        sft.main(["--text_column", "x"])

@@ -232,7 +232,7 @@ def test_errors_are_one_line(tiny_run, tmp_path, capsys):
         (["--data", "digits", "--hard_examples", "-1"], "--hard_examples must be at least 0"),
         (
             ["--data", "digits", "--networks", "all"],
-            "no option of this recipe any more.*a study trains several",
+            "no option of this recipe.*a study trains several",
         ),
         (["--data", "digits", "--rivals", "all"], "methods of a study"),
         (["--data", "digits", "--num_embeddings", "none"], 'give --network_args .*"num_embeddings"'),

@@ -9,7 +9,13 @@ import numpy as np
 from datasets import Dataset, Image, Value, concatenate_datasets
 from PIL import Image as PILImage
 
-from rgd_hf.scripts.data_files import read_file, require_columns, say_warning
+from rgd_hf.scripts.data_files import (
+    read_file,
+    require_columns,
+    require_directory,
+    require_file,
+    say_warning,
+)
 from rgd_hf.scripts.domains.environments import DomainData, Environment, check_environments
 from rgd_hf.scripts.errors import UserError, listed
 from rgd_hf.scripts.hub import load_hub_dataset
@@ -66,8 +72,7 @@ def read_directory(directory: str | Path, label_column: str, text_column: str | 
         UserError: there is no such directory, it has neither layout, or the domains do not fit together.
     """
     root = Path(directory)
-    if not root.is_dir():
-        raise UserError(f"there is no directory {str(directory)!r} (looked in {Path.cwd()}).")
+    require_directory(root, "give a file as --data_file")
     files, folders = sorted(root.glob("*.parquet")), folders_in(root)
     if files:
         if folders:
@@ -133,6 +138,7 @@ def read_table(
         UserError: a column is missing, or the domains do not fit together.
     """
     if data_file is not None:
+        require_file(data_file, "give a directory as --dataset_dir")
         rows, where = read_file(data_file), str(data_file)
     else:
         splits = load_hub_dataset(str(dataset_name), local_hint=LOCAL_HINT)

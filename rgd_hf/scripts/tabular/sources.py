@@ -14,7 +14,7 @@ from PIL import Image
 from sklearn import datasets as embedded
 
 from rgd_hf.scripts.column_types import column_names, say_what_looks_alike
-from rgd_hf.scripts.data_files import SUFFIXES, read_arrow, say_warning, suffix_of
+from rgd_hf.scripts.data_files import SUFFIXES, read_arrow, require_file, say_warning, suffix_of
 from rgd_hf.scripts.errors import UserError, listed
 from rgd_hf.scripts.hub import load_hub_dataset
 from rgd_hf.scripts.vision.decoding import UnreadableImageError, open_image
@@ -63,6 +63,7 @@ def load_table(name: str, target: str | None, warn: Callable[[str], Any] = say_w
     if name in EMBEDDED and not Path(name).exists():
         return _load_embedded(name, target)
     if suffix_of(name) in SUFFIXES or Path(name).exists():
+        require_file(name, f"give one file ({', '.join(SUFFIXES)}) as --data")
         frame, short = to_frame(read_arrow({name: name}, target, warn)[name]), _short_name(Path(name))
     elif name.count("/") == 1:
         hint = "--data FILE.csv or FILE.parquet, and --target COLUMN"

@@ -93,9 +93,11 @@ PRESETS = {
 HELP = (
     "Of training images: `light` (random crops and flips), `deit` (also RandAugment, random erasing, Mixup, CutMix, three looks "
     "at an image), or `none`; or JSON that changes one, `light` by default: "
-    '\'{"preset": "deit", "mixup": 0.2}\'. Settings: '
-    + ", ".join(field.name for field in fields(Augmentation))
-    + "."
+    '\'{"preset": "deit", "mixup": 0.2}\'. Settings: crop_scale (random crops cover at least this share of the image, above 0 to '
+    "1), hflip (probability of a flip, 0 to 1), color_jitter (strength, from 0; not with auto_augment), auto_augment (policy of "
+    "timm, or null), random_erasing (probability of erasing a rectangle, 0 to 1), mixup and cutmix (alpha, from 0, which is off), "
+    "mixup_prob (share of the batches that are mixed, 0 to 1), mixup_switch_prob (share of CutMix among the mixed batches where "
+    "both are on, 0 to 1), repeated_augmentation (looks at an image in the same epoch, from 1)."
 )
 
 

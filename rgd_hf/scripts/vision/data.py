@@ -13,6 +13,7 @@ from rgd_hf.scripts import holdout
 from rgd_hf.scripts.data_files import read_file, say_warning
 from rgd_hf.scripts.errors import UserError, listed
 from rgd_hf.scripts.hub import load_hub_dataset
+from rgd_hf.scripts.vision.image_files import folders_in, is_image
 from rgd_hf.scripts.vision.sets import ImageSet, digits, from_dataset, read_folder, sample_rows
 from rgd_hf.scripts.vision.stream import stream_classes
 
@@ -39,7 +40,7 @@ class ImageDataArguments:
             "help": "Directory with train/<class>/*.JPEG and val/<class>/*.JPEG (or validation, test), or with parquet files: "
             "train.parquet, train/*.parquet, or train-*.parquet there or in data/, as in a copy of a data set of the Hub. "
             "Or two paths, for training and validation images: each a folder of class folders or of parquet files, or a "
-            "parquet file."
+            "parquet file. With --holdout_fraction one folder of class folders, or one parquet file, is enough."
         },
     )
     columns: list[str] = field(
@@ -66,7 +67,8 @@ class ImageDataArguments:
         },
     )
     max_eval_samples: int | None = field(
-        default=None, metadata={"help": "Maximum number of validation images, chosen in the same way."}
+        default=None,
+        metadata={"help": "Maximum number of validation images, chosen as those of --max_train_samples are."},
     )
     holdout_fraction: float | None = field(
         default=None,
@@ -259,13 +261,23 @@ def _files(
     if len(given) == 2:
         places = [_existing(name) for name in given[: len(wanted)]]
         return {split: _parquet_in(path) or [path] for split, path in zip(wanted, places)}
-    folder = _existing(given[0])
+    folder, held_out = _existing(given[0]), len(wanted) == 1
+    if not folder.is_dir():
+        if held_out and folder.suffix == ".parquet":
+            return {wanted[0]: [folder]}
+        raise UserError(
+            f"--data_dir: {str(folder)!r} is a file, not a directory. Give two paths, --data_dir TRAIN VALIDATION, each a "
+            "parquet file, a folder of parquet files or a folder of class folders; or one directory that holds both. With "
+            "--holdout_fraction one parquet file or folder of class folders is enough."
+        )
     found = {}
     for split in wanted:
         names = VALIDATION_NAMES if split == "validation" else (split,)
         present = next(filter(None, (_split_files(folder, name) for name in names)), None)
+        if present is None and held_out and _has_class_folders(folder):
+            present = [folder]
         if present is None:
-            hint = " (with --holdout_fraction the second is not read)" if len(wanted) == 1 else ""
+            hint = " (with --holdout_fraction the second is not read)" if held_out else ""
             if split == "validation" and not args.streaming:
                 hint = "; without validation images, --holdout_fraction 0.1 evaluates on training images"
             raise UserError(
@@ -276,6 +288,11 @@ def _files(
             )
         found[split] = present
     return found
+
+
+def _has_class_folders(folder: Path) -> bool:
+    """Whether folders in `folder` hold images themselves, as those of classes do and those of splits do not."""
+    return any(is_image(path.name) for inner in folders_in(folder) for path in inner.iterdir())
 
 
 def _split_files(folder: Path, name: str) -> list[Path]:

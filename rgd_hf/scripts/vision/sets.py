@@ -11,7 +11,7 @@ from datasets import ClassLabel, Dataset, Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from rgd_hf.scripts.data_files import require_columns
+from rgd_hf.scripts.data_files import require_columns, require_directory
 from rgd_hf.scripts.errors import UserError, listed
 from rgd_hf.scripts.vision.image_files import counted, folders_in, images_below, say_beside, say_left_out
 
@@ -104,8 +104,7 @@ def read_folder(directory: str | Path) -> ImageSet:
         UserError: no such directory, no class folders, folders of splits in their place, or a class folder without images.
     """
     folder = Path(directory)
-    if not folder.is_dir():
-        raise UserError(f"there is no directory {str(directory)!r} (looked in {Path.cwd()}).")
+    require_directory(folder, "a folder with a folder of images for each class is needed")
     found = {path.name: images_below(path) for path in folders_in(folder)}
     if not found:
         raise UserError(f"{folder} has no folders of images, one per class.")
