@@ -27,6 +27,9 @@ from rgd_hf.weightings.choice import as_weighting, settings_of
 RUNS_NAME = "runs.jsonl"
 SETTINGS_NAME = "run_settings.json"
 
+_MEASURED = {f"eval_{name}" for name in ("runtime", "samples_per_second", "steps_per_second")} | {"epoch"}
+"""What `evaluate` adds that is no score."""
+
 _TOLD_APART = (
     "give each function a name of its own (def), or other settings by functools.partial(function, name=value), or give objects "
     "of rgd_hf.weightings with different settings"
@@ -77,6 +80,11 @@ class Comparison:
                 "several seeds."
             )
         interval = f"{shown}, 95 % interval {signed(found.low)} to {signed(found.high)}, {found.n} seeds"
+        if found.low == found.high == 0:
+            return (
+                f"{method} and {self.baseline} have the same {name} for each of {found.n} seeds: the runs do not differ, and "
+                "nothing can be concluded."
+            )
         if found.verdict == "tie":
             least = smallest_detectable([*self.differences(method).values()])
             return (
@@ -211,7 +219,11 @@ def compare(
                     # Its checkpoints are no longer those of an interrupted run.
                     (place / SETTINGS_NAME).unlink(missing_ok=True)
             if metric not in run["metrics"]:
-                raise ValueError(f"evaluate() gave no {metric!r}, but {', '.join(sorted(run['metrics']))}.")
+                scores = sorted(set(run["metrics"]) - _MEASURED)
+                raise ValueError(
+                    f"evaluate() gave no {metric!r}, but {', '.join(scores)}: choose one of these, or return it from "
+                    "compute_metrics."
+                )
             runs.append(run)
     return comparison_of(runs, metric, greater_is_better)
 

@@ -166,6 +166,11 @@ def checked_losses(
     """
     losses, outputs, valid, auxiliary = returned
     if not isinstance(losses, Tensor) or losses.dim() == 0:
+        if losses is None:
+            raise ValueError(
+                f"{by} returned None. The model is called without labels, so that outputs.loss is None: compute the losses from "
+                "outputs.logits and the labels, unreduced, one element per sample or token (`reduction='none'` in torch)."
+            )
         found = repr(losses)
         if isinstance(losses, Tensor):
             found = "a 0-dimensional loss, one already reduced over the batch"

@@ -64,7 +64,9 @@ def _read_one(path: Path, warn: Callable[[str], Any]) -> pa.Table:
     else:
         table = read_json(path, suffix == ".jsonl", warn)
     if not table.num_rows:
-        raise UserError(f"{path} has no rows; columns: {listed(table.column_names)}.")
+        raise UserError(
+            f"{path} has no rows, and at least one is needed; columns: {listed(table.column_names)}."
+        )
     nameless = [
         position
         for position, name in enumerate(table.column_names)
@@ -182,7 +184,9 @@ def _mapped(path: Path) -> Dataset:
         reason = " ".join(str(error.__cause__ or error).split())
         raise UserError(f"{path} could not be read as parquet: {reason[:300]}") from error
     if not len(dataset):
-        raise UserError(f"{path} has no rows; columns: {listed(dataset.column_names)}.")
+        raise UserError(
+            f"{path} has no rows, and at least one is needed; columns: {listed(dataset.column_names)}."
+        )
     return dataset
 
 

@@ -89,8 +89,9 @@ def list_hard_examples(
     """
     rows = hard_rows(trainer, count, samples)
     if PartialState().is_main_process:
-        page = render(rows, COLUMNS, _introduction(rows), samples.image)
-        write_list(directory, rows, page, short_table(rows, SHORT_COLUMNS, Path(directory)))
+        title = title_of(rows, len(trainer.train_dataset), trainer)  # type: ignore[arg-type]
+        page = render(rows, COLUMNS, f"{title}. {what_to_look_for(rows)}", samples.image)
+        write_list(directory, rows, page, short_table(rows, SHORT_COLUMNS, Path(directory), title))
 
 
 def write_list(directory: str | Path, rows: Sequence[Mapping[str, Any]], page: str, short: Table) -> None:
@@ -126,12 +127,16 @@ def hard_rows(trainer: InspectedTrainer, count: int, samples: TrainingSamples) -
     return rows
 
 
-def short_table(rows: Sequence[Mapping[Any, Any]], columns: Columns, directory: Path) -> Table:
-    """The first ten rows for the terminal; the page in `directory` has all of them."""
+def title_of(rows: Sequence[Mapping[Any, Any]], samples: int, trainer: Any) -> str:
+    """What `rows` are, in words: by which mean they were chosen among so many training samples."""
+    by = "weight (of equal weights, the largest loss first)" if trainer.reweights else "loss"
+    return f"The {len(rows):,} of {samples:,} training samples with the largest mean {by}"
+
+
+def short_table(rows: Sequence[Mapping[Any, Any]], columns: Columns, directory: Path, title: str) -> Table:
+    """The first ten rows for the terminal; the page in `directory` has all of them, which `title` describes."""
     page = directory / f"{HARD_EXAMPLES}.html"
-    table = Table(
-        title=f"{QUESTION} The heaviest of {len(rows)} training samples in {page}", title_justify="left"
-    )
+    table = Table(title=f"{QUESTION} {title}: {page}", title_justify="left")
     for head, key in columns:
         table.add_column(head, justify="right" if key in NUMBERS else "left", no_wrap=key in NUMBERS)
     for row in rows[:SHOWN]:
@@ -182,13 +187,6 @@ vertical-align: middle }}
 {body}
 </tbody></table></body></html>
 """
-
-
-def _introduction(rows: Sequence[Mapping[str, Any]]) -> str:
-    return (
-        f"The {len(rows)} training samples that carried the most weight over training (of equal weights, the largest "
-        f"loss first). {what_to_look_for(rows)}"
-    )
 
 
 def what_to_look_for(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -31,10 +31,11 @@ def label_values(
         UserError: empty cells, empty entries of lists, lists within lists, objects, bytes; the message names the row.
     """
     values = dataset.with_format(None)[column][:]
-    missing = sum(value is None or value != value for value in values)
+    missing = [row for row, value in enumerate(values) if value is None or value != value]
     if missing:
         raise UserError(
-            f"the label column {column!r} of {where} is empty in {missing} of {len(values)} rows."
+            f"the label column {column!r} of {where} is empty in {len(missing):,} of {len(values):,} rows, first in row "
+            f"{missing[0]} (counted from 0): fill these cells, or take the rows out."
         )
     for row, value in enumerate(values):
         for item in value if isinstance(value, list) else [value]:

@@ -237,9 +237,10 @@ def encode_labels(dataset: Dataset, column: str, labels: Labels, where: str) -> 
     strange = sorted({str(value) for row in rows for value in row if value not in numbers})
     if strange:
         raise UserError(
-            f"the label column {column!r} of {where} has labels out of range: {listed(strange[:10])}; allowed: "
+            f"the label column {column!r} of {where} has labels that are no classes of the training data: {listed(strange[:10])}; its classes: "
             f"{listed(labels.names)}"
-            + (f" (as numbers: 0 to {len(labels.names) - 1})." if 0 in numbers else ".")
+            + (f" (as numbers: 0 to {len(labels.names) - 1})" if 0 in numbers else "")
+            + ". Correct these labels, take their rows out, or add training rows with them."
         )
     if not several:
         return [numbers[value] for value in values]

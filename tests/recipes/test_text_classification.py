@@ -128,13 +128,21 @@ def test_named_labels_are_given_by_number_or_by_name():
 @pytest.mark.parametrize(
     "values, names, complaint",
     [
-        ([0, 1, 2, -1], ("negative", "positive"), r"out of range: '-1', '2'; allowed: .*as numbers: 0 to 1"),
+        (
+            [0, 1, 2, -1],
+            ("negative", "positive"),
+            r"training data: '-1', '2'; .*as numbers: 0 to 1.*add training rows",
+        ),
         (
             ["positive", "meh"],
             ("negative", "positive"),
-            r"out of range: 'meh'; allowed: 'negative', 'positive'",
+            r"training data: 'meh'; its classes: 'negative', 'positive'\. Correct these",
         ),
-        ([0, None], ("a", "b"), "empty in 1 of 2 rows"),
+        (
+            [0, None],
+            ("a", "b"),
+            r"empty in 1 of 2 rows, first in row 1 .*: fill these cells, or take the rows out",
+        ),
     ],
 )
 def test_labels_out_of_range_are_named(values, names, complaint):

@@ -142,5 +142,5 @@ def test_values_that_are_no_numbers_are_counted_also_where_the_user_chose():
 )
 def test_labels_of_another_kind_are_refused_not_guessed(train, validation):
     labels = find_labels(Dataset.from_dict({"y": train}), "y", "training")
-    with pytest.raises(UserError, match="labels out of range"):
+    with pytest.raises(UserError, match="no classes of the training data"):
         encode_labels(Dataset.from_dict({"y": validation}), "y", labels, "validation")

@@ -342,3 +342,12 @@ def test_lines_are_json_with_all_that_was_measured(make_args, tmp_path):
     assert all(
         line["settings"]["learning_rate"] == 0.5 and line["metrics"]["eval_loss"] > 0 for line in lines
     )
+
+
+def test_runs_that_do_not_differ_are_said_to_be_equal():
+    scores = {seed: 0.1 * seed for seed in range(3)}
+    verdict = Comparison({"ERM": scores, "other": dict(scores)}, "eval_accuracy", True).verdict("other")
+    assert verdict.startswith(
+        "other and ERM have the same accuracy for each of 3 seeds: the runs do not differ"
+    )
+    assert "detect" not in verdict

@@ -270,3 +270,9 @@ def test_what_an_epoch_of_unknown_length_leaves_over_is_part_of_the_next_step(se
                     parameter -= rate * parameter.grad
     start = parameters_of(tiny_bert())
     assert relative_error(parameters_of(model) - start, parameters_of(oracle) - start) < 2e-4
+
+
+def test_a_loss_that_the_model_did_not_compute_is_explained(make_args):
+    trainer = ReweightedTrainer(tiny_bert(), make_args(), per_sample_loss_fn=lambda outputs, _: outputs.loss)
+    with pytest.raises(ValueError, match=r"without labels, so that outputs\.loss is None.*outputs\.logits"):
+        gradient_of(trainer, stack(classification_data(4)))

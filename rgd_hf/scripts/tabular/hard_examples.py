@@ -11,7 +11,14 @@ import pandas as pd
 from accelerate import PartialState
 
 from rgd_hf.hard_examples import HardExample
-from rgd_hf.scripts.hard_examples import Columns, render, short_table, what_to_look_for, write_list
+from rgd_hf.scripts.hard_examples import (
+    Columns,
+    render,
+    short_table,
+    title_of,
+    what_to_look_for,
+    write_list,
+)
 from rgd_hf.scripts.tabular.preprocessing import MISSING
 from rgd_hf.scripts.tabular.splits import PreparedTable, Splits
 from rgd_hf.scripts.tabular.training import TrainedNetwork, predict
@@ -49,7 +56,8 @@ def list_hard_rows(
     rows = hard_rows(trained, examples, table, splits, names)
     shown = [_as_text(row) for row in rows]
     page = render(shown, _page_columns(rows, names), _introduction(rows, table, splits, method))
-    write_list(directory, rows, page, short_table(shown, _short_columns(rows), directory))
+    title = title_of(rows, len(splits.train), trained.trainer)
+    write_list(directory, rows, page, short_table(shown, _short_columns(rows), directory, title))
 
 
 def hard_rows(
