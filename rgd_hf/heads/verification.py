@@ -89,8 +89,9 @@ def verify(head: Head, bare: nn.Module, model: nn.Module, inputs: Inputs, why: s
 
     Two forward passes without gradient, in evaluation mode, with labels and without; of a model in training mode a third
     one, with labels, whose own loss is compared with the losses of the same outputs, as dropout draws anew in every pass.
-    Random states, buffers and the mode of every module are restored. One sample of a token-level batch gets fewer labels
-    than it has, so that a mean of per-sample means is not mistaken for the mean over tokens.
+    Random states, buffers and the mode of every module are restored. The labels are changed where they could hide a
+    difference: one sample of a token-level batch gets fewer than it has (a mean of per-sample means), and classes come in
+    turn (class weights, where all labels of the batch are the same).
 
     Args:
         head: the head of the task that transformers lists the model's class for.
@@ -216,7 +217,18 @@ def _comparable(head: Head, inputs: Inputs, config: Any) -> dict[str, Any]:
     """The batch with labels for which the task's loss is the mean over items, and others are not."""
     if head is QUESTION_ANSWERING:
         return with_whole_answers(inputs)
-    return _ragged(inputs) if head.token_level else _with_hard_labels(inputs, config)
+    batch = _ragged(inputs) if head.token_level else _with_hard_labels(inputs, config)
+    known = head.classes is not None and "labels" in head.label_names
+    return _of_all_classes(head, batch, config) if known else batch
+
+
+def _of_all_classes(head: Head, batch: dict[str, Any], config: Any) -> dict[str, Any]:
+    """The batch with every class in turn, as a mean with class weights is the plain one where all labels are the same."""
+    labels, valid = batch["labels"], head.valid(batch, config)
+    if config.num_labels > 1 and not labels.is_floating_point() and labels.numel() == valid.numel():
+        in_turn = torch.arange(labels.numel(), device=labels.device).view(labels.shape) % config.num_labels
+        batch["labels"] = torch.where(valid.view(labels.shape), in_turn.to(labels.dtype), labels)
+    return batch
 
 
 def _with_hard_labels(inputs: Inputs, config: Any) -> dict[str, Any]:

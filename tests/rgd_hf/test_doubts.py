@@ -10,6 +10,8 @@ from peft import AdaLoraConfig, LoraConfig, get_peft_model
 from torch.nn import functional as F
 from transformers import (
     BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertForTokenClassification,
     LlamaForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
@@ -312,6 +314,27 @@ def test_classification_too(make_args):
     trainer = ReweightedTrainer(model, make_args(), train_dataset=classification_data(8))
     with pytest.raises(NotImplementedError, match="has forward hooks"):
         trainer.compute_loss(model.train(), stack(classification_data(8)))
+
+
+@pytest.mark.parametrize("reweighting", ["kl", "none"])
+@pytest.mark.parametrize("by_token", [False, True])
+def test_class_weights_are_seen_where_the_first_batch_has_one_class(by_token, reweighting, make_args):
+    data = classification_data(8)
+    for row in data:
+        row["labels"] = torch.zeros(7 if by_token else (), dtype=torch.long)
+    torch.manual_seed(0)
+    model = (BertForTokenClassification if by_token else BertForSequenceClassification)(tiny_config())
+
+    def weighted(module, args, inputs, outputs):
+        labels, logits = inputs.get("labels"), outputs["logits"]
+        if labels is None:
+            return outputs
+        loss = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), weight=torch.tensor([1.0, 2.0, 3.0]))
+        return outputs | {"loss": loss}
+
+    model.register_forward_hook(weighted, with_kwargs=True)
+    with pytest.raises(NotImplementedError, match="has forward hooks, so its loss"):
+        ReweightedTrainer(model, make_args(), train_dataset=data, reweighting=reweighting).train()
 
 
 class RenamedReader(BertForQuestionAnswering):
