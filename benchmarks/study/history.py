@@ -30,7 +30,7 @@ def read_history(log: Sequence[Mapping[str, Any]], plain: bool, score: str) -> l
     Args:
         log: the Trainer's `log_history`; entries of the same step become one, in which the first value of a name stands: a
             recipe may evaluate its best model again after the last step.
-        plain: whether the training loss is that of plain ERM, and so the `unweighted_loss` too, which is not logged then.
+        plain: whether the training loss is that of plain ERM, and so the `unweighted_loss` too, where that is not logged.
         score: under which name evaluations during the training logged the score.
     """
     points: dict[int, dict[str, Any]] = {}
@@ -44,7 +44,7 @@ def read_history(log: Sequence[Mapping[str, Any]], plain: bool, score: str) -> l
     every = [points[step] for step in sorted(points)]
     if plain:
         every = [
-            {**point, **({"unweighted_loss": point["loss"]} if "loss" in point else {})} for point in every
+            {**({"unweighted_loss": point["loss"]} if "loss" in point else {}), **point} for point in every
         ]
     scored = [number for number, point in enumerate(every) if EVAL_SCORE in point]
     return [every[number] for number in sorted({*_spread(range(len(every))), *_spread(scored)})]

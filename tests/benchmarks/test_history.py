@@ -15,6 +15,13 @@ def test_scores_are_kept_however_many_logs_lie_between_them():
     assert steps == sorted(set(steps))
 
 
+def test_a_plain_loss_that_is_logged_beside_that_of_weighted_samples_stands():
+    (point,) = read_history(
+        [{"step": 1, "loss": 2.0, "unweighted_loss": 1.0}], plain=True, score="eval_accuracy"
+    )
+    assert point["unweighted_loss"] == 1.0
+
+
 def test_many_evaluations_are_thinned():
     log = [{"step": step, "eval_accuracy": 0.5} for step in range(1, 1001)]
     found = read_history(log, plain=False, score="eval_accuracy")
