@@ -81,7 +81,7 @@ def test_auto_find_batch_size(ours, tmp_path):
         ours,
         OutOfMemoryAbove,
         auto_find_batch_size=True,
-        per_device_train_batch_size=16,
+        per_device_train_batch_size=6,
         max_steps=6,
     )
     assert_train_alike(stock, trainer, same_loss=ours is not KL)
