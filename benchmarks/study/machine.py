@@ -1,8 +1,10 @@
-"""What a run took and where it came from: peak memory, commit; and a recipe that runs without a word."""
+"""What a run took and where it came from: peak memory, commit, device and processor; and a recipe that runs without a word."""
 
 import contextlib
 import io
 import os
+import platform
+import re
 import resource
 import subprocess
 import sys
@@ -17,6 +19,7 @@ import transformers
 from rgd_hf.scripts.results import console
 
 _CLEAR_REFS, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+_CPU_INFO = Path("/proc/cpuinfo")
 _RESET_PEAK = "5"
 
 
@@ -95,3 +98,13 @@ def quiet_and_apart() -> Iterator[io.StringIO]:
 def device_name() -> str:
     """What trains: the accelerator's name, or `"cpu"`."""
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
+@cache
+def processor_name() -> str:
+    """The processor's model and the instructions that torch takes of it, `"AMD EPYC 9B14, AVX512"`: last bits depend on both."""
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        names = re.findall(r"^model name\s*:\s*(.+?)\s*$", _CPU_INFO.read_text(), flags=re.MULTILINE)
+        model = names[0] if names else model
+    return f"{model}, {torch.backends.cpu.get_cpu_capability()}"

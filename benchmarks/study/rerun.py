@@ -12,7 +12,8 @@ from rgd_hf.scripts.errors import UserError, listed
 TOLERANCE = 1.5e-6
 """One of the last digit that lines keep. On the same kind of processor, with the same packages and code, runs are equal to the bit:
 more is no rounding, but another model, be it by one test row."""
-MACHINE = ("commit", "device", "threads")
+MACHINE = ("commit", "device", "processor", "threads")
+UNKNOWN = "not recorded"
 NEAR = 3
 
 
@@ -66,7 +67,8 @@ def _other_conditions(line: Line, found: Line) -> Iterator[str]:
     now = {name: found.get(name) for name in MACHINE} | found["versions"]
     for name, value in before.items():
         if value != now.get(name):
-            yield f"{name}: {value} then, {now.get(name)} now"
+            then, here = (UNKNOWN if one is None else one for one in (value, now.get(name)))
+            yield f"{name}: {then} then, {here} now"
 
 
 def _other_values(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:

@@ -22,6 +22,7 @@ from benchmarks.study.machine import (
     device_name,
     git_commit,
     peak_memory_mb,
+    processor_name,
     quiet_and_apart,
     reset_peak_memory,
     use_plain_attention_on_cpu,
@@ -109,6 +110,7 @@ def _head(study: Study, cell: Cell) -> Line:
         "looked_at": list(data.metrics),
         "versions": VERSIONS(),
         "device": device_name(),
+        "processor": processor_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "commit": git_commit(CHECKOUT),
@@ -159,11 +161,14 @@ def _contents(
         if isinstance(value, int | float) and not isinstance(value, bool) and not name.endswith(TIMING)
     }
     found: Line = {"metrics": metrics}
+    state = _state(directory)
+    if state.get("train_batch_size"):
+        found["batch_size"] = state["train_batch_size"]
     if "checkpoints" in record:
         found["checkpoints"] = record["checkpoints"]
     if cell.stage != FINAL:
         return found
-    log = _log(directory)
+    log = state.get("log_history", [])
     weight = mean_weight(log)
     if weight is not None:
         metrics["weight_mean"] = weight
@@ -194,7 +199,7 @@ def _contents(
     return found
 
 
-def _log(directory: Path) -> list[dict[str, Any]]:
-    """The training log that the Trainer saved, beside the results or below them."""
+def _state(directory: Path) -> dict[str, Any]:
+    """What the Trainer saved of its training (log, batch size), beside the results or below them."""
     states = sorted(directory.rglob("trainer_state.json"), key=lambda path: len(path.parts))
-    return json.loads(states[0].read_text(encoding="utf-8"))["log_history"] if states else []
+    return json.loads(states[0].read_text(encoding="utf-8")) if states else {}

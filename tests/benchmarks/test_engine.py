@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from studies import STUDY, by_cell, changed, lines, write
 
 from benchmarks.report.lines import read_records
@@ -29,6 +30,8 @@ def test_every_cell_leaves_one_line_with_all_that_the_report_reads(whole):
     for line in found:
         assert line["cell"].startswith(f"{line['dataset']}/{line['method']}/{line['candidate']}/")
         assert line["seconds"] > 0 and line["peak_memory_mb"] > 50 and line["device"]
+        assert line["processor"].endswith(f", {torch.backends.cpu.get_cpu_capability()}")
+        assert line["batch_size"] == 40
         assert {"torch", "transformers", "lightgbm", "numpy", "pandas", "scipy", "python"} <= set(
             line["versions"]
         )
@@ -72,7 +75,11 @@ def test_a_finished_study_is_left_alone_and_an_edited_one_runs_what_changed(whol
     before = lines(whole[1])
     study.main([whole[0], "--output_dir", str(whole[1])])
     assert lines(whole[1]) == before and f"All {CELLS} runs are finished" in capsys.readouterr().out
-    (tmp_path / "runs.jsonl").write_text((whole[1] / "runs.jsonl").read_text())
+    # Lines from before they told processor and batch size are finished as well.
+    old = [{k: v for k, v in line.items() if k not in ("processor", "batch_size")} for line in before]
+    (tmp_path / "runs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in old))
+    study.main([whole[0], "--output_dir", str(tmp_path)])
+    assert lines(tmp_path) == old
     study.main(
         [write(changed("methods", "kl", "options", "tau", value=5), tmp_path), "--output_dir", str(tmp_path)]
     )

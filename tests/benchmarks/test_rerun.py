@@ -6,6 +6,7 @@ import pytest
 from studies import lines
 
 from benchmarks.study import __main__ as study
+from benchmarks.study.machine import processor_name
 from rgd_hf.scripts.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("in_the_checkout")
@@ -38,17 +39,22 @@ def test_a_cell_of_every_stage_gives_its_line_again(whole, tmp_path, capsys):
     assert len(output.splitlines()) == 2 * 3, "no metric differs"
 
 
-def test_what_differs_is_told_and_another_score_is_an_error(whole, tmp_path, capsys):
+@pytest.mark.parametrize("recorded", [True, False])
+def test_what_differs_is_told_and_another_score_is_an_error(whole, tmp_path, capsys, recorded):
     cell = names(whole, dataset="few", method="erm", stage="final")[0]
 
     def edit(line):
         other = {"metrics": line["metrics"] | {"mean_loss": 9.0}, "commit": "abc"}
+        other |= {"processor": "Z80, DEFAULT"} if recorded else {"processor": None}
         return line | other | {"versions": line["versions"] | {"torch": "1.0"}}
 
     again(whole, tmp_path, cell, edit=edit)
     output = capsys.readouterr().out
     assert ": the same" in output and "mean_loss: 9.0 in the line, " in output
     assert "commit: abc then, " in output and "torch: 1.0 then, " in output
+    assert (
+        f"processor: {'Z80, DEFAULT' if recorded else 'not recorded'} then, {processor_name()} now" in output
+    )
     with pytest.raises(SystemExit) as stopped:
         again(whole, tmp_path, cell, edit=lambda line: line | {"score": line["score"] - 0.0025})
     assert stopped.value.code == 1 and "DIFFERENT" in capsys.readouterr().out
