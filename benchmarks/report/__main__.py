@@ -22,6 +22,7 @@ from rgd_hf.scripts.errors import UserError, listed
 from rgd_hf.scripts.results import say
 
 USAGE = "python -m benchmarks.report --option value ..."
+EPILOG = "Words: a cell is one training of a study, with its name; a line is its record in runs*.jsonl."
 DEFAULT_DIRECTORY = "benchmarks/results/evidence"
 
 
@@ -31,11 +32,11 @@ class ReportArguments:
 
     results_dir: str = field(
         default=DEFAULT_DIRECTORY,
-        metadata={"help": "Directory with the results (runs*.jsonl) of benchmarks.study."},
+        metadata={"help": "Directory with the lines (runs*.jsonl) of benchmarks.study."},
     )
     output_dir: str | None = field(
         default=None,
-        metadata={"help": "Directory for REPORT.md and plots/; by default that of the results."},
+        metadata={"help": "Directory for REPORT.md and plots/; by default --results_dir."},
     )
     html: bool = field(
         default=False, metadata={"help": "Also write REPORT.html, a single self-contained page."}
@@ -50,7 +51,7 @@ class ReportArguments:
     check: bool = field(
         default=False,
         metadata={
-            "help": "Write nothing; fail if REPORT.md, or the table in --readme, does not match the results. Plots are not "
+            "help": "Write nothing; fail if REPORT.md, or the table in --readme, does not match the lines. Plots are not "
             "compared: they vary with the version of matplotlib."
         },
     )
@@ -62,7 +63,8 @@ def main(argv: list[str] | None = None) -> None:
     Raises:
         UserError: no runs, no marks in the README, or with `--check` a report that is not theirs.
     """
-    (args,) = parse_args([ReportArguments], argv, description=__doc__.split("\n\n")[0], usage=USAGE)
+    description = __doc__.split("\n\n")[0]
+    (args,) = parse_args([ReportArguments], argv, description=description, usage=USAGE, epilog=EPILOG)
     records = read_records(Path(args.results_dir))
     directory = Path(args.output_dir or args.results_dir)
     texts = {}

@@ -6,24 +6,33 @@ from collections.abc import Collection, Hashable, Mapping
 from typing import TypeVar
 
 Run = TypeVar("Run", bound=Hashable)
+LAST_DIGIT = 1e-6
+"""Scores are kept to six decimals: two that are equal before that may differ by one of the last."""
 
 
 def best_candidate(scores: Mapping[str, Mapping[Run, float]], needed: Collection[Run]) -> str | None:
     """The candidate with the best mean tuning score, the first (`in_order`) between equals.
 
+    None where none has all scores. The arguments are those of `best_candidates`.
+    """
+    return next(iter(best_candidates(scores, needed)), None)
+
+
+def best_candidates(scores: Mapping[str, Mapping[Run, float]], needed: Collection[Run]) -> list[str]:
+    """All candidates whose mean tuning score is the best, as far as rounded scores tell, `in_order`.
+
     Args:
         scores: scores of the tuning runs that finished, by candidate and run; larger is better.
         needed: runs that a candidate needs a score of: one of which a run failed is out.
-
-    Returns:
-        The candidate; None where none has all scores.
     """
     sums = {
         candidate: math.fsum(scores[candidate][run] for run in needed)
         for candidate in in_order(scores)
         if needed and set(needed) <= set(scores[candidate])
     }
-    return max(sums, key=lambda candidate: sums[candidate], default=None)
+    allowed = len(needed) * LAST_DIGIT * 1.001  # sums of decimals are not exact either
+    best = max(sums.values(), default=0.0)
+    return [candidate for candidate, total in sums.items() if total >= best - allowed]
 
 
 def in_order(candidates: Collection[str]) -> list[str]:

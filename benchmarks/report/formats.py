@@ -98,6 +98,17 @@ def mean_and_spread(values: Sequence[float]) -> str:
     return f"{number(mean)} ± {math.sqrt(variance):.2f}"
 
 
+def metric_kind(name: str) -> str:
+    """Without the part of the data that it is of, as in `eval_accuracy` and `test_accuracy`."""
+    return re.sub(r"^(eval_|test_|training_domain_)?(validation_)?", "", name)
+
+
+def metric_title(name: str) -> str:
+    """The same in words: of `eval_matthews_correlation` `"Matthews correlation"`."""
+    words = metric_kind(name).replace("_", " ")
+    return words.replace("matthews", "Matthews").replace("pearson", "Pearson correlation")
+
+
 def counted(count: int, noun: str) -> str:
     """`"1 seed"`, `"3 seeds"`, `"2 losses"`."""
     ending = "" if count == 1 else "es" if noun.endswith("s") else "s"

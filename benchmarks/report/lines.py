@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report.choice import best_candidate
+from benchmarks.report.choice import best_candidates
 from benchmarks.report.merging import merged
 from benchmarks.report.planned import Plan, described, of_plan, plan_of
 from benchmarks.run_file import RunFile
@@ -21,6 +21,8 @@ BASELINE = "erm"
 STUDY_NAME = "study.json"
 RUN_OPTIONS = ("seed", "first_seed", "first_trial", "data_seed", "learning_rate")
 # Lines from before they told which of the settings are the method's own.
+# At these commits the log of a table's training ended with the best model evaluated again, as if of the last epoch.
+BEST_AGAIN = ("72c6381", "ae36080")
 METHOD_OPTIONS = (
     *(field.name for field in fields(ReweightingArguments)),
     *("objectives", "reweightings", "label_smoothing_factor"),
@@ -67,6 +69,12 @@ class Records:
         parts = [cell.split("/") for cell in self.failed]
         return found | {part[1] for part in parts if len(part) > 1 and part[0] == dataset}
 
+    def is_same_model(self, dataset: str, method: str) -> bool:
+        """Whether a method is trained by the recipe of ERM on a data set: one with a script of its own is another model."""
+        of_both = (self.runs(dataset, name) for name in (method, BASELINE))
+        recipes = {run.get("settings", {}).get("recipe") for runs in of_both for run in runs.values()}
+        return len(recipes) < 2
+
     def compared_with(self, method: str) -> str:
         """The method that this one adds something to."""
         return next(
@@ -91,7 +99,15 @@ class Records:
 
     def best_candidate(self, dataset: str, method: str, part: str = "") -> str | None:
         """The settings that tuning chose for a method; None where it was not tuned, or not to the end."""
-        return _best_candidates(self.tuning).get((dataset, method, part))
+        return next(iter(self.best_candidates(dataset, method, part)), None)
+
+    def best_candidates(self, dataset: str, method: str, part: str = "") -> list[str]:
+        """The same with those that tied with it."""
+        return self._best.get((dataset, method, part), [])
+
+    @cached_property
+    def _best(self) -> dict[tuple[str, str, str], list[str]]:
+        return _best_candidates(self.tuning)
 
     def mixed(self) -> list[str]:
         """Data sets and methods with runs that no comparison is made of: the study was edited between them.
@@ -218,14 +234,26 @@ def _settings_tried(record: Record) -> set[str]:
 
 def _best_candidates(
     tuning: Mapping[tuple[str, str, int, str, str], Record],
-) -> dict[tuple[str, str, str], str | None]:
+) -> dict[tuple[str, str, str], list[str]]:
     scores: dict[tuple[str, str, str], dict[str, dict[int, float]]] = {}
     for (dataset, method, seed, candidate, part), record in tuning.items():
         scores.setdefault((dataset, method, part), {}).setdefault(candidate, {})[seed] = record["score"]
     return {
-        key: best_candidate(by_candidate, {seed for by_seed in by_candidate.values() for seed in by_seed})
+        key: best_candidates(by_candidate, {seed for by_seed in by_candidate.values() for seed in by_seed})
         for key, by_candidate in scores.items()
     }
+
+
+def _without_best_again(record: Record) -> Record:
+    """A line whose last point does not have the best epoch's validation loss and score beside the last epoch's training loss."""
+    history, best_epoch = record.get("history", ()), record.get("metrics", {}).get("best_epoch")
+    if record.get("commit") not in BEST_AGAIN or best_epoch is None or not history:
+        return record
+    last, steps_per_epoch = history[-1], history[0]["step"]
+    if last["step"] == best_epoch * steps_per_epoch:
+        return record
+    last = {name: value for name, value in last.items() if not name.startswith("eval_")}
+    return {**record, "history": [*history[:-1], last]}
 
 
 def candidate_of(record: Record) -> str:
@@ -250,6 +278,7 @@ def _sort_out(
         if not math.isfinite(score):
             failed[cell] = f"its score is {score}"
             continue
+        record = _without_best_again(record)
         if record["stage"] != "tuning" and record.get("checkpoints"):
             checkpointed.setdefault(record["dataset"], []).append(record)
         key = record["dataset"], record["method"], record["seed"]
@@ -272,7 +301,7 @@ def _sort_out(
     return Records(final, tuning, remaining, checkpointed, study, left_out)
 
 
-def _chosen(runs: Sequence[Record], chosen: Mapping[tuple[str, str, str], str | None]) -> list[Record]:
+def _chosen(runs: Sequence[Record], chosen: Mapping[tuple[str, str, str], list[str]]) -> list[Record]:
     """One run a part: with the settings that tuning chose, or the last where there is none of them.
 
     In a random search every part has the run with the best validation score, once all draws are there.
@@ -287,6 +316,7 @@ def _chosen(runs: Sequence[Record], chosen: Mapping[tuple[str, str, str], str | 
             if len(of_part) >= last["draws"]:
                 found.append(max(of_part, key=lambda run: run["validation_score"]))
             continue
-        candidate = chosen.get((last["dataset"], last.get("tuned_as", last["method"]), part))
+        best = chosen.get((last["dataset"], last.get("tuned_as", last["method"]), part), [])
+        candidate = next(iter(best), None)
         found.append(next((run for run in reversed(of_part) if candidate_of(run) == candidate), last))
     return found

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 
-from benchmarks.report.formats import counted, marked, probability, table, verdict
+from benchmarks.report.formats import SAME_RUNS, counted, marked, probability, table, verdict
 from benchmarks.report.lines import BASELINE, Records
 from benchmarks.report.method import how_to_read, method, title
 from benchmarks.report.methods import method_title
@@ -120,20 +120,20 @@ def _listed(entries: Sequence[str]) -> list[str]:
 
 
 def _counts(records: Records, found: Sequence[Overall], over_datasets: bool) -> str:
-    verdicts = all_verdicts(found)
+    verdicts, of_model = all_verdicts(found), [method for method in found if method.is_same_model]
     if verdicts:
         by_chance = 0.05 * len(verdicts)
         counts = [counted(verdicts.count(name), name) for name in ("gain", "tie", "loss")]
         text = (
             f"{counted(len(verdicts), 'comparison')} of a method with ERM on a data set: {counts[0]}, {counts[1]} and "
-            f"{counts[2]}. If no method differed from ERM anywhere, about {by_chance:.{1 if by_chance < 2 else 0}f} would be "
+            f"{counts[2]}.{_not_counted(found)} If no method differed from ERM anywhere, about {by_chance:.{1 if by_chance < 2 else 0}f} would be "
             "a gain or a loss by chance (one in twenty)."
         )
         early = sum(
             bool(interim(records, name, estimate, method.method))
             for method in found
-            for name, estimate in method.by_dataset.items()
-            if verdict(estimate) is not None
+            for name in method.counted
+            if verdict(estimate := method.by_dataset[name]) is not None
         )
         text += f" Interim, with fewer pairs than planned: {early} of {len(verdicts)}." if early else ""
     else:
@@ -144,18 +144,32 @@ def _counts(records: Records, found: Sequence[Overall], over_datasets: bool) -> 
     if over_datasets:
         text += (
             f" Methods that differ from ERM over data sets (p below 0.05 after Holm's correction): "
-            f"{sum(method.holm < 0.05 for method in found) or 'none'} of {len(found)}."
+            f"{sum(method.holm < 0.05 for method in of_model) or 'none'} of {len(of_model)}."
         )
         planned = {name for dataset in records.plan.datasets for name in records.plan.seeds(dataset)}
         text += family(planned, [method.method for method in found])
     return text
 
 
+def _not_counted(found: Sequence[Overall]) -> str:
+    """What the counts leave out: other models than the data sets' own, and trainings that are there twice."""
+    models = [method_title(method.method) for method in found if not method.is_same_model]
+    twice = sum(len(method.by_dataset) - len(method.counted) for method in found if method.is_same_model)
+    text = f" Not counted: {', '.join(models)}, another model." if models else ""
+    return text + (f" The same runs as another method's are not counted again ({twice})." if twice else "")
+
+
+def _data_sets(method: Overall) -> str:
+    """How many, and on how many of them the runs are those of another method."""
+    same = len(method.by_dataset) - len(method.counted) if method.is_same_model else 0
+    return f"{len(method.by_dataset)}" + (f" ({same} {SAME_RUNS})" if same else "")
+
+
 def _summary(records: Records, found: Sequence[Overall]) -> list[str]:
     body = [
         [
-            method_title(method.method),
-            str(len(method.by_dataset)),
+            method_title(method.method) + ("" if method.is_same_model else " (another model)"),
+            _data_sets(method),
             marked(method.gain) + interim_mean(records, method.by_dataset, (method.method, BASELINE)),
             *(str(method.count(verdict)) for verdict in ("gain", "tie", "loss")),
             probability(method.p),

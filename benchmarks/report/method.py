@@ -1,11 +1,11 @@
 """How a report is to be read, what was computed and how, and the runs behind it."""
 
 import statistics
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from benchmarks.report.choice import in_order as in_order_of_size
-from benchmarks.report.formats import number
-from benchmarks.report.lines import BASELINE, METHOD_OPTIONS, Records
+from benchmarks.report.formats import counted, number
+from benchmarks.report.lines import BASELINE, METHOD_OPTIONS, Record, Records
 from benchmarks.report.methods import in_order, method_title
 from benchmarks.run_file import duration
 
@@ -22,7 +22,7 @@ STATISTICS = """\
 - **Detectable** is the smallest true difference that so many seeds of such a spread would show in four of five cases: a tie
   says nothing about a smaller one.
 - **p** is the two-sided paired t test over seeds, below 0.05 where the interval excludes 0. **p (Holm)** is corrected for the
-  methods compared with ERM on the same data set, which are one family; in the summary, where the test is over data sets,
+  methods compared with ERM on the same data set, which are one family, each training once; in the summary, where the test is over data sets,
   for the methods of the summary.
 - **Over data sets** every data set counts once, by its mean difference; the interval is over data sets. Variants of the same
   data count as data sets of their own, though their results go together; so do all comparisons with the same runs of ERM."""
@@ -111,6 +111,14 @@ def _tried(records: Records, method: str, names: Collection[str]) -> dict[str, l
     return found
 
 
+def _processors(everything: Sequence[Record]) -> str:
+    """Those of all runs, and of how many it is not known."""
+    known = sorted({str(record["processor"]) for record in everything if record.get("processor")})
+    without = sum(not record.get("processor") for record in everything)
+    lacking = [f"not recorded for {counted(without, 'run')}"] if without else []
+    return f"processor{'s' if len(known) > 1 else ''}: {'; '.join([*known, *lacking])}"
+
+
 def method(records: Records) -> list[str]:
     """Markdown: what was computed and how, and of which runs."""
     everything = [*records.final.values(), *records.tuning.values()]
@@ -132,7 +140,7 @@ def method(records: Records) -> list[str]:
         )
     lines += ["", "**Runs**", "", *_options(records)]
     if cores:
-        lines.append(f"- Machine: {' or '.join(map(str, cores))} CPU cores")
+        lines.append(f"- Machine: {' or '.join(map(str, cores))} CPU cores; {_processors(everything)}")
     if total:
         lines.append(f"- Time: {total:.0f} seconds over all runs, tuning included")
     if memory:

@@ -39,6 +39,12 @@ def method_title(name: str) -> str:
     return name.replace("_", " ")
 
 
+def difference_title(ours: str, theirs: str = "erm") -> str:
+    """`"KL (τ = 1) minus ERM"`: what a title has after its comma is put in brackets, or it would read as an equation."""
+    titles = (method_title(name).partition(", ") for name in (ours, theirs))
+    return " minus ".join(f"{head} ({rest})" if rest else head for head, _, rest in titles)
+
+
 def in_order(names: set[str]) -> list[str]:
     """ERM and what stands in for it, the rules in the order of their table, other methods; numbers by size."""
     rules = [name for name in WEIGHTINGS if name != "none"]

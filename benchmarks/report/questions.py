@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks.report.formats import NOTHING, SAME_RUNS, counted, detectable, marked, table, verdict
 from benchmarks.report.lines import Records
-from benchmarks.report.methods import method_title
+from benchmarks.report.methods import difference_title
 from benchmarks.report.progress import interim, interim_mean
 from benchmarks.report.summary import (
     SCORE,
@@ -46,7 +46,7 @@ def _answer(records: Records, question: Mapping[str, Any]) -> list[str]:
         return [title, "", " ".join(lacking) or nothing, ""]
     lower, decimals = is_lower_better(metric), decimals_of(metric)
     unit = "points" if in_points(metric) else "its own unit"
-    what = f"{method_title(ours)} − {method_title(theirs)} ({'' if metric == SCORE else metric + ', '}{unit})"
+    what = f"{difference_title(ours, theirs)} ({'' if metric == SCORE else metric + ', '}{unit})"
     same = [name for name in found if same_runs(records, name, ours, theirs)]
     body = [
         [

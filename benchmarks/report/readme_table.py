@@ -4,11 +4,19 @@ import re
 from collections.abc import Sequence
 from pathlib import PurePath
 
-from benchmarks.report.formats import NOTHING, marked, mean_and_spread, table, verdict
+from benchmarks.report.formats import (
+    NOTHING,
+    SAME_RUNS,
+    marked,
+    mean_and_spread,
+    metric_title,
+    table,
+    verdict,
+)
 from benchmarks.report.lines import BASELINE, Records
-from benchmarks.report.methods import method_title
+from benchmarks.report.methods import difference_title, method_title
 from benchmarks.report.progress import interim, unfinished
-from benchmarks.report.summary import Overall, difference, first_settings, headline
+from benchmarks.report.summary import Overall, difference, first_settings, headline, twin
 from rgd_hf.scripts.errors import UserError
 
 MODEL_SETTINGS = ("timm_model", "model_name_or_path", "networks", "backbone")
@@ -23,7 +31,7 @@ def readme_table(records: Records, found: Sequence[Overall]) -> list[str]:
     body = []
     for dataset in records.datasets:
         erm = [record["score"] for record in records.runs(dataset, BASELINE).values()]
-        verdicts = [verdict(m.by_dataset[dataset]) for m in found if dataset in m.by_dataset]
+        verdicts = [verdict(m.by_dataset[dataset]) for m in found if dataset in m.counted]
         counts = " / ".join(str(verdicts.count(name)) for name in ("gain", "tie", "loss"))
         left = unfinished(records, dataset)
         seeds, planned = len(records.seeds(dataset)), len(records.plan.seeds(dataset).get(BASELINE, ()))
@@ -34,7 +42,11 @@ def readme_table(records: Records, found: Sequence[Overall]) -> list[str]:
                 model_and_size(records, dataset),
                 f"{seeds} of {planned}" if seeds < planned else str(seeds),
                 mean_and_spread(erm) if erm else NOTHING,
-                *(marked(d) + interim(records, dataset, d, method) for method, d in differences.items()),
+                *(
+                    (SAME_RUNS if twin(records, dataset, method) in columns else marked(d))
+                    + interim(records, dataset, d, method)
+                    for method, d in differences.items()
+                ),
                 counts + (" (interim)" if left else "") if any(verdicts) else NOTHING,
             ]
         )
@@ -43,9 +55,39 @@ def readme_table(records: Records, found: Sequence[Overall]) -> list[str]:
         "model; training rows",
         "seeds",
         "ERM",
-        *(f"{method_title(m)} − ERM" for m in columns),
+        *(difference_title(m) for m in columns),
     ]
-    return table([*header, "methods that gain / tie / lose"], body, text_columns=2)
+    rows = table([*header, "methods that gain / tie / lose"], body, text_columns=2)
+    return [*rows, "", _legend(records, found, "\n".join(rows))]
+
+
+def _legend(records: Records, found: Sequence[Overall], shown: str) -> str:
+    """What the signs of the table mean, which metrics the scores are, and what its last column leaves out."""
+    metrics: dict[str, list[str]] = {}
+    for dataset in records.datasets:
+        names = (record.get("score_name") for record in records.runs(dataset, BASELINE).values())
+        metrics.setdefault(metric_title(str(next(names, None) or "score")), []).append(dataset)
+    usual = max(metrics, key=lambda name: len(metrics[name]), default="score")
+    scores = [
+        usual,
+        *(f"{', '.join(names)}: {metric}" for metric, names in metrics.items() if metric != usual),
+    ]
+    signs = [
+        "▲ gain, ▼ loss: the 95 % interval excludes 0, not corrected for the number of methods",
+        "=: it contains 0",
+    ]
+    meanings = {
+        f" {NOTHING} ": f"{NOTHING}: not run yet",
+        SAME_RUNS: f"*{SAME_RUNS}*: as in the column before",
+        "(interim": "*interim*: of fewer methods or seeds than planned",
+    }
+    signs += [meaning for sign, meaning in meanings.items() if sign in shown]
+    left_out = [
+        f"{method_title(method.method)}, another model" for method in found if not method.is_same_model
+    ]
+    left_out += ["the same runs a second time"] if SAME_RUNS in shown else []
+    counts = f" The last column leaves out {' and '.join(left_out)}." if left_out else ""
+    return f"{'; '.join(signs)}. Scores × 100, ± standard deviation over seeds: {'; '.join(scores)}.{counts}"
 
 
 def model_and_size(records: Records, dataset: str) -> str:

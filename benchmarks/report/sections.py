@@ -1,7 +1,6 @@
 """The section of one data set in a report: its table, what the weights did, and its plots."""
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 
 import numpy as np
@@ -16,6 +15,7 @@ from benchmarks.report.formats import (
     detectable,
     marked,
     mean_and_spread,
+    metric_kind,
     number,
     probability,
     ranges,
@@ -26,7 +26,7 @@ from benchmarks.report.formats import (
     verdict,
 )
 from benchmarks.report.lines import BASELINE, Records
-from benchmarks.report.methods import method_title
+from benchmarks.report.methods import difference_title, method_title
 from benchmarks.report.parts import Breakdown, by_difficulty, by_frequency
 from benchmarks.report.plots import plot_breakdowns, plot_methods
 from benchmarks.report.plots_training import curve, logged_curves, plot_training
@@ -50,6 +50,7 @@ from benchmarks.report.summary import (
     same_runs,
     tuning,
     tuning_metric,
+    twin,
     value_of,
 )
 from rgd_hf.comparison.directions import is_lower_better
@@ -73,6 +74,8 @@ HIDDEN_SETTINGS = (
     "run_name",
 )
 SCORES_SHOWN = 8
+NEARLY_ALL = 0.9
+WORST, RAREST = "worst_class_accuracy", "rarest_class_recall"
 PARTS = {
     "difficulty": "tenth of the held-out rows, 1 = easiest",
     "frequency": "training rows of the class",
@@ -136,7 +139,7 @@ def section(records: Records, dataset: str) -> tuple[list[str], Pictures]:
 def _description(records: Records, dataset: str, first: Mapping) -> str:
     score, chosen_by = first.get("score_name", "score"), tuning_metric(records, dataset)
     parts = [f"{first.get('kind', 'data')}, score: {score}"]
-    if chosen_by and _metric(chosen_by) != _metric(score):
+    if chosen_by and metric_kind(chosen_by) != metric_kind(score):
         parts[0] += f", but tuned by {chosen_by}"
     counts, samples = first.get("train_class_counts"), first.get("samples") or {}
     if counts:
@@ -146,11 +149,6 @@ def _description(records: Records, dataset: str, first: Mapping) -> str:
     seeds = records.seeds(dataset)
     parts.append(f"{counted(len(seeds), 'seed')} ({ranges(seeds)})")
     return "; ".join(parts) + "."
-
-
-def _metric(name: str) -> str:
-    """Without the part of the data that it is of, as in `eval_accuracy` and `test_accuracy`."""
-    return re.sub(r"^(eval_|test_|training_domain_)?(validation_)?", "", name)
 
 
 def _table_of_methods(records: Records, dataset: str, found: list[Row]) -> list[str]:
@@ -188,7 +186,9 @@ def _table_of_methods(records: Records, dataset: str, found: list[Row]) -> list[
 
 
 def _verdict(records: Records, dataset: str, row: Row) -> str:
-    return VERDICTS[verdict(row.difference)] + interim(records, dataset, row.difference, row.method)
+    other = twin(records, dataset, row.method)
+    same = f", {SAME_RUNS} as {method_title(other)}" if other else ""
+    return VERDICTS[verdict(row.difference)] + same + interim(records, dataset, row.difference, row.method)
 
 
 def _on_top(records: Records, dataset: str, row: Row) -> str:
@@ -203,6 +203,8 @@ def _beyond(records: Records, dataset: str, found: list[Row]) -> list[str]:
     """The metrics beside the score that the study names: differences to ERM, and which no run has."""
     known, named = metrics_of(records, dataset), looked_at(records, dataset)
     metrics = [name for name in named if name in known]
+    doubled = _doubled(records, dataset, metrics)
+    metrics = [name for name in metrics if not doubled or name != WORST]
     lacking = no_run_has(records, dataset, named)
     remark = [lacking, ""] if lacking else []
     if not metrics:
@@ -211,14 +213,14 @@ def _beyond(records: Records, dataset: str, found: list[Row]) -> list[str]:
     body = [["ERM", *(_of_erm(records, dataset, name) for name in metrics)]]
     verdicts: list[str | None] = []
     for row in others:
-        cells = []
+        cells, is_own = [], twin(records, dataset, row.method) is None
         for name in metrics:
             estimate, decimals = difference(records, dataset, row.method, metric=name), decimals_of(name)
-            verdicts.append(verdict(estimate, decimals))
-            cells.append(marked(estimate, is_lower_better(name), decimals))
-        body.append(
-            [method_title(row.method) + interim(records, dataset, row.difference, row.method), *cells]
-        )
+            if is_own:
+                verdicts.append(verdict(estimate, decimals))
+            early = interim(records, dataset, estimate, row.method)
+            cells.append(marked(estimate, is_lower_better(name), decimals) + early)
+        body.append([method_title(row.method), *cells])
     if len(others) > 1:
         body.append(["detectable, median", *(_power(records, dataset, others, name) for name in metrics)])
     arrows = (f"{name} ↓" if is_lower_better(name) else name for name in metrics)
@@ -231,7 +233,25 @@ def _beyond(records: Records, dataset: str, found: list[Row]) -> list[str]:
             f"for their number; about {0.05 * len(whole):.1f} would by chance if no method differed from ERM.",
             "",
         ]
-    return [*lines, *remark]
+    return [*lines, *([doubled, ""] if doubled else []), *remark]
+
+
+def _doubled(records: Records, dataset: str, metrics: Collection[str]) -> str:
+    """Why the worst class is left out: of two classes it may hardly ever be another one than the rarest. Empty where it stays."""
+    counts = next(
+        (c for r in records.runs(dataset, BASELINE).values() if (c := r.get("train_class_counts"))), ()
+    )
+    if len(counts) != 2 or not {WORST, RAREST} <= set(metrics):
+        return ""
+    each = [
+        (value_of(record, WORST), value_of(record, RAREST))
+        for (name, *_), record in records.final.items()
+        if name == dataset
+    ]
+    same = sum(worst == rarest for worst, rarest in each)
+    if same < NEARLY_ALL * len(each):
+        return ""
+    return f"Of two classes: {WORST} is {RAREST} in {same} of {len(each)} runs, and left out."
 
 
 def _of_erm(records: Records, dataset: str, metric: str) -> str:
@@ -255,9 +275,10 @@ def _chance(records: Records, dataset: str, found: list[Row]) -> str:
     compared = [row for row in found if row.method != BASELINE and row.difference.n]
     if not compared:
         return "No method shares a seed with ERM yet."
-    below = sum(row.holm < 0.05 for row in compared)
+    own = [row for row in compared if twin(records, dataset, row.method) is None]
+    below = sum(row.holm < 0.05 for row in own)
     return (
-        f"p below 0.05 after Holm's correction for {counted(len(compared), 'method')}: {below or 'none'}."
+        f"p below 0.05 after Holm's correction for {counted(len(own), 'method')}: {below or 'none'}."
         f"{family(records.plan.seeds(dataset), [row.method for row in compared])}"
     )
 
@@ -280,7 +301,7 @@ def _parts(present: Mapping[str, Breakdown]) -> list[str]:
     lines: list[str] = []
     for label, breakdown in present.items():
         others = list(breakdown.difference)
-        header = [label, "ERM (%)", *(f"{method_title(name)} − ERM" for name in others)]
+        header = [label, "ERM (%)", *(difference_title(name) for name in others)]
         body = [
             [name, number(breakdown.accuracy[BASELINE][place], 1)]
             + [signed(breakdown.difference[other][place]) for other in others]
@@ -345,13 +366,24 @@ def _score_over_training(records: Records, dataset: str) -> list[str]:
             [method_title(name), *(NOTHING if np.isnan(v) else _in_its_unit(metric, v) for v in values)]
         )
     header = [f"validation score ({_unit(metric)}) at step", *(f"{step:.0f}" for step in shown)]
-    return [*table(header, body), ""]
+    return [*table(header, body), "", *_best_epochs(records, dataset)]
+
+
+def _best_epochs(records: Records, dataset: str) -> list[str]:
+    """Which epochs early stopping kept: where many are among the first, the score is that of a noisy choice, no plateau's."""
+    runs = records.runs(dataset, BASELINE).values()
+    epochs = [value for run in runs if (value := value_of(run, "best_epoch")) is not None]
+    each = ", ".join(f"{epoch:.0f}" for epoch in epochs)
+    return [f"Best epochs of ERM, seed by seed: {each}.", ""] if epochs else []
 
 
 def _remark(found: Tuning) -> str:
-    """What to know of the settings of the final runs: others were better, or a rate beyond those tried might be."""
+    """What to know of the settings of the final runs: others were better, as good, or a rate beyond those tried might be."""
     if not found.is_best:
         return " (not the best)"
+    tied = f"tied with {counted(found.ties, 'other')}" if found.ties else ""
     rates = in_order({rate_of(candidate)[0] for candidate in found.scores})
-    ends = {rates[0]: " (the smallest tried)", rates[-1]: " (the largest tried)"}
-    return ends.get(rate_of(found.chosen)[0], "") if len(rates) > 1 else ""
+    ends = {rates[0]: "the smallest tried", rates[-1]: "the largest tried"}
+    end = ends.get(rate_of(found.chosen)[0], "") if len(rates) > 1 else ""
+    remarks = "; ".join(filter(None, (end, tied)))
+    return f" ({remarks})" if remarks else ""

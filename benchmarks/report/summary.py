@@ -1,6 +1,6 @@
 """What the finished runs say: paired differences by data set, over data sets, and the questions behind a gain."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,7 @@ class Row:
         difference: paired difference to ERM in points (hundredths of the score), over common seeds.
         own: the same to the method that this one adds something to.
         p: p value of the paired t test; NaN for ERM and below two common seeds.
-        holm: the same, corrected for the methods of this data set.
+        holm: the same, corrected for the methods of this data set, each training once.
         detectable: the smallest true difference, in points, that so many seeds would show in four of five cases.
     """
 
@@ -104,11 +104,20 @@ def difference(
 def same_runs(records: Records, dataset: str, method: str, baseline: str) -> bool:
     """Whether all pairs of two methods are the same training twice: what one may choose is what the other has."""
     ours, theirs = records.runs(dataset, method), records.runs(dataset, baseline)
-    pairs = [(ours[seed], theirs[seed]) for seed in differences_by_seed(records, dataset, method, baseline)]
-    return bool(pairs) and all(
-        one.get("settings") and one["settings"] == other.get("settings") and one["score"] == other["score"]
-        for one, other in pairs
-    )
+    same = {seed for seed in ours if seed in theirs and _is_same_run(ours[seed], theirs[seed])}
+    return bool(same) and same >= set(differences_by_seed(records, dataset, method, baseline))
+
+
+def _is_same_run(one: Record, other: Record) -> bool:
+    same_settings = bool(one.get("settings")) and one["settings"] == other.get("settings")
+    return same_settings and one["score"] == other["score"] and one.get("device") == other.get("device")
+
+
+def twin(records: Records, dataset: str, method: str) -> str | None:
+    """The first method of the report's order whose runs on a data set are those of `method`; None where they are its own."""
+    others = in_order({name for name in records.methods(dataset) if records.runs(dataset, name)} - {BASELINE})
+    before = others[: others.index(method)] if method in others else []
+    return next((name for name in before if same_runs(records, dataset, method, name)), None)
 
 
 def looked_at(records: Records, dataset: str) -> list[str]:
@@ -138,7 +147,10 @@ def rows(records: Records, dataset: str) -> list[Row]:
     methods = [name for name in in_order(records.methods(dataset)) if records.runs(dataset, name)]
     values = {name: difference_values(records, dataset, name) for name in methods if name != BASELINE}
     p_values = {name: paired_p(found) for name, found in values.items()}
-    corrected = dict(zip(p_values, holm(list(p_values.values()))))
+    twins = {name: other for name in values if (other := twin(records, dataset, name)) is not None}
+    tested = [name for name in values if name not in twins]  # the same training twice is one test
+    corrected = dict(zip(tested, holm([p_values[name] for name in tested])))
+    corrected |= {name: corrected[other] for name, other in twins.items()}
     found = []
     for name in methods:
         runs = records.runs(dataset, name)
@@ -169,6 +181,8 @@ class Overall:
         gain: mean of these means, with an interval over data sets.
         p: p value of the paired t test over data sets.
         holm: the same, corrected for the methods.
+        counted: data sets whose verdict counts: not those where the method is another model, or the same runs as another one.
+        is_same_model: whether the recipe that trains ERM trains it, on all data sets.
     """
 
     method: str
@@ -176,10 +190,13 @@ class Overall:
     gain: Estimate
     p: float
     holm: float
+    counted: Collection[str]
+    is_same_model: bool
 
     def count(self, verdict: str) -> int:
-        """On how many data sets the interval says `"gain"`, `"tie"` or `"loss"`."""
-        return sum(verdict_of(found) == verdict for found in self.by_dataset.values())
+        """On how many data sets the interval says `"gain"`, `"tie"` or `"loss"`, the same runs as another's left out."""
+        names = self.counted if self.is_same_model else self.by_dataset
+        return sum(verdict_of(self.by_dataset[name]) == verdict for name in names)
 
 
 def overall(records: Records) -> list[Overall]:
@@ -190,9 +207,13 @@ def overall(records: Records) -> list[Overall]:
         each = {name: estimate for name, estimate in each.items() if estimate.n}
         if each:
             means = [estimate.mean for estimate in each.values()]
-            found.append((method, each, mean_interval(means), paired_p(means)))
-    corrected = holm([p for *_, p in found])
-    return [Overall(*entry, adjusted) for entry, adjusted in zip(found, corrected)]
+            same_model = [name for name in each if records.is_same_model(name, method)]
+            own = [name for name in same_model if twin(records, name, method) is None]
+            found.append(
+                (method, each, mean_interval(means), paired_p(means), own, len(same_model) == len(each))
+            )
+    corrected = holm([entry[3] for entry in found])
+    return [Overall(*entry[:4], adjusted, *entry[4:]) for entry, adjusted in zip(found, corrected)]
 
 
 def first_settings(records: Records, dataset: str) -> Mapping[str, Any]:
@@ -244,11 +265,13 @@ class Tuning:
         scores: mean tuning score by candidate; larger is better, so a metric that should be small has its sign changed.
         chosen: settings of the final runs.
         is_best: whether that is the one that tuning chose.
+        ties: how many other settings had the best score too.
     """
 
     scores: Mapping[str, float]
     chosen: str
     is_best: bool
+    ties: int = 0
 
 
 def tuning(records: Records, dataset: str) -> dict[tuple[str, str], Tuning]:
@@ -266,8 +289,8 @@ def tuning(records: Records, dataset: str) -> dict[tuple[str, str], Tuning]:
             means = {name: float(np.mean(values)) for name, values in scores[method, part].items()}
             last = runs[max(runs)]
             chosen = last.get("candidates", {}).get(part, candidate_of(last))
-            is_best = chosen == records.best_candidate(dataset, method, part)
-            found[method, part] = Tuning(means, chosen, is_best)
+            best = records.best_candidates(dataset, method, part)
+            found[method, part] = Tuning(means, chosen, best[:1] == [chosen], max(0, len(best) - 1))
     return found
 
 
@@ -284,6 +307,6 @@ def all_methods(records: Records) -> set[str]:
 
 
 def all_verdicts(found: Sequence[Overall]) -> list[str]:
-    """The verdict of every comparison of a method with ERM on a data set that has an interval."""
-    each = [verdict_of(estimate) for method in found for estimate in method.by_dataset.values()]
+    """The verdict of every comparison of a method with ERM on a data set that has an interval and counts."""
+    each = [verdict_of(method.by_dataset[name]) for method in found for name in method.counted]
     return [verdict for verdict in each if verdict is not None]

@@ -5,10 +5,10 @@ import json
 
 import pytest
 
-from benchmarks.report.choice import best_candidate, in_order
+from benchmarks.report.choice import best_candidate, best_candidates, in_order
 from benchmarks.report.formats import settings_title
 from benchmarks.report.lines import read_records
-from benchmarks.report.summary import differences_by_seed, tuning
+from benchmarks.report.summary import differences_by_seed, final_gap, tuning
 from benchmarks.run_file import RunFile
 from rgd_hf.scripts.errors import UserError
 
@@ -43,6 +43,10 @@ def write(folder, lines, name="runs.jsonl"):
         ),  # between equals the smaller, in any order
         ({"lr0.5": {1: 0.1, 2: 0.1}, "lr2": {1: 0.9}}, "lr0.5"),  # a run of 2 failed
         ({"lr0.5": {1: 0.1}, "lr2": {2: 0.9}}, None),
+        # 600 of 604 rows twice, and 598 and 602 of them, as lines round them: between equals the smaller.
+        ({"lr0.5": {1: 0.993377, 2: 0.993377}, "lr2": {1: 0.990066, 2: 0.996689}}, "lr0.5"),
+        ({"lr0.5": {1: 0.990066, 2: 0.996689}, "lr2": {1: 0.993377, 2: 0.993377}}, "lr0.5"),
+        ({"lr0.5": {1: 0.993377, 2: 0.993377}, "lr2": {1: 0.993380, 2: 0.993377}}, "lr2"),
         ({}, None),
     ],
 )
@@ -54,6 +58,29 @@ def test_means_that_are_equal_but_for_the_order_of_their_sum_are_equal():
     for values in itertools.permutations((0.1, 0.2, 0.3)):
         scores = {"lr1": {1: 0.1, 2: 0.2, 3: 0.3}, "lr0.5": dict(enumerate(values, 1))}
         assert best_candidate(scores, (1, 2, 3)) == "lr0.5"
+
+
+def test_tied_settings_are_all_told():
+    scores = {"lr2": {1: 0.5}, "lr0.5": {1: 0.5}, "lr1": {1: 0.4}}
+    assert best_candidates(scores, (1,)) == ["lr0.5", "lr2"]
+
+
+@pytest.mark.parametrize(("commit", "best_epoch"), [("ae36080", 1), ("ae36080", 3), ("fffffff", 1)])
+def test_the_best_model_evaluated_again_is_no_last_point_of_the_curve(tmp_path, commit, best_epoch):
+    """Of two commits alone: elsewhere, and where the last epoch was the best, the point is what it seems."""
+    losses = {1: 0.3, 2: 0.5, 3: 0.3}
+    history = [
+        {"step": 8 * epoch, "unweighted_loss": 0.1, "eval_loss": loss, "eval_score": 1 - loss}
+        for epoch, loss in losses.items()
+    ]
+    run = line("erm", "final", 0, 1.0, 0.5, commit=commit, history=history)
+    records = read_records(write(tmp_path, [run | {"metrics": {"best_epoch": best_epoch}}]))
+    found = records.final["data", "erm", 0]["history"]
+    again = (commit, best_epoch) == ("ae36080", 1)
+    assert found[:2] == history[:2] and found[2] == (
+        {"step": 24, "unweighted_loss": 0.1} if again else history[2]
+    )
+    assert final_gap(records.runs("data", "erm")) == pytest.approx(0.4 if again else 0.2)
 
 
 def test_a_final_run_with_another_learning_rate_than_tuning_chose_does_not_count(tmp_path):

@@ -94,6 +94,16 @@ def test_words_follow_from_the_numbers(finished):
     assert "(partial)" not in text and "missing" not in text
 
 
+def test_the_processors_of_all_runs_are_named(finished, tmp_path):
+    lines = [dict(line) for line in finished[1] if line["dataset"] == "adult"]
+    text = text_of(write_lines(tmp_path, lines))
+    assert f"- Machine: 2 CPU cores; processor: not recorded for {len(lines)} runs\n" in text
+    for line, name in zip(lines, ("One, AVX512", "Another, AVX2")):
+        line["processor"] = name
+    text = text_of(write_lines(tmp_path, lines))
+    assert f"processors: Another, AVX2; One, AVX512; not recorded for {len(lines) - 2} runs\n" in text
+
+
 def test_no_difference_without_its_interval(finished):
     text = (finished[0] / "REPORT.md").read_text(encoding="utf-8")
     differences = re.findall(r"\| (?:[▲▼=] )?[+−]\d+\.\d\d(?! \[| \(no interval)", text)
@@ -130,9 +140,9 @@ def test_questions_are_answered_for_the_runs_that_they_are_about(finished, tmp_p
         and "Of 5 data sets: 5 gains, 0 ties, 0 losses." in text
     )
     assert "before any result" not in text  # the file may have been edited since
-    assert "CVaR − ERM (points)" in text and "Of 1 data set: 0 gains, 0 ties, 1 loss." in text
+    assert "CVaR minus ERM (points)" in text and "Of 1 data set: 0 gains, 0 ties, 1 loss." in text
     assert "No data set has runs of both methods yet." in text
-    assert "| CVaR − ERM | methods that" in text  # the first page shows what the study chose
+    assert "| CVaR minus ERM | methods that" in text  # the first page shows what the study chose
 
 
 def test_page_needs_no_other_file(finished):
@@ -219,7 +229,7 @@ def test_a_study_without_tuning_and_with_other_names_is_told_as_what_it_is(tmp_p
     assert text.startswith("# Re-weighted training against ERM\n") and "and no learning rate tuned." in text
     assert "and the same learning rate, in points" in text and "**Tuning.** None" in text
     assert "No method has 2 seeds on any data set, the fewest for an interval over seeds" in text
-    assert "| mine − ERM | theirs − ERM |" in text and "KL" not in text.split("## Method")[0]
+    assert "| mine minus ERM | theirs minus ERM |" in text and "KL" not in text.split("## Method")[0]
     assert table_rows(text, "## Data sets")["a"][-1] == "–"
     assert "`mine` (mine): `tau: 0.25`" in text
 
@@ -360,6 +370,8 @@ def test_a_learning_rate_at_an_end_of_those_tried_is_remarked():
     assert remarks == {"lr0.5": " (the smallest tried)", "lr1": "", "lr2": " (the largest tried)"}
     assert _remark(Tuning(scores, chosen="lr2", is_best=False)) == " (not the best)"
     assert _remark(Tuning({"lr1": 0.3}, chosen="lr1", is_best=True)) == ""
+    assert _remark(Tuning(scores, "lr1", True, ties=1)) == " (tied with 1 other)"
+    assert _remark(Tuning(scores, "lr0.5", True, ties=9)) == " (the smallest tried; tied with 9 others)"
     grid = {f"lr{rate},tau{tau}": 0.1 for rate in (0.5, 1, 2) for tau in (1, 3)}
     assert _remark(Tuning(grid, chosen="lr2,tau1", is_best=True)) == " (the largest tried)"
     assert _remark(Tuning(grid, chosen="lr1,tau3", is_best=True)) == ""

@@ -118,7 +118,43 @@ def test_the_scores_over_a_training_go_to_the_end_of_the_longest(lines):
         if line["stage"] == "final":
             steps = (1, 2) if line["method"] == "erm" else (1, 2, 3, 4)
             line["history"] = [{"step": step, "eval_score": step / 8} for step in steps]
+            line["metrics"] = {"best_epoch": 2.0 + line["seed"]}
     text = text_of(lines)
+    assert "Best epochs of ERM, seed by seed: 2, 3, 4." in text
     assert "at step | 1 | 2 | 3 | 4 |" in text
     assert "| ERM | 12.50 | 25.00 | – | – |" in text
     assert "| KL, τ = 1 | 12.50 | 25.00 | 37.50 | 50.00 |" in text
+
+
+def test_an_interim_metric_is_told_at_its_own_cell(lines):
+    """A metric may be of fewer pairs than the score."""
+    for line in lines:
+        if line["stage"] == "final":
+            line["metrics"], line["looked_at"] = {"macro_f1": line["score"], "mae": 0.5}, ["macro_f1", "mae"]
+            if line["seed"] == 0 and line["method"] == "kl_tau1":
+                del line["metrics"]["mae"]
+    final = {(r["dataset"], r["method"], r["seed"]): r for r in lines if r["stage"] == "final"}
+    planned = {"methods": ["erm", "kl_tau1"], "seeds": [0, 1, 2], "score": "accuracy"}
+    methods = {"erm": {"options": {}}, "kl_tau1": {"options": {}}}
+    study_file = {"datasets": dict.fromkeys(("few", "many"), planned), "methods": methods}
+    text = build_report(Records(final, {}, study=study_file))[0].split("\n## few\n")[1]
+    row = next(
+        row
+        for row in text.splitlines()
+        if row.startswith("| KL, τ = 1 | ") and row.endswith(" (interim, 2 of 3) |")
+    )
+    assert row.count("interim") == 1
+
+
+@pytest.mark.parametrize(("classes", "same", "shown"), [(2, True, False), (2, False, True), (3, True, True)])
+def test_of_two_classes_the_worst_and_the_rarest_count_once(lines, classes, same, shown):
+    names = ["worst_class_accuracy", "rarest_class_recall"]
+    for line in lines:
+        if line["stage"] == "final":
+            score = line["score"]
+            line["metrics"] = dict(zip(names, (score, score if same else score / 2)))
+            line |= {"looked_at": names, "train_class_counts": [9, 5, 7][:classes]}
+    few = text_of(lines).split("\n## few\n")[1].split("\n## ")[0]
+    header = next(row for row in few.splitlines() if row.startswith("| beside the score"))
+    assert ("worst_class_accuracy" in header) == shown and "rarest_class_recall" in header
+    assert ("of these 2 " in few) == shown and ("is rarest_class_recall in 6 of 6 runs" in few) != shown

@@ -5,7 +5,8 @@ from study_lines import study
 
 from benchmarks.report.lines import Records
 from benchmarks.report.markdown import build_report
-from benchmarks.report.summary import same_runs
+from benchmarks.report.readme_table import readme_table
+from benchmarks.report.summary import all_verdicts, overall, rows, same_runs
 
 QUESTION = {"ask": "Does choosing lose?", "compare": ["kl_tau_chosen", "kl_tau1"], "metric": "score"}
 
@@ -50,6 +51,37 @@ def test_a_question_counts_them_apart(records):
 def test_the_table_of_methods_says_so_too(records):
     table = build_report(records)[0].split("\n## one\n")[1]
     assert "| the same runs (KL, τ = 1) |" in table
+
+
+def test_every_training_is_counted_once(records):
+    text, found = build_report(records)[0], overall(records)
+    assert len(all_verdicts(found)) == 3 + 1
+    assert "4 comparisons of a method with ERM on a data set: " in text
+    assert "The same runs as another method's are not counted again (2)." in text
+    assert "| KL, τ chosen | 3 (2 the same runs) |" in text
+    table = {row.split(" | ")[0].strip("| "): row for row in readme_table(records, found)}
+    assert table["data"].endswith(
+        "| KL (τ = 1) minus ERM | KL (τ chosen) minus ERM | methods that gain / tie / lose |"
+    )
+    assert table["one"].split(" | ")[5] == "the same runs" and "[" in table["three"].split(" | ")[5]
+    each = [sum(map(int, table[name].split(" | ")[-1].strip("| ").split(" / "))) for name in ("one", "three")]
+    assert each == [1, 2]
+    one = rows(records, "one")
+    assert [row.holm for row in one[1:]] == [one[1].p] * 2, "one test is no family of two"
+
+
+def test_a_script_of_a_methods_own_is_another_model_and_not_counted(records):
+    for (_, method, _), line in records.final.items():
+        line["settings"]["recipe"] = "other.py" if method == "kl_tau1" else "recipe.py"
+    found = overall(records)
+    assert {method.method: set(method.counted) for method in found} == {
+        "kl_tau1": set(),
+        "kl_tau_chosen": {"one", "two", "three"},
+    }
+    text = build_report(records)[0]
+    assert "3 comparisons of a method" in text and "Not counted: KL, τ = 1, another model." in text
+    assert "| KL, τ = 1 (another model) | 3 |" in text
+    assert "The last column leaves out KL, τ = 1, another model." in text
 
 
 def test_the_list_of_methods_has_values_tried_not_those_of_one_data_set(records):
