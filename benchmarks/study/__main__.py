@@ -38,7 +38,10 @@ from rgd_hf.scripts.errors import UserError
 from rgd_hf.scripts.results import console
 
 USAGE = "python -m benchmarks.study STUDY.yaml --option value ..."
-EPILOG = "STUDY.yaml: see benchmarks/README.md, which explains its keys. Exit code 1: final runs failed."
+EPILOG = (
+    "STUDY.yaml: see benchmarks/README.md, which explains its keys. A cell is one training, with its name; a line is its record in "
+    "runs*.jsonl. Final cells are compared; cells of tuning choose their settings. Exit code 1: final cells failed."
+)
 EXIT_RUNS_FAILED = EXIT_RERUN_DIFFERS = 1
 STUDY_NAME = "study.json"
 
@@ -48,7 +51,7 @@ class StudyArguments:
     """The part of the study to run, and its time budget."""
 
     output_dir: str = field(
-        default="runs/study", metadata={"help": "Directory for the results; all shards may use the same one."}
+        default="runs/study", metadata={"help": "Directory for the lines; all shards may use the same one."}
     )
     datasets: list[str] = field(
         default_factory=list, metadata={"help": "Run only these data sets of the study."}
@@ -57,7 +60,7 @@ class StudyArguments:
         default_factory=list, metadata={"help": "Run only these methods of the study."}
     )
     seeds: list[int] = field(
-        default_factory=list, metadata={"help": "Run only these seeds of the final runs."}
+        default_factory=list, metadata={"help": "Run only these seeds of the final cells."}
     )
     shard: str = field(
         default="1/1",
@@ -69,7 +72,7 @@ class StudyArguments:
     processes: int = field(
         default=1,
         metadata={
-            "help": "Number of runs side by side on this machine, each in a process with --threads threads: for many cores, or "
+            "help": "Number of cells trained side by side on this machine, each in a process with --threads threads: for many cores, or "
             "for a GPU that small models leave idle (they share it; all must fit into its memory)."
         },
     )
@@ -83,36 +86,36 @@ class StudyArguments:
     time_budget: float | None = field(
         default=None,
         metadata={
-            "help": "Time budget in minutes; by default that of the study file, if any. A run is started only if it fits into "
-            "the remaining time, judged by the longest run of its data set so far; the next start resumes."
+            "help": "Time budget in minutes; by default that of the study file, if any. A cell is started only if it fits "
+            "into the remaining time, judged by the longest cell of its data set so far; the next start resumes."
         },
     )
     threads: int = field(
         default=1,
         metadata={
-            "help": "Number of CPU threads per run. Rounding depends on it: use the same number to reproduce a run exactly. "
-            "--processes uses many cores better than one run with many threads."
+            "help": "Number of CPU threads per cell. Rounding depends on it: use the same number to reproduce a cell exactly. "
+            "--processes uses many cores better than one cell with many threads."
         },
     )
     retry_failed: bool = field(
         default=False,
         metadata={
-            "help": "Repeat all failed runs. By default a run that failed with an error of its own, such as a NaN loss, is "
+            "help": "Repeat all failed cells. By default a cell that failed with an error of its own, such as a NaN loss, is "
             "skipped until the commit or a package changes."
         },
     )
     plan: bool = field(
         default=False,
         metadata={
-            "help": "Train nothing: list the runs, which of them are finished or failed, their number per data set, and the "
-            "time that the others will take, estimated from finished runs of the data set."
+            "help": "Train nothing: list the cells, which of them are finished or failed, their number per data set, and the "
+            "time that the others will take, estimated from finished cells of the data set."
         },
     )
     rerun: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Train these finished cells again, by the names that lines and --plan have, and compare: scores of line and "
-            "rerun, and what else differs. No line is written. Exit code 1: a score differs."
+            "help": "Train these finished cells again, names as printed by --plan, and compare: scores of line and rerun, and what "
+            "else differs. No line is written. Exit code 1: a score differs."
         },
     )
 
