@@ -183,7 +183,7 @@ class _Parser(HfArgumentParser):
         asked = getattr(found, "metric_for_best_model", None)
         if asked is not None and found.greater_is_better is None:
             found.greater_is_better = is_greater_better(asked)  # transformers knows that of losses alone
-        if hasattr(found, "reweighting"):
+        if hasattr(found, "target_ess"):  # a script of one's own may have a `reweighting` of its own
             given = {_plain(argument): True for argument in args or () if argument.startswith("--")}
             check_read(given, found.reweighting, found.target_ess, dashes="--")
         return found, unknown

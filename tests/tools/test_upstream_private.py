@@ -62,7 +62,7 @@ PRIVATE: dict[str, tuple[Any, str]] = {
     "_foreach_mul_": (torch, "one kernel rescales all gradients"),
 }
 
-NOT_PRIVATE = {"_actions", "_asdict", "_replace"}
+NOT_PRIVATE = {"_actions", "_asdict", "_get_value", "_replace"}
 """Of argparse and of named tuples: public by their documentation, or of the standard library."""
 
 
