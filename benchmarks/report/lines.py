@@ -20,9 +20,9 @@ Record = Mapping[str, Any]
 BASELINE = "erm"
 STUDY_NAME = "study.json"
 RUN_OPTIONS = ("seed", "first_seed", "first_trial", "data_seed", "learning_rate")
-# Lines from before they told which of the settings are the method's own.
 # At these commits the log of a table's training ended with the best model evaluated again, as if of the last epoch.
 BEST_AGAIN = ("72c6381", "ae36080")
+# Lines from before they told which of the settings are the method's own.
 METHOD_OPTIONS = (
     *(field.name for field in fields(ReweightingArguments)),
     *("objectives", "reweightings", "label_smoothing_factor"),
@@ -97,12 +97,8 @@ class Records:
             found.setdefault((dataset, method), {})[seed] = self.final[dataset, method, seed]
         return found
 
-    def best_candidate(self, dataset: str, method: str, part: str = "") -> str | None:
-        """The settings that tuning chose for a method; None where it was not tuned, or not to the end."""
-        return next(iter(self.best_candidates(dataset, method, part)), None)
-
     def best_candidates(self, dataset: str, method: str, part: str = "") -> list[str]:
-        """The same with those that tied with it."""
+        """The settings that tuning chose for a method, then those that tied; none where it was not tuned, or not to the end."""
         return self._best.get((dataset, method, part), [])
 
     @cached_property

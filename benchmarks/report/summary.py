@@ -1,7 +1,7 @@
 """What the finished runs say: paired differences by data set, over data sets, and the questions behind a gain."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -209,11 +209,10 @@ def overall(records: Records) -> list[Overall]:
             means = [estimate.mean for estimate in each.values()]
             same_model = [name for name in each if records.is_same_model(name, method)]
             own = [name for name in same_model if twin(records, name, method) is None]
-            found.append(
-                (method, each, mean_interval(means), paired_p(means), own, len(same_model) == len(each))
-            )
-    corrected = holm([entry[3] for entry in found])
-    return [Overall(*entry[:4], adjusted, *entry[4:]) for entry, adjusted in zip(found, corrected)]
+            p, is_same_model = paired_p(means), len(same_model) == len(each)
+            found.append(Overall(method, each, mean_interval(means), p, p, own, is_same_model))
+    corrected = holm([entry.p for entry in found])
+    return [replace(entry, holm=adjusted) for entry, adjusted in zip(found, corrected)]
 
 
 def first_settings(records: Records, dataset: str) -> Mapping[str, Any]:

@@ -84,7 +84,7 @@ def _is_empty(column: pa.ChunkedArray) -> bool:
     return column.null_count == len(column)
 
 
-def require_file(path: str | Path, otherwise: str = "give one file") -> None:
+def require_file(path: str | Path, otherwise: str) -> None:
     """Raise `UserError` unless there is a file `path`; `otherwise` says what to do with a directory."""
     if Path(path).is_dir():
         raise UserError(f"{str(path)!r} is a directory, not a file: {otherwise}.")

@@ -94,7 +94,7 @@ def test_a_final_run_with_another_learning_rate_than_tuning_chose_does_not_count
         if number % 7:
             continue
         records = read_records(write(tmp_path, order))
-        assert records.best_candidate("data", "erm") == "lr2"
+        assert records.best_candidates("data", "erm") == ["lr2"]
         assert {key[1]: run["score"] for key, run in records.final.items()} == {"erm": 0.22, "scaled": 0.44}
         assert tuning(records, "data")["erm", ""].is_best
     # The second tuning seed turns the choice.
