@@ -82,7 +82,7 @@ class Comparison:
         interval = f"{shown}, 95 % interval {signed(found.low)} to {signed(found.high)}, {found.n} seeds"
         if found.low == found.high == 0:
             return (
-                f"{method} and {self.baseline} have the same {name} for each of {found.n} seeds: the runs do not differ, and "
+                f"{method} and {self.baseline} have the same {name} for each of {found.n} seeds: their scores do not differ, and "
                 "nothing can be concluded."
             )
         if found.verdict == "tie":

@@ -73,7 +73,7 @@ def test_several_seeds_have_an_interval_and_more_of_them_train_alone(tiny_run, c
     expected = mean_interval(differences)
     shown = capsys.readouterr().out
     interval = f"{signed(expected.low)} to {signed(expected.high)}"
-    assert (interval if any(differences) else "the runs do not differ") in " ".join(shown.split())
+    assert (interval if any(differences) else "their scores do not differ") in " ".join(shown.split())
     found = second["comparison"]["differences"]["RGD (kl, tau=1)"]
     assert found["n"] == 3 and found["verdict"] in " ".join(shown.split())
     with pytest.raises(UserError, match="holds a run with other settings"):

@@ -348,6 +348,6 @@ def test_runs_that_do_not_differ_are_said_to_be_equal():
     scores = {seed: 0.1 * seed for seed in range(3)}
     verdict = Comparison({"ERM": scores, "other": dict(scores)}, "eval_accuracy", True).verdict("other")
     assert verdict.startswith(
-        "other and ERM have the same accuracy for each of 3 seeds: the runs do not differ"
+        "other and ERM have the same accuracy for each of 3 seeds: their scores do not differ"
     )
     assert "detect" not in verdict
