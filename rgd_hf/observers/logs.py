@@ -4,6 +4,7 @@ import math
 import warnings
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers.trainer_utils import HPSearchBackend
 
 from rgd_hf.observers.statistics import stop_if_not_finite
@@ -51,7 +52,7 @@ class LogsMixin(ObserversMixin):
             logs.update(self.weighting.logs())
             for observer in self.observers:
                 of_rule = observer is self.statistics and not self.reweights
-                if of_rule and not self._has_sample_weights and self.args.class_weights is None:
+                if of_rule and not self._weighs_without_rule():
                     continue
                 found = self._collect(observer)
                 if of_rule:  # there is none, but class or sample weights are in the loss
@@ -64,6 +65,14 @@ class LogsMixin(ObserversMixin):
         # Reporters take numbers alone.
         if more:
             self.state.log_history[-1].update(more)
+
+    def _weighs_without_rule(self) -> bool:
+        """Whether class or sample weights are in the loss, on any process; every process has to call it."""
+        if self.args.class_weights is not None:
+            return True
+        # What follows on one process waits for the others, whose batches may be without the column.
+        seen = torch.tensor([self._has_sample_weights], device=self.args.device)
+        return bool(self.accelerator.gather(seen).any())
 
     def _warn_once(self, statistics: dict[str, float]) -> None:
         # At the start every loss is at chance level, which says nothing about the rest of the run.
