@@ -27,6 +27,7 @@ from trl import SFTConfig, SFTTrainer
 from rgd_hf import ReweightingArguments, ReweightingMixin
 from rgd_hf.batches.columns import SAMPLE_WEIGHT
 from rgd_hf.hub.checks import check_base_model
+from rgd_hf.scripts.best_metric import check_metric
 from rgd_hf.scripts.cli import parse_args, run_recipe
 from rgd_hf.scripts.data_files import first_rows, sample_weights, say_warning
 from rgd_hf.scripts.errors import UserError, listed
@@ -224,6 +225,7 @@ def main(argv: list[str] | None = None) -> dict:
         raise UserError(
             "--hard_examples and --save_predictions are for classification, not for language models."
         )
+    check_metric(training_args, ("loss", "perplexity"))
     plan = prepare_runs(training_args, run_args, settings_of(inputs))
     if plan.finished:
         return push_runs(plan)

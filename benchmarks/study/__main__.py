@@ -136,12 +136,12 @@ def main(argv: Any = None) -> Any:
     if args.processes < 1:
         raise UserError(f"--processes must be at least 1, not {args.processes}.")
     if args.ray and args.processes > 1:
-        raise UserError("give either --ray, which decides how many runs its cluster takes, or --processes.")
+        raise UserError("give either --ray, which decides how many cells its cluster takes, or --processes.")
     if args.ray and args.shard != "1/1":
         raise UserError("give either --ray, which spreads all cells over its cluster, or --shard.")
     if args.rerun and (args.processes > 1 or args.ray or args.plan):
         raise UserError(
-            "--rerun trains here, one run after the other: leave out --processes, --ray and --plan."
+            "--rerun trains here, one cell after the other: leave out --processes, --ray and --plan."
         )
     torch.set_num_threads(args.threads)
     whole = read_study(study_file)
@@ -240,31 +240,31 @@ def _show(runner: Runner) -> None:
         tuning = sum(cell.stage == TUNING for cell in cells)
         _say(f"{name}: {tuning} of tuning, {len(cells) - tuning} others{_time_left(runner, missing)}")
     count = Counter(states.values())
-    failed = f" {counted(count['failed'], 'run')} failed." if count["failed"] else ""
+    failed = f" {counted(count['failed'], 'cell')} failed." if count["failed"] else ""
     left = _time_left(runner, runner.missing())
-    _say(f"{count['finished']} of {len(runner.cells)} runs are finished{left}.{failed}")
+    _say(f"{count['finished']} of {len(runner.cells)} cells are finished{left}.{failed}")
 
 
 def _conclude(runner: Runner, left: Sequence[Cell]) -> None:
     final = sum(cell.stage == FINAL for cell in runner.failed)
     if left:
         _say(
-            f"The time budget is spent: {len(left)} of {len(runner.cells)} runs are left{_time_left(runner, left)}. "
+            f"The time budget is spent: {len(left)} of {len(runner.cells)} cells are left{_time_left(runner, left)}. "
             "The same command resumes."
         )
     elif not final and not runner.left_out:
         which = "final" if runner.failed else len(runner.cells)
-        _say(f"All {which} runs are finished: {runner.file.path}")
+        _say(f"All {which} cells are finished: {runner.file.path}")
     for cell, error in runner.failed.items():
         _say(f"failed: {cell.name}: {error}")
     if runner.left_out:
         _say(
-            f"{counted(len(runner.left_out), 'run')} would have had no score and were left out: correct the study, and the same "
+            f"{counted(len(runner.left_out), 'cell')} would have had no score and were left out: correct the study, and the same "
             "command resumes."
         )
     if runner.failed:
         _say(
-            f"{counted(len(runner.failed), 'run')} failed, {final} of them final. The same command tries again what "
+            f"{counted(len(runner.failed), 'cell')} failed, {final} of them final. The same command tries again what "
             "can be put right without a change of the code; --retry_failed tries all."
         )
 

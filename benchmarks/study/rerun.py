@@ -27,7 +27,7 @@ def find_cells(known: Mapping[str, tuple[Cell, Line]], names: Sequence[str]) -> 
         if name not in known:
             near = difflib.get_close_matches(name, known, n=NEAR, cutoff=0)
             raise UserError(
-                f"--rerun: no finished run of this study is called {name!r}: choose among those that --plan shows as "
+                f"--rerun: no finished cell of this study is called {name!r}: choose among those that --plan shows as "
                 f"finished; near it: {listed(near)}."
             )
     return [known[name] for name in names]

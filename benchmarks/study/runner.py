@@ -150,7 +150,7 @@ class Runner:
         if len(missing) < len(self.cells):
             before = f", {len(self.failed)} failed before" if self.failed else ""
             done = len(self.cells) - len(missing) - len(self.failed)
-            self.report(f"{done} of {len(self.cells)} runs are finished already{before}.")
+            self.report(f"{done} of {len(self.cells)} cells are finished already{before}.")
         self._tell_other_commits()
         return missing
 
@@ -161,7 +161,7 @@ class Runner:
         others = [commit for commit in of if commit != str(now)]
         if others:
             named = ", ".join(dict.fromkeys(others))
-            self.report(f"{len(others):,} of the finished runs are of commits {named}; this is {now}.")
+            self.report(f"{len(others):,} of the finished cells are of commits {named}; this is {now}.")
 
     def _ready(self, waiting: Sequence[Cell], running: Collection[Cell]) -> Iterator[tuple[Cell, Cell]]:
         """Cells that can be begun, and the same with their settings.
@@ -211,7 +211,7 @@ class Runner:
                 self.report(f"  {name}{line['score_name']} {line['score']:.4f} ({line['seconds']:.1f} s)")
         if died > DEATHS * workers.number:
             raise UserError(
-                f"the last {died} runs all ended without a result: {self.failed[cell]}. The lines so far are kept, and the "
+                f"the last {died} cells all ended without a result: {self.failed[cell]}. The lines so far are kept, and the "
                 "same command resumes; with less side by side, if memory was short."
             )
         return died

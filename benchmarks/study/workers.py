@@ -171,9 +171,9 @@ def _how_it_ended(process: Any) -> str:
     process.join(SECONDS_TO_LEAVE)
     code = process.exitcode
     if code == -signal.SIGKILL:
-        return "the process of this run was killed, as a system does that is short of memory: give fewer --processes"
+        return "the process of this cell was killed, as a system does that is short of memory: give fewer --processes"
     how = f"by {signal.Signals(-code).name}" if code is not None and code < 0 else f"with exit code {code}"
-    return f"the process of this run ended {how} before it had a result"
+    return f"the process of this cell ended {how} before it had a result"
 
 
 class RayTasks:

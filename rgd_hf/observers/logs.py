@@ -15,6 +15,13 @@ if TYPE_CHECKING:
     from rgd_hf.weightings import Weighting
 
 
+NOTHING_COUNTS = (
+    "No micro-batch since the last log has a label that counts: all are -100, or of a class or sample weight of 0. The loss "
+    "is 0 and nothing is learnt from it: look at the labels of a training batch, and whether a maximum length cuts them away."
+)
+"""The warning about a loss that would look perfect."""
+
+
 class LogsMixin(ObserversMixin):
     """Logs what the weights did, and stops the training on NaN or infinite losses and weights."""
 
@@ -51,12 +58,14 @@ class LogsMixin(ObserversMixin):
                 self._end_step()
             logs.update(self.weighting.logs())
             for observer in self.observers:
-                of_rule = observer is self.statistics and not self.reweights
-                if of_rule and not self._weighs_without_rule():
-                    continue
                 found = self._collect(observer)
-                if of_rule:  # there is none, but class or sample weights are in the loss
-                    found = {name: found[name] for name in ("unweighted_loss",) if name in found}
+                if observer is self.statistics:
+                    if not found and self._micro_batches:
+                        warnings.warn(NOTHING_COUNTS, stacklevel=2)
+                    self._micro_batches = 0
+                    if not self.reweights:  # there is no rule, but class or sample weights may be in the loss
+                        shown = ("unweighted_loss",) if self._weighs_without_rule() else ()
+                        found = {name: found[name] for name in shown if name in found}
                 numbers = {name: value for name, value in found.items() if isinstance(value, int | float)}
                 logs.update(numbers)
                 more.update({name: value for name, value in found.items() if name not in numbers})

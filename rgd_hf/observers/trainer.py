@@ -21,6 +21,9 @@ else:
 class ObserversMixin(TrainerBase):
     """Runs the observers of a training; the statistics of the weights are the first of them."""
 
+    # Those that the observers have been shown since the last log, on this process.
+    _micro_batches = 0
+
     def __init__(self, *args: Any, **kwargs: Any):
         self.statistics = WeightStatistics()
         self.observers: list[Observer] = [self.statistics]
@@ -60,6 +63,7 @@ class ObserversMixin(TrainerBase):
 
     def _show_observers(self, items: Items, weights: Tensor) -> None:
         """Show them a micro-batch; called without gradients."""
+        self._micro_batches += 1
         for observer in self.observers:
             observer.observe(items, weights, self.state.global_step + 1)
 

@@ -58,6 +58,10 @@ def read_weights(source: str, name: str, option: str, prefix: str = "") -> dict[
         if name.split(".")[0] != ARCHITECTURE:
             raise UserError(f"the weights of {PACKAGE} are for {option} {prefix}{ARCHITECTURE}, not {name}.")
         return efficientnet_lite0_weights()
+    if source and Path(source).is_dir():
+        raise UserError(
+            f"{source!r} is a directory, not a file: give the file of weights in it (.safetensors, .pth, .pt)."
+        )
     if not Path(source).is_file():
         raise UserError(
             f"there is no file of weights {source!r} (looked in {Path.cwd()}), nor such a package."

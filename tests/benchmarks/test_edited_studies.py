@@ -42,5 +42,5 @@ def test_finished_runs_of_other_commits_are_told_once(tmp_path, capsys, monkeypa
         return [line for line in capsys.readouterr().out.splitlines() if "commit" in line]
 
     assert at("aaa", "0") == at("aaa", "0") == []
-    assert at("bbb", "0", "1") == ["5 of the finished runs are of commits aaa; this is bbb."]
-    assert at("ccc", "0", "1", "2") == ["6 of the finished runs are of commits aaa, bbb; this is ccc."]
+    assert at("bbb", "0", "1") == ["5 of the finished cells are of commits aaa; this is bbb."]
+    assert at("ccc", "0", "1", "2") == ["6 of the finished cells are of commits aaa, bbb; this is ccc."]

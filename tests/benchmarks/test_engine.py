@@ -74,7 +74,7 @@ def test_the_scaled_rate_is_that_of_the_other_run_times_its_mean_weight(whole):
 def test_a_finished_study_is_left_alone_and_an_edited_one_runs_what_changed(whole, tmp_path, capsys):
     before = lines(whole[1])
     study.main([whole[0], "--output_dir", str(whole[1])])
-    assert lines(whole[1]) == before and f"All {CELLS} runs are finished" in capsys.readouterr().out
+    assert lines(whole[1]) == before and f"All {CELLS} cells are finished" in capsys.readouterr().out
     # Lines from before they told processor and batch size are finished as well.
     old = [{k: v for k, v in line.items() if k not in ("processor", "batch_size")} for line in before]
     (tmp_path / "runs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in old))
@@ -134,7 +134,7 @@ def test_a_time_budget_ends_the_study_before_a_run_that_would_not_fit(whole, tmp
     study.main([whole[0], "--output_dir", str(tmp_path), "--time_budget", "59"])
     left = CELLS - len(kept)
     assert len(lines(tmp_path)) == len(kept)
-    assert f"{left} of {CELLS} runs are left, about {left} h 00 min" in capsys.readouterr().out
+    assert f"{left} of {CELLS} cells are left, about {left} h 00 min" in capsys.readouterr().out
     study.main([write(changed("time_budget", value=0), tmp_path), "--output_dir", str(tmp_path / "none")])
     assert lines(tmp_path / "none") == []
 
@@ -142,7 +142,7 @@ def test_a_time_budget_ends_the_study_before_a_run_that_would_not_fit(whole, tmp
 def test_the_plan_is_shown_without_training(whole, tmp_path, capsys):
     study.main([whole[0], "--output_dir", str(whole[1]), "--plan"])
     output = capsys.readouterr().out
-    assert output.count("finished  ") == CELLS and f"{CELLS} of {CELLS} runs are finished." in output
+    assert output.count("finished  ") == CELLS and f"{CELLS} of {CELLS} cells are finished." in output
     study.main(
         [whole[0], "--output_dir", str(tmp_path / "new"), "--plan", "--seeds", "1", "--methods", "erm"]
     )
@@ -168,7 +168,7 @@ def test_a_run_that_fails_does_not_stop_the_study_and_is_tried_again_once_it_may
     assert all("FloatingPointError: the loss is NaN" in line["error"] for line in failed)
     assert all(str(ROOT) not in line["traceback"] for line in failed)
     assert "failed: few/kl/lr?/seed0/final: no settings of few/kl have finished" in output
-    assert "7 runs failed, 3 of them final." in output
+    assert "7 cells failed, 3 of them final." in output
     assert sum("error" not in line for line in lines(tmp_path)) == 4 + 3
     # Its own error would come again, as long as the code is the same.
     assert len(start()[1]) == 4
@@ -197,7 +197,7 @@ def test_a_score_that_the_script_does_not_give_costs_one_run_of_its_data_set(
         assert all(expected in line["error"] for line in failed)
     assert sum(line["dataset"] == "digits" and "error" not in line for line in lines(tmp_path)) == 2 * 2 + 2
     output = capsys.readouterr().out
-    assert "runs would have had no score and were left out" in output and "All " not in output
+    assert "cells would have had no score and were left out" in output and "All " not in output
 
 
 def test_a_score_that_a_script_of_a_methods_own_does_not_give_costs_the_others_nothing(tmp_path):

@@ -107,14 +107,14 @@ def test_processes_give_the_same_lines_and_one_that_is_killed_costs_its_cell_alo
     assert {name: line for name, line in found.items() if line["method"] != "dies"} == expected
     output, errors = capfd.readouterr()
     assert "2 running" in output and "  few/kl/lr0.5/seed0/final: accuracy 0." in output
-    assert "1 run failed" in output and "Traceback" not in errors and "Warning" not in errors
+    assert "1 cell failed" in output and "Traceback" not in errors and "Warning" not in errors
     missing = Runner(read_study(file).restricted(["few"]), tmp_path, (1, 1), print).missing()
     assert [cell.name for cell in missing] == ["few/dies/lr?/seed0/final"]
 
 
 def test_a_study_whose_processes_all_die_ends(whole, tmp_path):
     _, workers, start = run(whole[0], tmp_path, 2, dies=lambda cell: True)
-    with pytest.raises(UserError, match=r"the last 5 runs all ended without a result: killed.*resumes"):
+    with pytest.raises(UserError, match=r"the last 5 cells all ended without a result: killed.*resumes"):
         start()
     assert workers.closed and len(lines(tmp_path)) == 5 and all("error" in line for line in lines(tmp_path))
 

@@ -97,6 +97,8 @@ def test_files_that_cannot_be_read(suffix, tmp_path):
     file = tmp_path / f"file.{suffix}"
     with pytest.raises(UserError, match="there is no file of weights"):
         image_backbone("test_resnet", weights=str(file))
+    with pytest.raises(UserError, match="is a directory, not a file: give the file of weights in it"):
+        image_backbone("test_resnet", weights=str(tmp_path))
     whole = saved(tmp_path / f"whole.{suffix}", tensors())
     for content in (b"", b"<html>not found</html>", Path(whole).read_bytes()[:3000]):
         file.write_bytes(content)

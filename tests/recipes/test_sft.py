@@ -164,6 +164,7 @@ def test_lines_of_a_text_file(command, tmp_path):
         (["--class_weights=balanced"], "--class_weights are for classification"),
         (["--assistant_only_loss=true"], "--assistant_only_loss is for chats.* holds texts: leave it out"),
         (["--lora_rank=-2"], "--lora_rank must be at least 1, or 0.*not -2"),
+        (["--metric_for_best_model=bleu"], "computes 'loss', 'perplexity'; choose one"),
         (["--dtype=float61"], "--dtype must be one of 'float32', 'bfloat16', .*not 'float61'"),
         (["--max_length=-5"], "--max_length must be at least 1, not -5"),
         (

@@ -68,3 +68,19 @@ def test_losses_of_a_users_function_that_count_nowhere(make_args):
     )
     with pytest.warns(UserWarning, match="none has a label that counts"):
         assert math.isnan(trainer.evaluate()["eval_loss"])
+
+
+@pytest.mark.parametrize("rule", ["none", "kl"])
+@pytest.mark.parametrize("head", HEADS)
+def test_training_from_nothing_is_told(head, rule, make_args):
+    """Of micro-batches of which some have labels there is nothing to tell."""
+    args = make_args(per_device_train_batch_size=2, max_steps=2, logging_steps=1)
+    mixed = trainer_of(head, args, train_dataset=rows(4, True) + rows(4, False), reweighting=rule)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="No micro-batch")
+        args.gradient_accumulation_steps = 4
+        mixed.train()
+    args = make_args(per_device_train_batch_size=2, max_steps=2, logging_steps=1)
+    trainer = trainer_of(head, args, train_dataset=rows(4, True), reweighting=rule)
+    with pytest.warns(UserWarning, match="No micro-batch since the last log has a label that counts"):
+        trainer.train()
