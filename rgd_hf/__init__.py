@@ -15,7 +15,7 @@ _HOME_OF = {
     "ReweightedTrainingArguments": "training_args",
     "ReweightedSeq2SeqTrainingArguments": "training_args",
     "HardExamplesMixin": "hard_examples",
-    "Comparison": "comparison.compare",
+    "Comparison": "comparison.result",
     "compare": "comparison.compare",
     "ReweightingMixin": "trainer",
     "PerSampleLosses": "loss_sources",
@@ -24,7 +24,8 @@ _HOME_OF = {
 }
 
 if TYPE_CHECKING:
-    from rgd_hf.comparison.compare import Comparison, compare
+    from rgd_hf.comparison.compare import compare
+    from rgd_hf.comparison.result import Comparison
     from rgd_hf.compute_loss_func import RGDLoss
     from rgd_hf.divergences import rgd_surrogate, rgd_weights
     from rgd_hf.hard_examples import HardExamplesMixin

@@ -1,11 +1,9 @@
-"""Does re-weighting help on my data? Train each method from the same seeds, and look at the paired differences."""
+"""Does re-weighting help on my data? Train each method from the same seeds; finished and interrupted runs resume."""
 
 import json
-import math
 import operator
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +12,10 @@ from accelerate.utils import broadcast_object_list
 from transformers import Trainer, set_seed
 
 from rgd_hf.checkpoints import last_checkpoint, passed_over
-from rgd_hf.comparison.directions import direction_in, is_greater_better
-from rgd_hf.comparison.formats import mean_and_spread, number, signed
+from rgd_hf.comparison.directions import direction_in
+from rgd_hf.comparison.new_models import TrainedBefore
+from rgd_hf.comparison.result import Comparison, comparison_of
 from rgd_hf.comparison.run_settings import changed_settings, run_settings
-from rgd_hf.comparison.statistics import Estimate, mean_interval, smallest_detectable
 from rgd_hf.description import method_name
 from rgd_hf.json_lines import append_line, read_lines, write_json
 from rgd_hf.overrides import behind, in_front
@@ -34,107 +32,6 @@ _TOLD_APART = (
     "give each function a name of its own (def), or other settings by functools.partial(function, name=value), or give objects "
     "of rgd_hf.weightings with different settings"
 )
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Scores of several methods that were trained from the same seeds; printing it shows a table and a verdict.
-
-    Attributes:
-        scores: the score of each method for each seed, `{"ERM": {0: 0.81, 1: 0.79}, "RGD (kl, tau=1)": ...}`; the first
-            method is the baseline of all differences.
-        metric: name of the metric that was scored, as `trainer.evaluate()` names it.
-        greater_is_better: whether a larger score is a better one; None where that is not known.
-        runs: the full record of each run.
-    """
-
-    scores: Mapping[str, Mapping[int, float]]
-    metric: str
-    greater_is_better: bool | None
-    runs: Sequence[Mapping[str, Any]] = ()
-
-    @property
-    def baseline(self) -> str:
-        """The method that the others are compared with."""
-        return next(iter(self.scores))
-
-    def differences(self, method: str) -> dict[int, float]:
-        """Score of `method` minus that of the baseline, by seed, over the seeds that both have."""
-        ours, theirs = self.scores[method], self.scores[self.baseline]
-        return {seed: ours[seed] - theirs[seed] for seed in ours if seed in theirs}
-
-    def difference(self, method: str) -> Estimate:
-        """Mean of `differences` with its 95 % interval (Student's t over the seeds)."""
-        return mean_interval([*self.differences(method).values()])
-
-    def verdict(self, method: str) -> str:
-        """One sentence on whether `method` is better than the baseline."""
-        found, name = self.difference(method), self.metric.removeprefix("eval_").removeprefix("test_")
-        diverged = self._not_finite(method)
-        if diverged:
-            return f"There is no comparison of {method} with {self.baseline}: {diverged}."
-        shown = f"{name} {signed(found.mean)}"
-        if found.low is None or found.high is None:
-            return (
-                f"{method} against {self.baseline}: {shown} from one seed, which cannot be told from chance: compare "
-                "several seeds."
-            )
-        interval = f"{shown}, 95 % interval {signed(found.low)} to {signed(found.high)}, {found.n} seeds"
-        if found.low == found.high == 0:
-            return (
-                f"{method} and {self.baseline} have the same {name} for each of {found.n} seeds: their scores do not differ, and "
-                "nothing can be concluded."
-            )
-        if found.verdict == "tie":
-            least = smallest_detectable([*self.differences(method).values()])
-            return (
-                f"No significant difference between {method} and {self.baseline}: {interval}. Four of five such "
-                f"comparisons would detect a true difference of {number(least)} or more."
-            )
-        if self.greater_is_better is None:
-            which = "larger" if found.verdict == "gain" else "smaller"
-            return f"{name} is {which} for {method} than for {self.baseline}, better or worse: {interval}."
-        better = (found.verdict == "gain") == self.greater_is_better
-        return f"{method} is {'better' if better else 'WORSE'} than {self.baseline}: {interval}."
-
-    def _not_finite(self, method: str) -> str:
-        """The scores that `differences` cannot take, in words."""
-        found = []
-        for name in (self.baseline, method):
-            by_value: dict[str, list[int]] = {}
-            for seed in self.differences(method):
-                if not math.isfinite(self.scores[name][seed]):
-                    by_value.setdefault(str(self.scores[name][seed]), []).append(seed)
-            found += [
-                f"{self.metric} of {name} is {value} for seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
-                for value, seeds in by_value.items()
-            ]
-        return "; ".join(found)
-
-    def rows(self) -> list[list[str]]:
-        """The table: a header, and one row per method."""
-        rows = [["method", "seeds", self.metric, f"difference to {self.baseline}", "95 % interval"]]
-        for method, scores in self.scores.items():
-            row = [method, str(len(scores)), mean_and_spread([*scores.values()]), "", ""]
-            if method != self.baseline:
-                found = self.difference(method)
-                row[3] = signed(found.mean)
-                if found.low is not None and found.high is not None:
-                    row[4] = f"[{signed(found.low)}, {signed(found.high)}]"
-            rows.append(row)
-        return rows
-
-    def __str__(self) -> str:
-        rows = self.rows()
-        widths = [max(map(len, column)) for column in zip(*rows)]
-        lines = [
-            "  ".join(
-                cell.ljust(width) if n == 0 else cell.rjust(width) for n, (cell, width) in cells
-            ).rstrip()
-            for cells in (enumerate(zip(row, widths)) for row in rows)
-        ]
-        verdicts = [self.verdict(method) for method in self.scores if method != self.baseline]
-        return "\n".join([*lines, "", *verdicts])
 
 
 def compare(
@@ -180,7 +77,7 @@ def compare(
         The comparison; `print` shows it.
 
     Raises:
-        ValueError: `make_trainer` does not use the seed or re-weighting it is given or gives no `eval_dataset`, `metric`
+        ValueError: `make_trainer` does not use the seed or re-weighting it is given, gives no `eval_dataset` or a model that an earlier run trained, `metric`
             is not among the metrics or does not say whether larger is better, there are fewer than two re-weightings or two of the same name, or `output_dir` holds
             runs with other settings (arguments, model, initial weights, optimizer, functions), finished or interrupted, or a checkpoint whose settings are not known.
     """
@@ -191,6 +88,7 @@ def compare(
     folder = Path(output_dir)
     finished: dict[tuple[str, int], dict[str, Any]] | None = None
     methods: dict[str, str] = {}
+    trained = TrainedBefore()
     runs: list[dict[str, Any]] = []
     for seed in seeds:
         for label, reweighting in labels.items():
@@ -211,9 +109,13 @@ def compare(
                 _check_settings(settings, seed, others, folder)
                 _check_method(method_name(trainer.args), label, methods)
             if run is None:
-                _say(f"{label}, seed {seed}: run {len(runs) + 1} of {len(labels) * len(seeds)}")
+                name = f"{label}, seed {seed}"
+                trained.check(trainer, name)
+                trained.add(trainer, name)
+                _say(f"{name}: run {len(runs) + 1} of {len(labels) * len(seeds)}")
                 place = folder / f"{_slug(label)}-seed{seed}"
                 run = {"reweighting": label, "seed": seed, **_train(trainer, settings, place)}
+                trained.add(trainer, name)
                 if PartialState().is_main_process:
                     append_line(folder / RUNS_NAME, run)
                     # Its checkpoints are no longer those of an interrupted run.
@@ -226,24 +128,6 @@ def compare(
                 )
             runs.append(run)
     return comparison_of(runs, metric, greater_is_better)
-
-
-def comparison_of(
-    runs: Sequence[Mapping[str, Any]], metric: str, greater_is_better: bool | None = None
-) -> Comparison:
-    """The comparison of finished runs.
-
-    Args:
-        runs: each with `method` (its name in the table), `seed` and `metrics`; the first one's method is the baseline.
-        metric: one of `metrics`.
-        greater_is_better: as in `compare`, but None where the name of the metric does not say it.
-    """
-    scores: dict[str, dict[int, float]] = {}
-    for run in runs:
-        scores.setdefault(run["method"], {})[run["seed"]] = float(run["metrics"][metric])
-    if greater_is_better is None:
-        greater_is_better = is_greater_better(metric)
-    return Comparison(scores, metric, greater_is_better, tuple(runs))
 
 
 def _train(trainer: Trainer, settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:

@@ -15,9 +15,9 @@ from accelerate import PartialState
 from rich.console import Console
 from rich.table import Table
 
-from rgd_hf.comparison.compare import Comparison, comparison_of
 from rgd_hf.comparison.directions import is_greater_better
 from rgd_hf.comparison.formats import signed
+from rgd_hf.comparison.result import Comparison, comparison_of
 from rgd_hf.comparison.run_settings import TEXT_TOKENS
 from rgd_hf.json_lines import write_json
 

@@ -194,6 +194,35 @@ def test_a_trainer_that_ignores_the_reweighting_or_is_the_stock_one_is_refused(m
         compare(lambda seed, _: builder(seed, "kl"), seeds=[0], output_dir=tmp_path / "c")
 
 
+@pytest.mark.parametrize("seeds", [[0], [0, 1]])
+def test_a_model_that_was_trained_before_is_refused(seeds, make_args, tmp_path):
+    """One made outside of `make_trainer`: the second method would begin where the first one ended."""
+    builder, model = Builder(make_args), tiny_bert()
+
+    def shared(seed, reweighting):
+        trainer = builder(seed, reweighting)
+        trainer.model = trainer.model_wrapped = model
+        return trainer
+
+    with pytest.raises(
+        ValueError, match=r"kl, seed 0 was trained before, for none, seed 0.*inside make_trainer"
+    ):
+        compare(shared, seeds=seeds, output_dir=tmp_path / "c")
+    assert builder.trained == [(0, "none")]
+
+
+def test_what_is_frozen_may_be_shared(make_args, tmp_path):
+    encoder = tiny_bert().bert.requires_grad_(False)
+
+    class OnShared(Builder):
+        def __call__(self, seed, reweighting):
+            trainer = super().__call__(seed, reweighting)
+            trainer.model.bert = encoder
+            return trainer
+
+    assert len(compare(OnShared(make_args), seeds=[0, 1], output_dir=tmp_path / "c").runs) == 4
+
+
 def power(exponent):
     def rule(losses):
         return losses.clamp(max=1) ** exponent
