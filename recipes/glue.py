@@ -164,14 +164,14 @@ def load_data(args: DataArguments, task: GlueTask | None) -> DatasetDict:
         say(f"--holdout_fraction evaluates on training rows: {args.validation_file} is not read.")
     for name in filter(None, (args.train_file, None if held_out else args.validation_file)):
         require_file(name, "give a directory with train.* and validation.* as --dataset_dir")
+    if args.train_file and args.dataset_dir:
+        raise UserError("give either --dataset_dir or --train_file and --validation_file, not both.")
     if held_out and args.train_file:
         return read_splits({"train": args.train_file}, args.label_column)
     if (args.train_file is None) != (args.validation_file is None):
         raise UserError(
             "give both --train_file and --validation_file, or neither; or --train_file and --holdout_fraction."
         )
-    if args.train_file and args.dataset_dir:
-        raise UserError("give either --dataset_dir or --train_file and --validation_file, not both.")
     if args.train_file and args.validation_file:
         return read_splits({"train": args.train_file, validation[0]: args.validation_file}, args.label_column)
     if args.dataset_dir:
@@ -264,7 +264,7 @@ def main(argv: list[str] | None = None) -> dict:
             model=model,
             args=args,
             train_dataset=data["train"],
-            eval_dataset=validation if len(validation) > 1 else validation["validation"],
+            eval_dataset=validation if len(validation) > 1 else next(iter(validation.values())),
             processing_class=tokenizer,
             data_collator=DataCollatorWithPadding(
                 tokenizer, pad_to_multiple_of=8 if args.fp16 or args.bf16 else None

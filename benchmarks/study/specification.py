@@ -230,6 +230,12 @@ class Dataset(_Part):
                 f"tuning_seeds must be others than seeds, or the choice of settings has seen what it is judged by; both have "
                 f"{listed(shared)}"
             )
+        strange = [value for value in self.part_values if value.startswith("-") or {"+", "/"} & set(value)]
+        if strange:
+            raise ValueError(
+                f"parts: {listed(strange)} cannot be told from an option, a pair or a folder: names of parts do not begin with - "
+                "and have no + or /"
+            )
         if self.pairs and len(self.part_values) < 3:
             raise ValueError("pairs: leaving out two of them needs at least three `parts`")
         return self
@@ -265,7 +271,7 @@ class Study(_Part):
     datasets: Annotated[dict[str, Dataset], Field(min_length=1)]
     methods: Annotated[dict[str, Method], Field(min_length=1)]
     questions: tuple[Question, ...] = ()
-    headline: tuple[str, ...] = ()
+    headline: Annotated[tuple[str, ...], Field(max_length=6)] = ()  # as many colours tell apart
     time_budget: Annotated[float, Field(ge=0)] | None = None
 
     @field_validator("datasets", "methods")

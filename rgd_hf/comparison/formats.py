@@ -3,11 +3,18 @@
 import math
 from collections.abc import Sequence
 
+from rgd_hf.comparison.statistics import DECIMALS
+
+ROUNDING = 10.0**-DECIMALS
+"""Differences of scores below it are rounding."""
+
 
 def number(value: float) -> str:
-    """`value` with three digits, and at least four decimals where it is below 1: `"0.0123"`, `"12.3"`."""
+    """`value` with three digits, and at least four decimals where it is below 1: `"0.0123"`, `"12.3"`, `"1.23e-05"`."""
     if not math.isfinite(value):
         return str(value)
+    if ROUNDING < abs(value) < 0.001:
+        return f"{value:.3g}"
     digits = 4 if abs(value) < 1 else max(0, 3 - len(str(int(abs(value)))))
     return f"{value:.{digits}f}"
 

@@ -119,7 +119,12 @@ def typed_tables(
     for name, found in tqdm(parts.items(), "column types", delay=3, disable=None, leave=False):
         if all(pa.types.is_string(part.type) for part in found):
             columns[name] = _Column([chunk for part in found for chunk in part.chunks])
-    decimals = {formats[0].decimal for column in columns.values() if len(formats := column.formats) == 1}
+    # Integers have no mark, and say nothing of those of others.
+    decimals = {
+        formats[0].decimal
+        for column in columns.values()
+        if len(formats := column.formats) == 1 and formats[0].marks_in(column.numbers)
+    }
     chosen: dict[str, tuple[NumberFormat, pa.DataType]] = {}
     for name, column in columns.items():
         known = column.choose(decimals, f"{where}: column {name!r}", warn)

@@ -30,6 +30,14 @@ class UniqueKeys(yaml.SafeLoader):
         return node
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise ValueError(f"{twice[-1]!r} stands here twice")
+    return dict(pairs)
+
+
 def read_settings(filename: str) -> dict[str, Any]:
     """The settings of a YAML or JSON file, by name.
 
@@ -44,8 +52,12 @@ def read_settings(filename: str) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"there is no configuration file {filename!r} (looked in {Path.cwd()}).")
     try:
-        settings = yaml.load(path.read_text(encoding="utf-8"), UniqueKeys)  # JSON is YAML too
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix.lower() == ".json":
+            settings = json.loads(text, object_pairs_hook=_unique)
+        else:
+            settings = yaml.load(text, UniqueKeys)
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{filename}: not valid YAML or JSON: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict):
         raise UserError(f"{filename}: expected lines `name: value`, found {type(settings).__name__}.")

@@ -1,5 +1,6 @@
 """Data sets and tables from the user's own files: delimited text, json, jsonl, parquet."""
 
+import glob
 import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from datasets import Dataset, DatasetDict, load_dataset
+from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
 from rgd_hf.batches.columns import SAMPLE_WEIGHT
@@ -179,7 +180,7 @@ def _is_mappable(path: Path) -> bool:
 
 def _mapped(path: Path) -> Dataset:
     try:
-        dataset = load_dataset("parquet", data_files={"train": str(path)}, split="train")
+        dataset = load_dataset("parquet", data_files={"train": glob.escape(str(path))}, split="train")
     except (DatasetGenerationError, ValueError, OSError) as error:
         reason = " ".join(str(error.__cause__ or error).split())
         raise UserError(f"{path} could not be read as parquet: {reason[:300]}") from error
@@ -188,6 +189,33 @@ def _mapped(path: Path) -> Dataset:
             f"{path} has no rows, and at least one is needed; columns: {listed(dataset.column_names)}."
         )
     return dataset
+
+
+def concatenated(parts: Mapping[str, Dataset]) -> Dataset:
+    """The rows of several data sets, one after the other.
+
+    Args:
+        parts: by their name, for messages.
+
+    Raises:
+        UserError: a column has not the same type in all.
+    """
+    try:
+        return concatenate_datasets([*parts.values()])
+    except ValueError as error:
+        types: dict[str, dict[str, str]] = {}
+        for part, rows in parts.items():
+            for column, feature in rows.features.items():
+                types.setdefault(column, {})[part] = str(getattr(feature, "dtype", feature))
+        differing = [
+            f"column {column!r}: " + ", ".join(f"{kind} in {part}" for part, kind in found.items())
+            for column, found in types.items()
+            if len({*found.values()}) > 1
+        ]
+        raise UserError(
+            f"{listed(parts)} cannot be put together: {'; '.join(differing) or ' '.join(str(error).split())}. Write the column with one type "
+            "in all of them."
+        ) from error
 
 
 def read_directory(directory: str | Path, splits: Iterable[str], target: str | None = None) -> DatasetDict:

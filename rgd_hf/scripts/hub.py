@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, TypeVar
 
 import datasets
@@ -11,6 +12,7 @@ from datasets.data_files import DataFilesDict
 from datasets.splits import SplitDict
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import OfflineModeIsEnabled
+from safetensors import SafetensorError
 
 from rgd_hf.hub.errors import find_failure
 from rgd_hf.scripts.errors import UserError
@@ -94,6 +96,10 @@ def _load_splits(name: str, config: str | None, splits: Sequence[Sequence[str]])
     return part.as_dataset()
 
 
+_UNREADABLE = (OSError, ValueError, KeyError, EOFError, SafetensorError, UnpicklingError)
+"""What loading a directory or repository raises that is not whole, or is none of a model."""
+
+
 def load_pretrained(load: Callable[..., T], name: str, **options: Any) -> T:
     """`load(name, **options)` for a `from_pretrained` method, with failures as `UserError`.
 
@@ -117,7 +123,7 @@ def load_pretrained(load: Callable[..., T], name: str, **options: Any) -> T:
             # transformers takes a download that broke off for a repository without weights.
             cause = _download_weights(name)
             failure = None if cause is None else find_failure(cause, name)
-        if failure is None and not isinstance(error, (OSError, ValueError, KeyError)):
+        if failure is None and not isinstance(error, _UNREADABLE):
             raise
         found = ""
         if is_local:

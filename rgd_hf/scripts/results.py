@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 import platform
-import re
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
@@ -16,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rgd_hf.comparison.directions import is_greater_better
-from rgd_hf.comparison.formats import signed
+from rgd_hf.comparison.formats import number, signed
 from rgd_hf.comparison.result import Comparison, comparison_of
 from rgd_hf.comparison.run_settings import TEXT_TOKENS
 from rgd_hf.json_lines import write_json
@@ -59,19 +58,6 @@ def settings_of(*arguments: Any) -> dict[str, Any]:
             if value not in (field.default, {}, []):
                 chosen[field.name] = value.value if isinstance(value, Enum) else value
     return chosen
-
-
-def without_tokens(argv: Sequence[str]) -> list[str]:
-    """A command line without the values of options that are secrets, those that end in `token`."""
-    hidden = re.compile(r"(--\w*token)(=.*)?", re.DOTALL)
-    shown, previous = [], ""
-    for argument in argv:
-        found = hidden.fullmatch(argument)
-        if found:
-            argument = found.group(1) + ("=..." if found.group(2) else "")
-        shown.append("..." if hidden.fullmatch(previous) and "=" not in previous else argument)
-        previous = argument
-    return shown
 
 
 def write_results(directory: str | Path, results: Mapping[str, Any]) -> None:
@@ -151,12 +137,16 @@ def print_results(title: str, results: Mapping[str, Any]) -> None:
 
 def _score(values: Sequence[float]) -> str:
     if len(values) == 1:
-        return f"{values[0]:.4f}"
+        return _shown(values[0])
     if not all(map(math.isfinite, values)):
         return str(sum(values))
     mean = math.fsum(values) / len(values)
     deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
-    return f"{mean:.4f} ± {deviation:.4f}"
+    return f"{_shown(mean)} ± {_shown(deviation)}"
+
+
+def _shown(value: float) -> str:
+    return f"{value:.4f}" if not math.isfinite(value) or abs(value) >= 0.001 else number(value)
 
 
 def main_metric(record: Mapping[str, Any]) -> str:

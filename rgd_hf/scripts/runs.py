@@ -268,9 +268,13 @@ def checked_trainer(
     """
     with settings_explained():
         trainer = build_trainer(run.args)
-        own = trainer.args
-        last = {f.name: getattr(plan.runs[-1].args, f.name) for f in fields(ReweightingArguments)}
-        trainer.args = with_settings(own, last)
+        own, rule = trainer.args, trainer.weighting
+        last = plan.runs[-1].args
+        settings = {f.name: getattr(last, f.name) for f in fields(ReweightingArguments)}
+        if any(getattr(run.args, name) != value for name, value in settings.items()):
+            trainer.args = with_settings(own, settings)
+            trainer._check_set_up()
+            trainer.args = own
+            trainer._set_weighting(rule)  # an object, as GroupDRO is here, is not all in the arguments
         trainer._check_set_up()
-        trainer.args = own
     return trainer

@@ -59,6 +59,12 @@ SEARCH = {"draws": 3, "space": {"learning_rate": {"log_uniform": [1e-4, 1e-2]}}}
         (changed(*DIGITS, "options", "learning_rate", value="1e-3"), "YAML wants a point"),
         (changed(*DIGITS, "options", "learning_rate", value=None), "learning_rate must be a positive"),
         (changed(*DIGITS, "pairs", value=True), "pairs: leaving out two of them needs"),
+        (changed(*DIGITS, "parts", value={"held_out": ["-90%"]}), "'-90%' cannot be told from an option"),
+        (
+            changed(*DIGITS, "parts", value={"held_out": ["a+b", "c"]}),
+            "'a.b' cannot be told .* have no . or /",
+        ),
+        (changed("headline", value=list("abcdefg")), "headline: .* at most 6 items"),
         (changed(*DIGITS, "random_search", value=SEARCH), "'kl_tuned' has a grid in `tune`"),
         (
             changed(*DIGITS, "random_search", value=SEARCH | {"seed": 1}),

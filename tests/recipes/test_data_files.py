@@ -3,8 +3,9 @@
 import json
 
 import pytest
+from datasets import Dataset
 
-from rgd_hf.scripts.data_files import first_rows, read_directory, read_file, require_columns
+from rgd_hf.scripts.data_files import concatenated, first_rows, read_directory, read_file, require_columns
 from rgd_hf.scripts.domains import sources as domains
 from rgd_hf.scripts.errors import UserError
 from rgd_hf.scripts.tabular.sources import load_table
@@ -15,6 +16,22 @@ ROWS = [{"text": "a", "label": 0}, {"text": "b", "label": 1}]
 
 @pytest.mark.parametrize("name", ["rows.csv", "rows.json", "rows.jsonl", "rows.parquet"])
 def test_every_format_gives_the_same_rows(write_rows, name):
+    assert read_file(write_rows(name, ROWS)).to_list() == ROWS
+
+
+def test_parts_of_different_types_are_told_by_column():
+    parts = {"a": Dataset.from_dict({"x": [1], "y": ["u"]}), "b": Dataset.from_dict({"x": [1.5], "y": ["v"]})}
+    with pytest.raises(
+        UserError, match=r"'a', 'b' cannot be put together: column 'x': int64 in a, float64 in b\."
+    ):
+        concatenated(parts)
+    parts["b"] = Dataset.from_dict({"x": [2], "y": ["v"]})
+    assert concatenated(parts).to_list() == [{"x": 1, "y": "u"}, {"x": 2, "y": "v"}]
+
+
+@pytest.mark.parametrize("name", ["a[1].parquet", "b*.parquet", "c?.parquet"])
+def test_a_filename_is_no_pattern(name, write_rows):
+    write_rows("a1.parquet", ROWS[:1])
     assert read_file(write_rows(name, ROWS)).to_list() == ROWS
 
 

@@ -59,6 +59,13 @@ CASES = {
     "decimal commas with -": ("x;y\n1,5;a\n-;b\n", {"x": [1.5, None], "y": ["a", "b"]}, r"'-' \(1 row\)"),
     "both marks": ('x;y\n1.234,5;"1,234.5"\n', {"x": [1234.5], "y": [1234.5]}, "thousands"),
     "thousands told by others": ("x;y\n1.234;0,5\n5.678;1\n", {"x": [1234, 5678], "y": [0.5, 1.0]}, "'1.234' is 1234"),
+    "thousands told by others than integers": (
+        "id;x;y\n1;1.234;0,5\n2;5.678;1\n", {"id": [1, 2], "x": [1234, 5678], "y": [0.5, 1.0]}, "'1.234' is 1234"
+    ),
+    "integers tell nothing of commas": ("id;x\n1;1,234\n2;2,500\n", {"id": [1, 2], "x": ["1,234", "2,500"]}, "stays text"),
+    "decimal commas told beside integers": (
+        "id;x;y\n1;1,234;0,5\n2;2,500;1\n", {"id": [1, 2], "x": [1.234, 2.5], "y": [0.5, 1.0]}, "decimal commas"
+    ),
     "thousands or decimals": ("x;y\n1,234;a\n", {"x": ["1,234"], "y": ["a"]}, "stays text"),
     "spaces within numbers": ("x;y\n1 234,5;a\n", {"x": [1234.5], "y": ["a"]}, "thousands"),
     "leading zeros": ("x,y\n007,0\n10,0.5\n", {"x": ["007", "10"], "y": [0.0, 0.5]}, None),

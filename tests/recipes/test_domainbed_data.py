@@ -229,7 +229,7 @@ def test_colour_tells_the_label_as_often_as_it_says():
         green = e.inputs[..., 1].max(axis=(1, 2)) > 0
         assert (red ^ green).all() and e.inputs[..., 2].max() == 0
         agreement[e.name] = (red == e.labels).mean()
-    assert agreement == pytest.approx({"+90%": 0.9, "+80%": 0.8, "-90%": 0.1}, abs=0.04)
+    assert agreement == pytest.approx({"plus_90": 0.9, "plus_80": 0.8, "minus_90": 0.1}, abs=0.04)
 
 
 def test_augmentation_depends_on_the_seed_alone():

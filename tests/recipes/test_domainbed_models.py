@@ -9,7 +9,9 @@ from helpers.domains import blobs, experiment, run, tiny_backbone
 from rgd_hf.contrib.features import classifier_of, recorded_inputs
 from rgd_hf.scripts.domains.backbones import add_dropout, freeze_batch_norm
 from rgd_hf.scripts.domains.environments import split
-from rgd_hf.weightings import KL, GroupDRO
+from rgd_hf.scripts.plans import RunPlan
+from rgd_hf.scripts.runs import checked_trainer
+from rgd_hf.weightings import KL, GroupDRO, Uniform
 
 
 def test_balanced_class_weights_count_the_training_domains(tmp_path):
@@ -29,6 +31,17 @@ def test_group_dro_has_the_training_domains_as_groups_and_the_reweighting_within
     trainer.train()
     weights = rule.state["group_weights"]
     assert weights.sum().item() == pytest.approx(1) and weights[0] != weights[1]
+
+
+def test_a_checked_plan_keeps_group_dro_and_the_rule_within(tmp_path):
+    exp = experiment("group_dro")
+    runs = (run(tmp_path / "erm", "none"), run(tmp_path / "kl", "kl", tau=2.0))
+    for chosen, within in zip(runs, (Uniform, KL), strict=True):
+        trainer = checked_trainer(exp.make_trainer, chosen, RunPlan(tmp_path, runs, {}, exp.options))
+        rule = trainer.weighting
+        assert isinstance(rule, GroupDRO) and type(rule.within) is within and rule.names == ["dark", "light"]
+        trainer.train()
+        assert "group_weight_dark" in trainer.weighting.logs()
 
 
 def test_batch_norm_statistics_stay_while_its_scales_learn():

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,10 @@ def test_every_task_of_glue_trains_from_local_files(task, tiny_run, write_rows, 
     config = AutoConfig.from_pretrained(output_of(tiny_run))
     assert tuple(config.id2label[i] for i in range(config.num_labels)) == (facts.labels or ("LABEL_0",))
     assert config.problem_type == ("single_label_classification" if facts.labels else "regression")
+    if task == "mnli":  # of two files there is one validation set
+        files = {"train_file": folder / "train.parquet", "validation_file": folder / "train.parquet"}
+        of_files = changed(tiny_run, **files, task_name=task, num_train_epochs=None, max_steps=1)
+        assert "eval_accuracy" in glue.main(changed(of_files, output_dir=tmp_path / "of_files"))
 
 
 @pytest.mark.parametrize(
@@ -246,6 +251,16 @@ def test_a_classifier_for_other_classes_is_replaced_where_asked(tiny_run, tiny_m
         glue.main(short)
     glue.main([*short, "--ignore_mismatched_sizes"])
     assert AutoConfig.from_pretrained(output_of(short)).num_labels == 2
+
+
+@pytest.mark.parametrize("left", [0, 9, 3000])
+def test_a_model_that_was_not_copied_to_its_end_is_told(left, tiny_run, tiny_model_dir, tmp_path):
+    cut = tmp_path / "cut"
+    shutil.copytree(tiny_model_dir, cut)
+    weights = (cut / "model.safetensors").read_bytes()
+    (cut / "model.safetensors").write_bytes(weights[:left])
+    with pytest.raises(UserError, match=r"could not be loaded .*the directory holds: .*model.safetensors"):
+        glue.main(changed(tiny_run, model_name_or_path=cut))
 
 
 def test_what_was_inferred_is_said_and_recorded(tiny_run, write_rows, capsys):

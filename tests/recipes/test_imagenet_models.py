@@ -2,16 +2,27 @@
 
 import json
 
+import numpy as np
 import pytest
 import timm
 import torch
 from PIL import Image
-from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor, pipeline
+from transformers import (
+    BitImageProcessor,
+    ConvNextImageProcessor,
+    LevitImageProcessor,
+    MobileViTImageProcessor,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+    pipeline,
+)
 
 import imagenet
 from helpers.recipes import TINY, tiny
 from rgd_hf.scripts.errors import UserError
-from rgd_hf.scripts.vision.models import ImageModelArguments, build_image_classifier
+from rgd_hf.scripts.vision.augmentation import eval_transform
+from rgd_hf.scripts.vision.models import ImageModelArguments, _data_config, build_image_classifier
 from rgd_hf.scripts.vision.trainer import parameter_groups
 
 
@@ -76,6 +87,11 @@ def test_a_transformers_model_trains_and_is_saved_with_its_processor(tiny_vit, t
     assert record["eval_top5_accuracy"] >= record["eval_accuracy"]
 
 
+def test_a_crop_that_the_saved_processor_would_not_take_is_refused(tiny_vit):
+    with pytest.raises(UserError, match=r"crop_pct is for timm/NAME; the image processor of .* has its own"):
+        built(10, model_name_or_path=tiny_vit, model_args={"crop_pct": 0.9})
+
+
 def test_layer_wise_learning_rates(tiny_vit):
     transformers_model = ViTForImageClassification.from_pretrained(tiny_vit)
     wrapped = built(
@@ -108,6 +124,7 @@ def test_layer_wise_learning_rates(tiny_vit):
             "could not be built",
         ),
         ({"model_name_or_path": "timm/test_vit", "model_args": "{"}, "not valid JSON"),
+        ({"model_name_or_path": "timm/test_vit", "image_size": 0}, "--image_size must be at least 1, not 0"),
         (
             {"model_name_or_path": "timm/test_vit", "model_args": {"drop_path_rate": 1}},
             "drop_path_rate must be a number at least 0 and below 1",
@@ -136,3 +153,31 @@ def test_layer_wise_learning_rates(tiny_vit):
 def test_models_that_cannot_be(options, message):
     with pytest.raises(UserError, match=message):
         built(**options)
+
+
+@pytest.mark.parametrize(
+    "processor",
+    [
+        ViTImageProcessor(),
+        ViTImageProcessor(do_normalize=False),
+        BitImageProcessor(),
+        ConvNextImageProcessor(),
+        ConvNextImageProcessor(size={"shortest_edge": 224}),
+    ],
+    ids=lambda processor: type(processor).__name__,
+)
+def test_images_are_prepared_as_the_saved_processor_does(processor):
+    random = np.random.default_rng(0)
+    small = Image.fromarray(random.integers(0, 256, (30, 41, 3), dtype=np.uint8))
+    image = small.resize((410, 300), Image.Resampling.BICUBIC)
+    ours = eval_transform(_data_config(processor, "mine"))(image)
+    theirs = processor(image, return_tensors="pt")["pixel_values"][0]
+    torch.testing.assert_close(ours, theirs, atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize("processor", [LevitImageProcessor(), MobileViTImageProcessor()])
+def test_a_processor_that_prepares_images_in_another_way_is_refused(processor):
+    with pytest.raises(
+        UserError, match=rf"mine .*{type(processor).__name__}.*--model_name_or_path timm/NAME"
+    ):
+        _data_config(processor, "mine")

@@ -39,7 +39,9 @@ def parse(*argv: str, **kwargs) -> Things:
 def test_command_line_overrules_the_file_and_the_file_the_defaults(tmp_path, name):
     path = tmp_path / name
     settings = {"count": 3, "rate": 0.25, "names": ["a", "b"], "flag": True}
-    path.write_text(json.dumps(settings))  # JSON is YAML too
+    path.write_text(
+        json.dumps(settings, indent="\t" if name.endswith("json") else None)
+    )  # which YAML has no word for
     parsed = parse(str(path), "--count", "7", defaults={"rate": 9.0, "count": 9})
     assert parsed == Things(count=7, rate=0.25, names=["a", "b"], flag=True)
 

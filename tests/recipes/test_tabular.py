@@ -202,6 +202,24 @@ def test_errors_are_one_line(tiny_run, tmp_path, capsys):
         (["--data", "digits", "--network_args", '{"k": 0}'], "--k must be at least 1"),
         (["--data", "digits", "--network_args", '{"kk": 1}'], "JSON object of k, num_embeddings"),
         (["--data", "digits", "--network_args", "{"], "not valid JSON"),
+        (["--data", "digits", "--network_args", '{"k": "4"}'], "--k is '4': Input should be a valid integer"),
+        (
+            ["--data", "digits", "--network_args", '{"k": true}'],
+            "--k is True: Input should be a valid integer",
+        ),
+        (["--data", "digits", "--network_args", '{"k": 2.5}'], "--k is 2.5: Input should be a valid integer"),
+        (
+            ["--data", "digits", "--network_args", '{"mask_rate": "0.3"}'],
+            "--mask_rate is '0.3': .* valid number",
+        ),
+        (
+            ["--data", "digits", "--network_args", '{"num_embeddings": "foo"}'],
+            "must be one of 'auto', .*not 'foo'",
+        ),
+        (
+            ["--data", "digits", "--network_args", '{"reweight_pretraining": "false"}'],
+            "--reweight_pretraining is 'false': .* valid boolean",
+        ),
         (["--data", "digits", "--dropout", "3"], "--dropout must be"),
         (["--data", "digits", "--network", "ft_transformer", "--d_block", "20"], "FT-Transformer's 8"),
         (

@@ -105,6 +105,9 @@ def test_recording_changes_no_result_and_is_off_by_default(tmp_path):
     pretraining = '{"pretrain_epochs": 1, "reweight_pretraining": true}'
     options = ["--data", "wine", *SMALL, "--num_train_epochs", "2", "--network_args", pretraining]
     records = []
+    plain = '{"pretrain_epochs": 1}'  # of a rule with settings of its own, which ERM has not
+    rule = ["--reweighting", "relative_kl", "--reweighting_args", "decay=0.9", "--network_args", plain]
+    tabular.main([*options[:-2], *rule, "--output_dir", str(tmp_path / "plain")])
     for name, more in (("off", []), ("on", ["--hard_examples", "4"])):
         record = tabular.main([*options, *more, "--output_dir", str(tmp_path / name)])
         records.append({name: value for name, value in record.items() if name.startswith(("test_", "eval_"))})

@@ -358,7 +358,9 @@ def test_a_trainer_may_know_its_evaluation_set_by_itself(make_args, tmp_path):
 def test_numbers_are_printed_with_digits_that_say_something():
     assert [number(x) for x in (0.12345, 12.345, 123456.7)] == ["0.1235", "12.3", "123457"]
     assert signed(float("nan")) == "nan"
-    assert [signed(x) for x in (0.1, -0.1, -0.00001, 0.0)] == ["+0.1000", "-0.1000", "+0.0000", "+0.0000"]
+    assert [number(x) for x in (0.00123, 0.000123, 0.00001234)] == ["0.0012", "0.000123", "1.23e-05"]
+    assert [signed(x) for x in (0.1, -0.1, -0.00001, 0.0)] == ["+0.1000", "-0.1000", "-1e-05", "+0.0000"]
+    assert [signed(x) for x in (-1e-14, 1e-14)] == ["+0.0000", "+0.0000"], "rounding is no difference"
 
 
 def test_lines_are_json_with_all_that_was_measured(make_args, tmp_path):

@@ -30,6 +30,7 @@ from rgd_hf.scripts.timm_weights import (
     read_weights,
     with_weights,
 )
+from rgd_hf.scripts.vision.models import normalization_of
 
 EFFICIENTNET_LITE0 = "efficientnet-lite0"
 MINILM = "minilm"
@@ -127,7 +128,8 @@ def image_backbone(name: str, pretrained: bool = True, weights: str | None = Non
         architecture = _architecture(name, "--weights none: an architecture of timm is needed")
         return Backbone(lambda classes: _from_timm(architecture, classes))
     processor = load_pretrained(AutoImageProcessor.from_pretrained, name)
-    config = getattr(processor, "data_config", {})  # timm's processor keeps its numbers there
+    config = getattr(processor, "data_config", None)  # timm's processor keeps its numbers there
+    mean, std = (config["mean"], config["std"]) if config else normalization_of(processor)
     return Backbone(
         lambda classes: _channels_last(
             load_pretrained(
@@ -137,8 +139,8 @@ def image_backbone(name: str, pretrained: bool = True, weights: str | None = Non
                 ignore_mismatched_sizes=True,
             )
         ),
-        mean=tuple(config.get("mean") or processor.image_mean),
-        std=tuple(config.get("std") or processor.image_std),
+        mean=tuple(mean),
+        std=tuple(std),
         processor=processor,
     )
 
@@ -155,7 +157,10 @@ def text_backbone(name: str) -> Backbone:
     where = minilm_directory() if name == MINILM else name
     return Backbone(
         lambda classes: load_pretrained(
-            AutoModelForSequenceClassification.from_pretrained, where, num_labels=classes
+            AutoModelForSequenceClassification.from_pretrained,
+            where,
+            num_labels=classes,
+            ignore_mismatched_sizes=True,
         ),
         tokenizer=load_pretrained(AutoTokenizer.from_pretrained, where),
     )

@@ -14,7 +14,7 @@ from rgd_hf.scripts.domains.sources import image_column
 from rgd_hf.scripts.vision.sets import class_numbers
 
 ANGLES = (0, 15, 30, 45, 60, 75)
-COLOUR_FLIPS = {"+90%": 0.1, "+80%": 0.2, "-90%": 0.9}
+COLOUR_FLIPS = {"plus_90": 0.1, "plus_80": 0.2, "minus_90": 0.9}
 LABEL_NOISE = 0.25
 SIZE = 28
 

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, Image, Value, concatenate_datasets
+from datasets import Dataset, Image, Value
 from PIL import Image as PILImage
 
 from rgd_hf.scripts.data_files import (
+    concatenated,
     read_file,
     require_columns,
     require_directory,
@@ -142,7 +143,7 @@ def read_table(
         rows, where = read_file(data_file), str(data_file)
     else:
         splits = load_hub_dataset(str(dataset_name), local_hint=LOCAL_HINT)
-        rows, where = concatenate_datasets(list(splits.values())), str(dataset_name)
+        rows, where = concatenated(splits), str(dataset_name)
     return from_table(rows, domain_column, label_column, where, text_column)
 
 
@@ -175,7 +176,9 @@ def _from_rows(parts: dict[str, Dataset], label_column: str, text_column: str | 
         kind = "text"
     for domain, rows in parts.items():
         require_columns(rows, [column], f"the domain {domain!r}")
-    together = concatenate_datasets([rows.select_columns([label_column]) for rows in parts.values()])
+    together = concatenated(
+        {f"the domain {name!r}": rows.select_columns([label_column]) for name, rows in parts.items()}
+    )
     labels = find_labels(together, label_column, "the data")
     if labels.kind != "single_label_classification":
         raise UserError(

@@ -1,8 +1,11 @@
 """The options of the networks."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
-from rgd_hf.scripts.errors import UserError
+from pydantic import TypeAdapter, ValidationError
+
+from rgd_hf.scripts.errors import UserError, listed
 from rgd_hf.scripts.tabular.configuration import NUM_EMBEDDINGS
 
 # Above this number of numeric features, embeddings make the first layer so wide that training takes several times as long.
@@ -45,6 +48,15 @@ class NetworkArguments:
     )
 
     def __post_init__(self):
+        for option in fields(self):  # of JSON, which no parser of options has read
+            value, choices = getattr(self, option.name), option.metadata.get("choices")
+            kind: Any = option.type
+            try:
+                TypeAdapter(kind).validate_python(value, strict=True)
+            except ValidationError as error:
+                raise UserError(f"--{option.name} is {value!r}: {error.errors()[0]['msg']}.") from error
+            if choices and value not in choices:
+                raise UserError(f"--{option.name} must be one of {listed(choices)}, not {value!r}.")
         least = {
             "n_blocks": 1,
             "d_block": 1,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rgd_hf import ReweightedTrainingArguments
+from rgd_hf.scripts.plans import as_erm
 from rgd_hf.scripts.tabular.batches import BatchLoader, TensorTable
 from rgd_hf.scripts.tabular.modeling import TabularModel
 from rgd_hf.scripts.tabular.networks import make_head
@@ -130,11 +131,11 @@ def pretrain(
             mask_rate=sizes.mask_rate,
             model=reconstructor,
             args=with_changes(
-                args,
+                args if sizes.reweight_pretraining else as_erm(args),
                 num_train_epochs=sizes.pretrain_epochs,
+                max_steps=-1,
                 eval_strategy="no",
                 label_names=LABELS,
-                reweighting=args.reweighting if sizes.reweight_pretraining else "none",
             ),
             train_dataset=TensorTable(splits.train.features(), args.device),
             per_sample_loss_fn=lambda outputs, labels: reconstruction_losses(

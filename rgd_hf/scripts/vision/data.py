@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import datasets
-from datasets import concatenate_datasets, load_dataset
+from datasets import load_dataset
 
 from rgd_hf.scripts import holdout
-from rgd_hf.scripts.data_files import read_file, say_warning
+from rgd_hf.scripts.data_files import concatenated, read_file, say_warning
 from rgd_hf.scripts.errors import UserError, listed
 from rgd_hf.scripts.hub import load_hub_dataset
 from rgd_hf.scripts.vision.image_files import folders_in, is_image
@@ -233,7 +233,8 @@ def _read_sets(args: ImageDataArguments, wanted: Sequence[str]) -> dict[str, Ima
         if all(folders):
             return {split: read_folder(place) for split, place in places.items()}
         found = {
-            split: concatenate_datasets([read_file(path) for path in paths]) for split, paths in files.items()
+            split: concatenated({str(path): read_file(path) for path in paths})
+            for split, paths in files.items()
         }
         origins = {split: str(place) for split, place in places.items()}
     image, label = args.columns

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import timm
+from PIL import Image
 from timm.data import resolve_data_config
 from transformers import (
     AutoConfig,
@@ -28,9 +30,12 @@ from rgd_hf.scripts.timm_weights import (
     read_weights,
     with_weights,
 )
+from rgd_hf.scripts.vision.augmentation import eval_transform
 from rgd_hf.scripts.vision.classes import label_config
 
 TIMM = "timm/"
+SAME_IMAGE = 0.01
+"""Mean difference, of pixels from 0 to 1, up to which two ways to prepare an image are the same but for the resizing's rounding."""
 _NEW_HEAD = "--ignore_mismatched_sizes puts a new, untrained classifier in its place"
 
 
@@ -82,6 +87,8 @@ class ImageModelArguments:
                 raise UserError(f"--model_args is not valid JSON: {error}") from error
         if self.model_args is not None and not isinstance(self.model_args, dict):
             raise UserError(f"--model_args must be a JSON object, not {self.model_args!r}.")
+        if self.image_size is not None and self.image_size < 1:
+            raise UserError(f"--image_size must be at least 1, not {self.image_size}.")
         for name, rule, fits in (
             ("drop_path_rate", "at least 0 and below 1", lambda value: 0 <= value < 1),
             ("crop_pct", "above 0 and at most 1", lambda value: 0 < value <= 1),
@@ -241,15 +248,19 @@ def _transformers_classifier(args: ImageModelArguments, name: str, classes: Sequ
         )
     if is_timm:
         return ImageClassifier(model, resolve_data_config(model.config.pretrained_cfg))
+    if crop_pct is not None:
+        raise UserError(
+            f"--model_args: crop_pct is for {TIMM}NAME; the image processor of {name}, which is saved with it, has its own."
+        )
     processor = load_pretrained(AutoImageProcessor.from_pretrained, name)
-    return ImageClassifier(model, _data_config(processor, crop_pct), processor)
+    return ImageClassifier(model, _data_config(processor, name), processor)
 
 
 def _set_drop_path(config: Any, changed: dict[str, Any], name: str) -> None:
     others = sorted(set(changed) - {"drop_path_rate"})
     if others:
         raise UserError(
-            f"--model_args: {name} takes drop_path_rate and crop_pct, not {listed(others)}, which is for {TIMM}NAME."
+            f"--model_args: {name} takes drop_path_rate, not {listed(others)}, which is for {TIMM}NAME."
         )
     rate = changed.get("drop_path_rate")
     if rate is None:
@@ -264,8 +275,19 @@ def _set_drop_path(config: Any, changed: dict[str, Any], name: str) -> None:
         )
 
 
-def _data_config(processor: Any, crop_pct: float | None) -> dict[str, Any]:
-    """What an image processor of transformers does, as timm's transforms take it."""
+def normalization_of(processor: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation by which an image processor of transformers normalizes, one number per channel."""
+    if not getattr(processor, "do_normalize", True):
+        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    return tuple(processor.image_mean), tuple(processor.image_std)
+
+
+def _data_config(processor: Any, name: str) -> dict[str, Any]:
+    """What an image processor of transformers does, as timm's transforms take it.
+
+    Raises:
+        UserError: they cannot do the same.
+    """
     size = dict(processor.size)
     squashed = "height" in size
     crop = (
@@ -275,12 +297,28 @@ def _data_config(processor: Any, crop_pct: float | None) -> dict[str, Any]:
     )
     shortest: int = size.get("shortest_edge") or size["height"]
     side = crop.get("height", shortest)
+    crop_pct = side / shortest
+    if getattr(processor, "crop_pct", None):  # of ConvNeXT, which crops small images alone
+        squashed = shortest >= 384
+        crop_pct = 1.0 if squashed else processor.crop_pct
     interpolation = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}[int(processor.resample or 2)]
-    return {
+    mean, std = normalization_of(processor)
+    config = {
         "input_size": (3, side, crop.get("width", size.get("width", side))),
-        "mean": tuple(processor.image_mean),
-        "std": tuple(processor.image_std),
+        "mean": mean,
+        "std": std,
         "interpolation": interpolation,
-        "crop_pct": crop_pct or side / shortest,
+        "crop_pct": crop_pct,
         "crop_mode": "squash" if squashed and not crop else "center",
     }
+    # Waves, so that another cut, size or order of the channels is another image.
+    rows, columns = np.mgrid[0:300, 0:400]
+    waves = [127.5 + 127.5 * np.sin(rows / pace + columns / 40) for pace in (15, 30, 60)]
+    image = Image.fromarray(np.stack(waves, axis=-1).astype(np.uint8))
+    ours, theirs = eval_transform(config)(image), processor(image, return_tensors="pt")["pixel_values"][0]
+    if ours.shape != theirs.shape or (ours - theirs).abs().mean() > SAME_IMAGE * max(1 / min(std), 1.0):
+        raise UserError(
+            f"{name} is saved with an image processor ({type(processor).__name__}) that prepares images in another way than "
+            f"training here: take its architecture from timm (--model_name_or_path {TIMM}NAME)."
+        )
+    return config

@@ -107,7 +107,7 @@ class _LayersByName:
         if max(layers.values()) < 3:
             raise UserError(
                 f"--layer_decay: the layers of {type(model).__name__} cannot be told from the names of its parameters. "
-                "Use the same architecture from timm (--timm_model)."
+                "Use the same architecture from timm (--model_name_or_path timm/NAME)."
             )
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
