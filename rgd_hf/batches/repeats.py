@@ -1,5 +1,6 @@
 """Samples that are repeated where several processes share out an epoch's last batch; they must not count twice."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -38,18 +39,32 @@ def share_of_last_batch(loader: Any) -> Share | None:
         None where no sample is repeated, or where the data loader does not tell.
     """
     dataset, batch_sampler = getattr(loader, "dataset", None), _batch_sampler(loader)
+    shard: Any
     if isinstance(dataset, IterableDatasetShard):
-        shard, drawn = dataset, dataset.dataset
+        shard, drawn = dataset, len(dataset.dataset) if has_length(dataset.dataset) else None
     elif isinstance(batch_sampler, BatchSamplerShard) and batch_sampler.even_batches:
-        shard, drawn = batch_sampler, getattr(batch_sampler.batch_sampler, "sampler", None)
-        drawn = drawn if has_length(drawn) else dataset
+        shard, drawn = batch_sampler, _samples_drawn(batch_sampler.batch_sampler, dataset)
     else:
         return None
     processes = shard.num_processes
-    if not shard.batch_size or shard.drop_last or processes == 1 or not has_length(drawn):
+    if not shard.batch_size or shard.drop_last or processes == 1 or drawn is None:
         return None
     samples = shard.batch_size // (processes if shard.split_batches else 1)
-    return _share(len(drawn) % (samples * processes), samples, processes, shard.process_index)
+    return _share(drawn % (samples * processes), samples, processes, shard.process_index)
+
+
+def _samples_drawn(batch_sampler: Any, dataset: Any) -> int | None:
+    """The samples of an epoch; None where that is not known.
+
+    A user's batch sampler may draw as many as it likes: where its number of batches is not that of its sampler or data set,
+    its batches are taken to be full.
+    """
+    size, sampler = getattr(batch_sampler, "batch_size", None), getattr(batch_sampler, "sampler", None)
+    drawn = sampler if has_length(sampler) else dataset
+    batches = len(batch_sampler) if has_length(batch_sampler) else None
+    if has_length(drawn) and (batches is None or not size or math.ceil(len(drawn) / size) == batches):
+        return len(drawn)
+    return batches * size if batches is not None and size else None
 
 
 def _batch_sampler(loader: Any) -> Any:

@@ -202,6 +202,46 @@ def test_share_is_what_accelerate_does_not_repeat(n, split):
         assert kept == list(range(n // step * step, n))
 
 
+class OwnBatches:
+    """Batches of samples that are drawn with replacement, as many as one likes."""
+
+    def __init__(self, dataset, batches, size):
+        self.dataset, self.batches, self.batch_size = dataset, batches, size
+
+    def __len__(self):
+        return self.batches
+
+    def __iter__(self):
+        for number in range(self.batches):
+            yield [1000 * number + place for place in range(self.batch_size)]
+
+
+class OwnBatchSampler(OwnBatches, torch.utils.data.BatchSampler):
+    """One that keeps the class's sampler, which it does not draw from."""
+
+    def __init__(self, dataset, batches, size):
+        super().__init__(dataset, batches, size)
+        self.sampler, self.drop_last = torch.utils.data.SequentialSampler(dataset), False
+
+
+@pytest.mark.parametrize("sampler", [OwnBatches, OwnBatchSampler])
+@pytest.mark.parametrize("batches", range(1, 12))
+@pytest.mark.parametrize("n", [5, 25, 40])
+def test_share_is_that_of_the_batches_which_a_sampler_of_ones_own_draws(n, batches, sampler):
+    kept = []
+    for index in range(3):
+        loader = DataLoader(
+            range(n), batch_sampler=BatchSamplerShard(sampler(range(n), batches, 4), 3, index)
+        )
+        last, share = list(loader.batch_sampler)[-1], share_of_last_batch(loader)
+        if -(-n // 4) != batches:
+            assert (share is None) == (batches % 3 == 0) and (share is None or not share.divides)
+            kept += last if share is None else last[: share.kept]
+    drawn = list(sampler(range(n), batches, 4))
+    if kept:
+        assert kept == [sample for batch in drawn[(batches - 1) // 3 * 3 :] for sample in batch]
+
+
 def test_rows_of_repeats_that_are_not_known_are_refused():
     def batch(rows):
         return {"input_ids": torch.ones(rows, 3), "labels": torch.ones(rows, dtype=torch.int64)}
