@@ -158,6 +158,11 @@ def _label_chunks(dataset: Any, label_name: str) -> Iterator[Tensor]:
             return
     for i in range(len(dataset)):
         example = dataset[i]
+        if not isinstance(example, Mapping):
+            raise ValueError(
+                f"class_weights={BALANCED!r} counts the labels of train_dataset, whose examples must be dicts, not "
+                f"{type(example).__name__}. {LIST_THEM}"
+            )
         name = next((name for name in names if example.get(name) is not None), None)
         if name is None:
             raise ValueError(
@@ -175,7 +180,8 @@ def _numbers(labels: Any, name: str) -> Tensor:
             f"{some!r}. Encode it (train_dataset.class_encode_column({name!r})), "
             "or list the weights instead: class_weights='1,2.5,0.5'."
         )
-    return torch.as_tensor(found).reshape(-1)
+    numbers = torch.as_tensor(found).reshape(-1)
+    return numbers.long() if numbers.dtype == torch.bool else numbers
 
 
 def _check_labels_are_kept(dataset: Dataset, name: str, names: Sequence[str]) -> None:

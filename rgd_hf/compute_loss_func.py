@@ -120,11 +120,9 @@ class RGDLoss:
             return total / items.clamp(min=1)
         # The Trainer counts every element of [batch, classes] labels, but a sample has one loss.
         elements = labels.numel() // max(valid.numel(), 1)
-        return (
-            total
-            * elements
-            / torch.as_tensor(num_items_in_batch, device=total.device).reshape(-1)[0].clamp(min=1)
-        )
+        # Under DataParallel the number stands there once per device, and the Trainer multiplies what this returns by theirs.
+        number = torch.as_tensor(num_items_in_batch, device=total.device).reshape(-1)
+        return total * elements / (number[0].clamp(min=1) * number.numel())
 
     def _weights(self, items: Items) -> Tensor:
         if not torch.is_grad_enabled():

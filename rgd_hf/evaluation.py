@@ -78,7 +78,7 @@ class PlainEvaluationMixin(TrainerBase):
 
     Attributes:
         eval_losses: after an evaluation, on every process: the plain loss of each sample of the evaluation set, the
-            mean over the sample's items, in the order of `EvalLoopOutput.predictions`; float32 `[samples]` on the CPU,
+            mean over the sample's items (plus the batch's auxiliary loss, where the model adds one), in the order of `EvalLoopOutput.predictions`; float32 `[samples]` on the CPU,
             NaN for a sample without items. Where the losses have other rows than samples (a flat loss per token, several
             samples in a row), one of each row. None where the loss is the stock Trainer's, which has no losses per sample.
     """
@@ -111,9 +111,9 @@ class PlainEvaluationMixin(TrainerBase):
         Returns:
             0-dimensional float32.
         """
-        rows = losses.shape[0]
-        sums = losses.reshape(rows, -1).sum(dim=1)
-        counts = valid.reshape(rows, -1).sum(dim=1).to(sums.dtype)
+        # A batch may have no rows, whose items reshape could not tell.
+        by_row = [each.flatten(1) if each.dim() > 1 else each[:, None] for each in (losses, valid)]
+        sums, counts = by_row[0].sum(dim=1), by_row[1].sum(dim=1).to(losses.dtype)
         if auxiliary is not None:
             sums = sums + auxiliary * counts
         loss = sums.sum() / counts.sum().clamp(min=1)

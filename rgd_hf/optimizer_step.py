@@ -57,6 +57,8 @@ class OptimizerStepMixin(StepGuardMixin):
     _step_factor: Tensor
     # The share of the step's last batch where this package gave its samples weights, to leave out repeats.
     _left_out: Share | None = None
+    # The share of the epoch's last batch, where that will hold samples and repeats; set in the first step.
+    _divided_later: Share | None = None
     # Those of the step under way, where they are rescaled.
     _pending: PendingGradients | None = None
 
@@ -141,6 +143,8 @@ class OptimizerStepMixin(StepGuardMixin):
         batches = [batch for batch in batch_samples if isinstance(batch, MutableMapping)]
         lengths = [batch.pop(SAMPLE_LENGTHS, None) for batch in batches]
         self._left_out = None
+        if self._steps_begun == 1:
+            self._divided_later = None
         if not batch_samples or self.accelerator.num_processes == 1:
             return
         batch, state = batch_samples[-1], self.accelerator.gradient_state
@@ -149,6 +153,7 @@ class OptimizerStepMixin(StepGuardMixin):
             # What the last batch would be refused for is found out in the first.
             if share is None or self._steps_begun > 1 or (batches and not share.divides):
                 return
+            self._divided_later = share if share.divides else None
             batch = dict(batch) if batches else batch
             share = share._replace(kept=share.samples - 1)
         elif share is None:
@@ -164,6 +169,21 @@ class OptimizerStepMixin(StepGuardMixin):
         if share is not None:
             weighed = leave_out_repeats(batch, share, lengths[-1], self.label_names, WITHOUT_REPEATS)
             self._left_out = share if weighed and state.end_of_dataloader else None
+
+    def _check_rows_can_be_left_out(self, samples: int, losses: Tensor) -> None:
+        """Raise in the first batch what the last one of the epoch would be refused for."""
+        if self._divided_later is not None and len(losses) != samples:
+            self._counts_or_not(self._divided_later, losses)
+
+    def _counts_or_not(self, share: Share, losses: Tensor) -> bool:
+        """Whether a last batch counts whose losses have other rows than samples: all of it is repeats, or none.
+
+        Raises:
+            ValueError: it has both, on this process or another.
+        """
+        if share.divides:
+            raise cannot_leave_out(share, f"losses of shape {list(losses.shape)}", WITHOUT_REPEATS)
+        return share.kept > 0
 
     def _mass(self, batch: Any) -> Tensor:
         source = self._loss_source()

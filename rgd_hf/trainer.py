@@ -16,7 +16,6 @@ from transformers.trainer_pt_utils import find_batch_size
 
 from rgd_hf.batches.columns import SAMPLE_WEIGHT, WithColumns
 from rgd_hf.batches.flattened import has_several_samples
-from rgd_hf.batches.repeats import cannot_leave_out
 from rgd_hf.batches.resumed_streams import ResumedStreams
 from rgd_hf.batches.trainer import ColumnsMixin
 from rgd_hf.class_weights import as_setting, check_counted
@@ -36,7 +35,7 @@ from rgd_hf.loss_sources import BatchLosses, CustomLosses, HeadLosses, PerSample
 from rgd_hf.loss_sources.trainer import PerSampleLossesMixin
 from rgd_hf.observers.logs import LogsMixin
 from rgd_hf.observers.statistics import NonFiniteLossError
-from rgd_hf.optimizer_step import WITHOUT_REPEATS, OptimizerStepMixin
+from rgd_hf.optimizer_step import OptimizerStepMixin
 from rgd_hf.overrides import argument, check_order, in_front, parameters_to_the_right
 from rgd_hf.trainer_arguments import ArgumentsMixin
 from rgd_hf.training_args import ReweightingArguments, check_read, check_reweighting, take_weighting
@@ -109,7 +108,7 @@ class ReweightingMixin(
         if rule is None:
             check_read(given, self.args.reweighting, self.args.target_ess)
         if rule is not None:
-            self._set_weighting(rule)
+            self._set_weighting(rule, given=True)
         if not self.label_names and not self.can_return_loss and self._has_own_losses:
             # The forward knows no labels, but the function or method that computes the losses does.
             self.label_names = ["labels"]
@@ -166,10 +165,7 @@ class ReweightingMixin(
         self._check_scale()
         level = self._level()
         if rule.compares_items and level == "sample" and args.train_batch_size == 1:
-            raise ValueError(
-                f"{rule.method_name()} compares the samples of one micro-batch with one another, but there is only one: "
-                "raise per_device_train_batch_size (and lower gradient_accumulation_steps)."
-            )
+            raise self._nothing_to_compare()
         # Settings of TRL's SFTTrainer: the first packed row may have a single sample, so batches do not tell.
         joined = getattr(self, "padding_free", False)
         if level == "sample" and joined and (self._packs or args.train_batch_size > 1):
@@ -191,6 +187,12 @@ class ReweightingMixin(
             )
         if self._rescales:
             check_gradients_can_be_rescaled(args, self.is_deepspeed_enabled, self._needs_rescaling())
+
+    def _nothing_to_compare(self) -> ValueError:
+        return ValueError(
+            f"{self.weighting.method_name()} compares the samples of one micro-batch with one another, but there is only one: "
+            "raise per_device_train_batch_size (and lower gradient_accumulation_steps)."
+        )
 
     def _check_scale(self) -> None:
         for cls in type(self).__mro__:
@@ -290,19 +292,25 @@ class ReweightingMixin(
 
     def _objective(self, batch: BatchLosses, inputs: Any, num_items: Any) -> Tensor:
         losses, level, sample_weight = batch.losses, self._level(), inputs.get(SAMPLE_WEIGHT)
+        of_rows = batch.reference
         if self.is_in_train and not self._weights_looked_at:
             self._check_sample_weights(inputs)
-            if level == "sample" and has_several_samples(inputs, batch.reference > 0):
+            if level == "sample" and has_several_samples(inputs, of_rows > 0):
                 raise self._several_samples_in_a_row()
+            if (
+                self.weighting.compares_items and losses.numel() == 1
+            ):  # also where the batch size was made smaller
+                raise self._nothing_to_compare()
+            self._check_rows_can_be_left_out(self._samples_of(inputs), losses)
             self._weights_looked_at = True
-        left_out = self._left_out if sample_weight is not None else None
+        left_out = self._left_out if sample_weight is not None and not self._has_sample_weights else None
         if left_out is not None and sample_weight.numel() != len(losses):
-            raise cannot_leave_out(left_out, f"losses of shape {list(losses.shape)}", WITHOUT_REPEATS)
+            of_rows, sample_weight = of_rows * self._counts_or_not(left_out, losses), None
         if self.args.class_weights is not None:
             check_counted(self.args.class_weights, self.train_dataset)
-            losses = zero_uncounted(losses, batch.reference)
-        losses = losses_at_level(losses, batch.reference, level)
-        reference = reference_at_level(batch.reference, level, sample_weight)
+            losses = zero_uncounted(losses, of_rows)
+        losses = losses_at_level(losses, of_rows, level)
+        reference = reference_at_level(of_rows, level, sample_weight)
         if sample_weight is not None:
             losses = zero_uncounted(losses, reference)
         items = Items(losses.detach(), reference, inputs)

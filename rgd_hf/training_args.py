@@ -124,6 +124,11 @@ class ReweightingArguments:
         if self.class_weights is not None:
             self.class_weights = as_setting(self.class_weights)
         check_reweighting(self)
+        of_rules = {name: ReweightingArguments.__dataclass_fields__[name].default for name in option_names()}
+        given = {
+            name: getattr(self, name) for name, default in of_rules.items() if getattr(self, name) != default
+        }
+        check_read(given, self.reweighting, self.target_ess)
         parent = getattr(super(), "__post_init__", None)
         if parent is not None:
             parent()
@@ -237,6 +242,19 @@ def take_weighting(given: dict[str, Any]) -> tuple[Weighting | None, dict[str, A
     return rule, given | defaults | settings_of(rule)
 
 
+def unread_settings(name: str, target_ess: float | None) -> set[str]:
+    """The settings of rules that the one called `name` does not read; none of `"none"`, which may have those of the others.
+
+    Args:
+        name: as `reweighting`; of an unknown name there are none.
+        target_ess: as the setting of that name.
+    """
+    rule = WEIGHTINGS.get(rule_name(name, target_ess))
+    if rule is None or rule.is_plain:
+        return set()
+    return option_names() - {"reweighting", "reweighting_args", *rule.options.values()}
+
+
 def check_read(given: Mapping[str, Any], name: str, target_ess: float | None, dashes: str = "") -> None:
     """Raise `ValueError` where `given` has a setting of rules that the one called `name` does not read.
 
@@ -246,14 +264,10 @@ def check_read(given: Mapping[str, Any], name: str, target_ess: float | None, da
         target_ess: the one in use, given or not.
         dashes: what stands before the names of options of a command line.
     """
-    rule = WEIGHTINGS.get(rule_name(name, target_ess))
-    if rule is None or rule.is_plain:
-        return
-    unread = sorted(
-        _set_in(given) & option_names() - {"reweighting", "reweighting_args", *rule.options.values()}
-    )
+    unread = sorted(_set_in(given) & unread_settings(name, target_ess))
     if not unread:
         return
+    rule = WEIGHTINGS[rule_name(name, target_ess)]
     shown = ", ".join(dashes + option for option in unread)
     if rule is not WEIGHTINGS[name] and unread == ["tau"]:
         raise ValueError(

@@ -57,10 +57,15 @@ def random_states_kept() -> Iterator[None]:
 
 
 class NumberedExamples(Dataset):
-    """The examples of a map-style data set, each with its index."""
+    """The examples of a map-style data set, each with its index; what else it has, as `set_epoch`, is the data set's."""
 
     def __init__(self, dataset: Any):
         self.dataset = dataset
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "dataset" or name.startswith("__"):  # not there yet in a process that unpickles it
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -100,5 +105,5 @@ def check_numbered(dataset: Any) -> None:
         raise ValueError(
             f"Hard examples are reported by their index in the training set, but {type(dataset).__name__} has no "
             "indices: give a map-style data set (with __getitem__ and __len__), or turn hard examples off "
-            "(record_examples=False)."
+            "(record_examples=False, or no add_observer)."
         )

@@ -19,7 +19,7 @@ from rgd_hf.scripts.config_files import as_arguments, as_typed, read_settings
 from rgd_hf.scripts.errors import UserError, listed
 from rgd_hf.scripts.processes import leave_process_group
 from rgd_hf.scripts.ranges import check_ranges
-from rgd_hf.training_args import check_read
+from rgd_hf.training_args import ReweightingArguments, check_read, unread_settings
 from rgd_hf.weightings import WEIGHTINGS
 from rgd_hf.weightings.choice import by_losses_alone
 
@@ -186,6 +186,9 @@ class _Parser(HfArgumentParser):
         if hasattr(found, "target_ess"):  # a script of one's own may have a `reweighting` of its own
             given = {_plain(argument): True for argument in args or () if argument.startswith("--")}
             check_read(given, found.reweighting, found.target_ess, dashes="--")
+            # The recipe's own defaults of what the chosen rule does not read are none of the user's.
+            for name in unread_settings(found.reweighting, found.target_ess) - given.keys():
+                setattr(found, name, ReweightingArguments.__dataclass_fields__[name].default)
         return found, unknown
 
     def _check_value(self, action: Action, value: Any) -> None:

@@ -31,6 +31,7 @@ from rgd_hf.scripts.processes import on_main_process, same_everywhere
 from rgd_hf.scripts.pushing import Push, push
 from rgd_hf.scripts.results import compared, package_versions, read_results, say, write_results
 from rgd_hf.training_args import with_settings
+from rgd_hf.weightings.choice import weighting_of
 
 Begin = Callable[[Mapping[str, int | None]], str | None]
 """What a training calls when nothing is left to check, on every process, with the numbers of samples that it has (see
@@ -268,13 +269,14 @@ def checked_trainer(
     """
     with settings_explained():
         trainer = build_trainer(run.args)
-        own, rule = trainer.args, trainer.weighting
+        own, rule, given = trainer.args, trainer.weighting, trainer._given_rule is not None
         last = plan.runs[-1].args
         settings = {f.name: getattr(last, f.name) for f in fields(ReweightingArguments)}
         if any(getattr(run.args, name) != value for name, value in settings.items()):
             trainer.args = with_settings(own, settings)
+            trainer._set_weighting(weighting_of(trainer.args))
             trainer._check_set_up()
             trainer.args = own
-            trainer._set_weighting(rule)  # an object, as GroupDRO is here, is not all in the arguments
+            trainer._set_weighting(rule, given)  # an object, as GroupDRO is here, is not all in the arguments
         trainer._check_set_up()
     return trainer

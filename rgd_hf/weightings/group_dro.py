@@ -137,7 +137,9 @@ class GroupDRO(Weighting):
     def weights(self, items: Items) -> Tensor:
         """Weights of the groups, times those within them."""
         group_weights = self.plain_weights(items)
-        return group_weights * self.within.weights(items._replace(reference=items.reference * group_weights))
+        within = self.within.weights(items._replace(reference=items.reference * group_weights))
+        # Nobody reads the weight of an item that does not count, but 0 * inf is NaN.
+        return group_weights * within.masked_fill(items.reference <= 0, 1.0)
 
     def plain_weights(self, items: Items) -> Tensor:
         """Weights of the groups alone."""

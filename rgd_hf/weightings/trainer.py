@@ -1,5 +1,6 @@
 """How a Trainer uses its rule: builds it from the settings, updates it every step, saves and restores its state."""
 
+import copy
 import json
 from collections.abc import Iterable, Sequence
 from operator import attrgetter
@@ -29,6 +30,8 @@ class WeightingMixin(TrainerBase):
 
     _weighting: Weighting | None = None
     _weighting_settings: Any = None
+    # The rule where the Trainer was given an object or a function.
+    _given_rule: Weighting | None = None
     _read_settings: attrgetter
     _step_sums: Tensor | None = None
     # The rule's counts of the step's micro-batches, made before the forward passes, and the number of the one under way.
@@ -46,14 +49,34 @@ class WeightingMixin(TrainerBase):
         """The rule in use: the object or function that the Trainer was given, else the one that its arguments name."""
         # A hyper-parameter search writes into the arguments.
         if self._weighting is None or self._read_settings(self.args) != self._weighting_settings:
-            self._set_weighting(weighting_of(self.args))
+            made = weighting_of(self.args)
+            if self._given_rule is not None:
+                self._check_made_anew(self._given_rule, made)
+            self._set_weighting(made)
         assert self._weighting is not None
         return self._weighting
 
-    def _set_weighting(self, rule: Weighting) -> None:
-        self._weighting = rule
+    def _set_weighting(self, rule: Weighting, given: bool = False) -> None:
+        self._weighting, self._given_rule = rule, rule if given else None
         self._read_settings = attrgetter(*sorted(option_names()))
         self._weighting_settings = self._read_settings(self.args)
+
+    def _check_made_anew(self, given: Weighting, made: Weighting) -> None:
+        """Raise where the arguments, of which one was changed, do not tell all the settings of the rule in use."""
+        names, before = sorted(option_names()), self._weighting_settings
+        args = copy.copy(self.args)
+        for name, value in zip(names, before, strict=True):
+            setattr(args, name, value)
+        if type(made) is not type(given) or weighting_of(args).get_config() == given.get_config():
+            return
+        changed = [
+            name for name, value in zip(names, before, strict=True) if getattr(self.args, name) != value
+        ]
+        raise ValueError(
+            f"{', '.join(changed)} of the arguments changed, as a hyperparameter search does, but the rule {given.method_name()} was "
+            "given as an object with settings that the arguments do not have, which would be lost. Make a Trainer with an object of "
+            "its own for each value, or give a rule by its name."
+        )
 
     @property
     def weigh_override(self) -> str | None:

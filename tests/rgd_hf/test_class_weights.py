@@ -50,6 +50,15 @@ def test_balanced_is_scikit_learns(kind):
     assert class_weights_of("balanced", 4, as_dataset(kind), "labels")[3] == 0, "a class without samples"
 
 
+def test_balanced_counts_truth_values_and_says_what_it_cannot_read():
+    rows = [{"labels": label} for label in (True, False, False)]
+    assert class_weights_of("balanced", 2, rows, "labels").tolist() == pytest.approx([0.75, 1.5])
+    with pytest.raises(
+        ValueError, match=r"whose examples must be dicts, not tuple\. List the weights instead"
+    ):
+        class_weights_of("balanced", 2, [(torch.zeros(3), 1)], "labels")
+
+
 def test_balanced_counts_tokens():
     data = Dataset.from_dict({"labels": [[0, 1, -100], [0, 0, 1]]})
     assert class_weights_of("balanced", 2, data, "labels").tolist() == pytest.approx([5 / 6, 5 / 4])

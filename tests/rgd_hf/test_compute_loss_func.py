@@ -88,6 +88,15 @@ def test_none_is_the_plain_mean(make_args):
     assert loss.item() == pytest.approx(tiny_bert()(**batch).loss.item(), rel=1e-6)
 
 
+def test_several_devices_of_one_process_count_once():
+    """The Trainer hands over the number once for each device, and multiplies the loss by theirs."""
+    batch, model = stack(classification_data(8)), tiny_bert()
+    outputs, loss = model(input_ids=batch["input_ids"]), RGDLoss(model)
+    one = loss(outputs, batch["labels"], num_items_in_batch=torch.tensor(32))
+    two = loss(outputs, batch["labels"], num_items_in_batch=torch.tensor(32).unsqueeze(0).expand(2, -1))
+    assert 2 * two.item() == pytest.approx(one.item())
+
+
 def test_what_it_cannot_do_is_named():
     with pytest.raises(NotImplementedError, match="BertForNextSentencePrediction"):
         RGDLoss(BertForNextSentencePrediction(tiny_config(2)))

@@ -11,7 +11,8 @@ from torch.utils.data import SequentialSampler
 from transformers import TrainingArguments
 
 from rgd_hf import ReweightedTrainer, rgd_weights
-from rgd_hf.weightings import WEIGHTINGS, GroupDRO
+from rgd_hf.items import Items
+from rgd_hf.weightings import KL, WEIGHTINGS, Function, GroupDRO
 from rgd_hf.weightings.trainer import STATE_NAME
 from tests.helpers.processes import run_on
 from tests.helpers.tiny import classification_data, parameters_of, relative_error, stack, tiny_bert
@@ -146,6 +147,27 @@ def test_settings_and_batches_that_cannot_work(make_args):
     trainer = InOrder(tiny_bert(), make_args(), train_dataset=out_of_range, reweighting=GroupDRO(2))
     with pytest.raises(ValueError, match="the group 2, but num_groups=2 allows the integers from 0 to 1"):
         trainer.train()
+
+
+def test_a_setting_that_changes_does_not_lose_those_of_the_object(make_args):
+    """As a hyperparameter search changes them."""
+    rule = GroupDRO(2, within=KL(1.0), names=["a", "b"])
+    trainer = InOrder(tiny_bert(), make_args(), train_dataset=grouped_data(), reweighting=rule)
+    assert trainer.weighting is rule
+    trainer.args.tau = 2.0
+    with pytest.raises(ValueError, match=r"tau of the arguments changed, .* given as an object with settings"):
+        trainer.train()
+    whole = InOrder(tiny_bert(), make_args(), train_dataset=grouped_data(), reweighting=KL(1.0))
+    whole.args.tau = 2.0
+    assert whole.weighting == KL(2.0), "a rule whose settings are all in the arguments is made anew"
+
+
+def test_an_item_that_does_not_count_may_have_any_weight_within_its_group():
+    losses, reference = torch.tensor([0.5, 0.0, 2.0]), torch.tensor([1.0, 0.0, 1.0])
+    rule = GroupDRO(1, within=Function(lambda losses: 1 / losses))
+    rule.reset()
+    weights = rule.weights(Items(losses, reference, {"group": torch.zeros(3, dtype=torch.long)}))
+    assert (weights * reference).sum().item() == pytest.approx(2.5)
 
 
 def test_two_processes_take_the_steps_of_one(tmp_path):

@@ -222,6 +222,31 @@ def test_streams_and_unnamed_columns_are_refused(make_args):
         trainer.train()
 
 
+class Epochs(torch.utils.data.Dataset):
+    """Whose samples depend on the epoch."""
+
+    def __init__(self):
+        self.rows, self.epochs = classification_data(8), []
+
+    def set_epoch(self, epoch):
+        self.epochs.append(epoch)
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, key):
+        return self.rows[key]
+
+
+def test_a_data_set_is_told_its_epochs_as_without_recording(make_args):
+    told = {}
+    for cls in (ReweightedTrainer, Recorded):
+        data = Epochs()
+        cls(tiny_bert(), make_args(num_train_epochs=3, max_steps=-1), train_dataset=data).train()
+        told[cls] = data.epochs
+    assert told[ReweightedTrainer] == told[Recorded] and 2 in told[Recorded]
+
+
 class OwnLoader:
     """Batches by a dataloader that knows nothing of the index."""
 

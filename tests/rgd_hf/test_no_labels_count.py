@@ -70,6 +70,19 @@ def test_losses_of_a_users_function_that_count_nowhere(make_args):
         assert math.isnan(trainer.evaluate()["eval_loss"])
 
 
+@pytest.mark.parametrize("size", [1, 2])
+def test_losses_of_the_counted_tokens_alone_may_be_none(size, make_args):
+    def counted(outputs, labels):
+        losses = F.cross_entropy(outputs.logits.flatten(0, 1), labels.flatten(), reduction="none")
+        return losses[labels.flatten() >= 0]
+
+    data = rows(2, ignored=True) + rows(3, ignored=False)
+    keywords = {"eval_dataset": data, "train_dataset": data}
+    args = make_args(per_device_eval_batch_size=size)
+    found = trainer_of("tokens", args, **keywords, per_sample_loss_fn=counted).evaluate()["eval_loss"]
+    assert found == pytest.approx(trainer_of("tokens", args, **keywords).evaluate()["eval_loss"])
+
+
 @pytest.mark.parametrize("rule", ["none", "kl"])
 @pytest.mark.parametrize("head", HEADS)
 def test_training_from_nothing_is_told(head, rule, make_args):

@@ -1,5 +1,6 @@
 """Two processes that share out an epoch's last batch take the steps of one, also where rows are not samples."""
 
+import itertools
 import sys
 import tempfile
 from pathlib import Path
@@ -9,9 +10,10 @@ import datasets
 import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import cross_entropy, logsigmoid
 from torch.utils.data import DataLoader
 from transformers import (
+    BertForTokenClassification,
     DataCollatorWithFlattening,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
@@ -24,7 +26,14 @@ from rgd_hf.weightings import GroupDRO
 from tests.helpers.language import llama, text, tokenizer
 from tests.helpers.processes import run_on
 from tests.helpers.quiet import QUIET
-from tests.helpers.tiny import classification_data, parameters_of, relative_error, stack, tiny_bert
+from tests.helpers.tiny import (
+    classification_data,
+    parameters_of,
+    relative_error,
+    stack,
+    tiny_bert,
+    tiny_config,
+)
 
 trl = pytest.importorskip("trl")
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -124,7 +133,25 @@ def flattening(n, cls=ReweightedTrainer, samples=8, **options):
     )
 
 
+def flat(n, samples):
+    """A loss for each token, in one dimension."""
+
+    def losses(outputs, labels):
+        return cross_entropy(outputs.logits.flatten(0, 1), labels.flatten(), reduction="none")
+
+    torch.manual_seed(0)
+    data = [{**row, "labels": torch.arange(7) % 3} for row in classification_data(n)]
+    return ReweightedTrainer(
+        BertForTokenClassification(tiny_config()),
+        settings(TrainingArguments, samples),
+        train_dataset=data,
+        eval_dataset=data,
+        per_sample_loss_fn=losses,
+    )
+
+
 CASES = {
+    "flat losses, one sample a process": lambda: flat(7, samples=2),
     "padding-free, 7": lambda: sft(7),
     "padding-free, 6, padded": lambda: sft(6, pad_to_multiple_of=16),
     "padding-free, 3": lambda: sft(3),
@@ -137,6 +164,12 @@ CASES = {
     "pairs, 3": lambda: reward(3),
     "pairs in groups": lambda: reward(7, GroupDRO(2, 0.5)),
     "one sample a process": lambda: flattening(7, OwnLoader, samples=2),
+}
+
+
+REFUSED = {
+    "one row": "a batch of 4 samples has a single row",
+    "flat losses": "a batch of 4 samples has losses of shape [28]",
 }
 
 
@@ -172,10 +205,10 @@ def test_two_processes_take_the_steps_of_one(case, of_two):
 
 
 def test_samples_that_cannot_be_told_apart_are_refused_at_once(of_two):
-    for found in of_two:
-        message, step = found["refused"]
+    for found, (case, words) in itertools.product(of_two, REFUSED.items()):
+        message, step = found[case]
         assert step == 0
-        assert "a batch of 4 samples has a single row" in message
+        assert words in message
         assert "dataloader_drop_last=True" in message and "per_device_train_batch_size=1" in message
 
 
@@ -275,11 +308,11 @@ def test_all_rows_of_an_evaluation_count_where_samples_have_several(make_args):
 
 if __name__ == "__main__":
     results = {case: trained(case) for case in CASES}
-    trainer = flattening(7, OwnLoader)
-    try:
-        trainer.train()
-    except ValueError as error:
-        results["refused"] = str(error), trainer.state.global_step
+    for case, trainer in zip(REFUSED, (flattening(7, OwnLoader), flat(11, samples=8)), strict=True):
+        try:
+            trainer.train()
+        except ValueError as error:
+            results[case] = str(error), trainer.state.global_step
     torch.save(results, Path(sys.argv[1]) / f"{trainer.args.process_index}.pt")
 
 

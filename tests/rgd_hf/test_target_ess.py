@@ -213,5 +213,14 @@ def test_settings_that_cannot_hold_are_refused(make_args):
         make_args(ReweightedTrainingArguments, target_ess=0.9, reweighting="chi2")
     with pytest.raises(ValueError, match="raise per_device_train_batch_size"):
         ReweightedTrainer(tiny_bert(), make_args(per_device_train_batch_size=1), target_ess=0.9)
+    per_sample = ReweightedTrainer(
+        tiny_bert(),
+        make_args(per_device_train_batch_size=1),
+        target_ess=0.9,
+        train_dataset=classification_data(4),
+        per_sample_loss_fn=lambda outputs, labels: F.cross_entropy(outputs.logits, labels, reduction="none"),
+    )
+    with pytest.raises(ValueError, match="only one: raise per_device_train_batch_size"):
+        per_sample.train()
     with pytest.raises(ValueError, match="never"):
         make_args(ReweightedTrainingArguments, reweighting_warmup_ratio=0.5, reweighting_stop_ratio=0.5)

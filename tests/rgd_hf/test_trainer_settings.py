@@ -100,6 +100,12 @@ def test_a_setting_that_the_rule_does_not_read_is_refused(name, option, make_arg
         others = str(why.value).partition("reweighting ")[2].rstrip(").").split(", ")
         for other in others:  # what the message offers
             ReweightedTrainer(tiny_bert(), make_args(), reweighting=other, **{option: 0.5})
+    settings = {"reweighting": name, "reweighting_args": unparsed(needed), option: 0.25}
+    if read:
+        assert getattr(make_args(ReweightedTrainingArguments, **settings), option) == 0.25
+    else:
+        with pytest.raises(ValueError, match=option):
+            make_args(ReweightedTrainingArguments, **settings)
 
 
 def test_the_remedy_for_a_setting_that_is_not_read_works(make_args):
