@@ -155,7 +155,9 @@ def test_a_setting_that_changes_does_not_lose_those_of_the_object(make_args):
     trainer = InOrder(tiny_bert(), make_args(), train_dataset=grouped_data(), reweighting=rule)
     assert trainer.weighting is rule
     trainer.args.tau = 2.0
-    with pytest.raises(ValueError, match=r"tau of the arguments changed, .* given as an object with settings"):
+    with pytest.raises(
+        ValueError, match=r"tau of the arguments changed, .* given as an object with settings"
+    ):
         trainer.train()
     whole = InOrder(tiny_bert(), make_args(), train_dataset=grouped_data(), reweighting=KL(1.0))
     whole.args.tau = 2.0

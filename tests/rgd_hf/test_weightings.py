@@ -166,12 +166,14 @@ def test_all_ways_train_the_same(make_args, normalize):
 
 
 def test_an_object_is_kept_and_named_in_the_arguments(make_args):
-    args, rule = make_args(ReweightedTrainingArguments, tau=7.0, target_ess=0.5), Chi2(tau=3.0)
+    args, rule = make_args(ReweightedTrainingArguments, target_ess=0.5), Chi2(tau=3.0)
     trainer = ReweightedTrainer(tiny_bert(), args, reweighting=rule)
     assert trainer.weighting is rule
     found = trainer.args
     assert (found.reweighting, found.tau, found.target_ess) == ("chi2", 3.0, None)
-    assert (args.reweighting, args.tau) == ("kl", 7.0), "the caller's arguments were changed"
+    assert (args.reweighting, args.tau, args.target_ess) == ("kl", 1.0, 0.5), (
+        "the caller's arguments were changed"
+    )
     trainer.args.tau = 4.0  # as a hyper-parameter search does
     assert trainer.weighting == Chi2(tau=4.0)
 
