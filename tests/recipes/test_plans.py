@@ -63,7 +63,7 @@ def test_erm_of_a_comparison_has_no_settings_of_the_rule_and_keeps_the_others(ru
         output_dir=str(tmp_path), use_cpu=True, reweighting=rule, **of_rule, **of_all
     )
     plain, reweighted = plan_runs(args, compare=True)
-    assert plain.method == "ERM" and "RGD" in reweighted.method
+    assert plain.method == "ERM" != reweighted.method
     assert {name: getattr(plain.args, name) for name in of_all} == of_all
     recorded, chosen = settings_of(plain.args), settings_of(reweighted.args)
     assert not set(of_rule) & set(recorded) and set(of_rule) <= set(chosen)
