@@ -18,14 +18,15 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Data
 
 from rgd_hf import ReweightedTrainingArguments
 from rgd_hf.scripts.cli import parse_args, run_recipe
-from rgd_hf.scripts.embedded import minilm_directory
-from rgd_hf.scripts.length_grouping import LengthGroupedTrainer
-from rgd_hf.scripts.metrics import make_compute_metrics
-from rgd_hf.scripts.plans import RunArguments, prepare_runs
-from rgd_hf.scripts.results import print_results, say
-from rgd_hf.scripts.runs import push_runs, train_runs
-from rgd_hf.scripts.text_classification import Labels, tokenize
-from rgd_hf.scripts.vader import LABELS, load_vader
+from rgd_hf.scripts.messages import say
+from rgd_hf.scripts.text.embedded import minilm_directory
+from rgd_hf.scripts.text.length_grouping import LengthGroupedTrainer
+from rgd_hf.scripts.text.text_classification import Labels, tokenize
+from rgd_hf.scripts.text.vader import LABELS, load_vader
+from rgd_hf.scripts.training.metrics import make_compute_metrics
+from rgd_hf.scripts.training.plans import RunArguments, prepare_runs
+from rgd_hf.scripts.training.results import print_results
+from rgd_hf.scripts.training.runs import push_runs, train_runs
 
 TRAIN_ROWS = 2_500
 VALIDATION_ROWS = 2_000

@@ -21,7 +21,6 @@ from pathlib import Path
 import torch
 
 from rgd_hf import ReweightedTrainingArguments
-from rgd_hf.scripts.best_metric import asked_metric
 from rgd_hf.scripts.cli import parse_args, run_recipe
 from rgd_hf.scripts.domains.algorithms import AlgorithmArguments
 from rgd_hf.scripts.domains.backbones import BackboneArguments, load_backbone
@@ -29,9 +28,11 @@ from rgd_hf.scripts.domains.data import DomainArguments, load_data, make_views
 from rgd_hf.scripts.domains.environments import check_held_out
 from rgd_hf.scripts.domains.experiment import Experiment
 from rgd_hf.scripts.errors import UserError
-from rgd_hf.scripts.plans import Run, RunArguments, prepare_runs
-from rgd_hf.scripts.results import print_results, say, settings_of
-from rgd_hf.scripts.runs import Begin, checked_trainer, push_runs, rows_of, run_plan
+from rgd_hf.scripts.messages import say
+from rgd_hf.scripts.training.best_metric import asked_metric
+from rgd_hf.scripts.training.plans import Run, RunArguments, prepare_runs
+from rgd_hf.scripts.training.results import print_results, settings_of
+from rgd_hf.scripts.training.runs import Begin, checked_trainer, push_runs, rows_of, run_plan
 
 DEFAULTS = {
     "output_dir": "runs/domainbed",

@@ -28,21 +28,28 @@ from transformers import (
 )
 
 from rgd_hf import ReweightedTrainingArguments
-from rgd_hf.scripts.best_metric import check_metric
 from rgd_hf.scripts.cli import parse_args, run_recipe
-from rgd_hf.scripts.data_files import first_rows, read_directory, read_splits, require_file
 from rgd_hf.scripts.errors import UserError, listed
-from rgd_hf.scripts.glue_tasks import GLUE_TASKS, HUB_NAME, GlueTask
-from rgd_hf.scripts.hard_examples import TrainingSamples
-from rgd_hf.scripts.holdout import HELP as HOLDOUT_HELP
-from rgd_hf.scripts.holdout import hold_out
-from rgd_hf.scripts.hub import load_hub_dataset, load_pretrained
-from rgd_hf.scripts.length_grouping import LengthGroupedTrainer
-from rgd_hf.scripts.metrics import make_compute_metrics, metric_names
-from rgd_hf.scripts.plans import RunArguments, prepare_runs
-from rgd_hf.scripts.results import print_results, say, settings_of
-from rgd_hf.scripts.runs import push_runs, train_runs
-from rgd_hf.scripts.text_classification import Labels, encode_labels, find_labels, find_text_columns, tokenize
+from rgd_hf.scripts.files.data_files import first_rows, read_directory, read_splits, require_file
+from rgd_hf.scripts.files.holdout import HELP as HOLDOUT_HELP
+from rgd_hf.scripts.files.holdout import hold_out
+from rgd_hf.scripts.files.hub import load_hub_dataset, load_pretrained
+from rgd_hf.scripts.messages import say
+from rgd_hf.scripts.text.glue_tasks import GLUE_TASKS, HUB_NAME, GlueTask
+from rgd_hf.scripts.text.length_grouping import LengthGroupedTrainer
+from rgd_hf.scripts.text.text_classification import (
+    Labels,
+    encode_labels,
+    find_labels,
+    find_text_columns,
+    tokenize,
+)
+from rgd_hf.scripts.training.best_metric import check_metric
+from rgd_hf.scripts.training.hard_examples import TrainingSamples
+from rgd_hf.scripts.training.metrics import make_compute_metrics, metric_names
+from rgd_hf.scripts.training.plans import RunArguments, prepare_runs
+from rgd_hf.scripts.training.results import print_results, settings_of
+from rgd_hf.scripts.training.runs import push_runs, train_runs
 
 LOCAL_HINT = (
     "--dataset_dir DIR (with train.parquet and validation.parquet), or --train_file and --validation_file"

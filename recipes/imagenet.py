@@ -30,13 +30,14 @@ from accelerate import PartialState
 
 from rgd_hf import ReweightedTrainingArguments
 from rgd_hf.checkpoints import last_checkpoint
-from rgd_hf.scripts.best_metric import check_metric
 from rgd_hf.scripts.cli import parse_args, run_recipe
 from rgd_hf.scripts.errors import UserError
-from rgd_hf.scripts.hard_examples import TrainingSamples
-from rgd_hf.scripts.plans import RunArguments, RunPlan, prepare_runs
-from rgd_hf.scripts.results import print_results, read_results, say, settings_of
-from rgd_hf.scripts.runs import push_runs, train_runs
+from rgd_hf.scripts.messages import say
+from rgd_hf.scripts.training.best_metric import check_metric
+from rgd_hf.scripts.training.hard_examples import TrainingSamples
+from rgd_hf.scripts.training.plans import RunArguments, RunPlan, prepare_runs
+from rgd_hf.scripts.training.results import print_results, read_results, settings_of
+from rgd_hf.scripts.training.runs import push_runs, train_runs
 from rgd_hf.scripts.vision.augmentation import HELP as AUGMENTATION_HELP
 from rgd_hf.scripts.vision.augmentation import (
     Augmentation,

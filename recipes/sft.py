@@ -27,22 +27,23 @@ from trl import SFTConfig, SFTTrainer
 from rgd_hf import ReweightingArguments, ReweightingMixin
 from rgd_hf.batches.columns import SAMPLE_WEIGHT
 from rgd_hf.hub.checks import check_base_model
-from rgd_hf.scripts.best_metric import check_metric
 from rgd_hf.scripts.cli import parse_args, run_recipe
-from rgd_hf.scripts.data_files import first_rows, sample_weights, say_warning
 from rgd_hf.scripts.errors import UserError, listed
-from rgd_hf.scripts.hard_examples import InspectedTrainer
-from rgd_hf.scripts.holdout import HELP as HOLDOUT_HELP
-from rgd_hf.scripts.holdout import hold_out
-from rgd_hf.scripts.hub import load_pretrained
-from rgd_hf.scripts.language_data import (
+from rgd_hf.scripts.files.data_files import first_rows, sample_weights
+from rgd_hf.scripts.files.holdout import HELP as HOLDOUT_HELP
+from rgd_hf.scripts.files.holdout import hold_out
+from rgd_hf.scripts.files.hub import load_pretrained
+from rgd_hf.scripts.messages import say_warning
+from rgd_hf.scripts.text.language_data import (
     check_assistant_turns,
     check_language_data,
     read_language_data,
 )
-from rgd_hf.scripts.plans import RunArguments, prepare_runs
-from rgd_hf.scripts.results import print_results, settings_of
-from rgd_hf.scripts.runs import push_runs, train_runs
+from rgd_hf.scripts.training.best_metric import check_metric
+from rgd_hf.scripts.training.hard_examples import InspectedTrainer
+from rgd_hf.scripts.training.plans import RunArguments, prepare_runs
+from rgd_hf.scripts.training.results import print_results, settings_of
+from rgd_hf.scripts.training.runs import push_runs, train_runs
 from rgd_hf.weightings.choice import weighting_of
 
 DEFAULTS = {

@@ -29,9 +29,6 @@ from accelerate import PartialState
 from rgd_hf import ReweightedTrainingArguments
 from rgd_hf.scripts.cli import parse_args, run_recipe
 from rgd_hf.scripts.errors import UserError
-from rgd_hf.scripts.plans import Run, RunArguments, prepare_runs
-from rgd_hf.scripts.results import print_results, settings_of
-from rgd_hf.scripts.runs import Begin, run_plan
 from rgd_hf.scripts.tabular.card import write_card
 from rgd_hf.scripts.tabular.columns import ColumnArguments, shown_columns
 from rgd_hf.scripts.tabular.configuration import ATTENTION_HEADS, NETWORKS
@@ -42,6 +39,9 @@ from rgd_hf.scripts.tabular.predictions import write_predictions
 from rgd_hf.scripts.tabular.scores import better_is_larger, scores, selecting_score
 from rgd_hf.scripts.tabular.table import TableArguments, prepare_table
 from rgd_hf.scripts.tabular.training import train_network
+from rgd_hf.scripts.training.plans import Run, RunArguments, prepare_runs
+from rgd_hf.scripts.training.results import print_results, settings_of
+from rgd_hf.scripts.training.runs import Begin, run_plan
 from rgd_hf.weightings.choice import weighting_of
 
 DEFAULTS = {

@@ -29,7 +29,8 @@ from rgd_hf.json_lines import write_json
 from rgd_hf.losses import single_label_losses
 from rgd_hf.scripts.cli import parse_args, run_recipe
 from rgd_hf.scripts.errors import UserError
-from rgd_hf.scripts.results import package_versions, say, settings_of
+from rgd_hf.scripts.messages import say
+from rgd_hf.scripts.training.results import package_versions, settings_of
 from rgd_hf.scripts.vision.decoding import BadImages
 
 imagenet = load_module("recipes/imagenet.py")

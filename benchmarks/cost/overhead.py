@@ -46,8 +46,8 @@ from transformers import (
 
 from rgd_hf import HardExamplesMixin, ReweightedTrainer
 from rgd_hf.batches.columns import SAMPLE_INDEX
-from rgd_hf.scripts.embedded import minilm_directory
 from rgd_hf.scripts.errors import UserError
+from rgd_hf.scripts.text.embedded import minilm_directory
 
 Batch = dict[str, torch.Tensor]
 

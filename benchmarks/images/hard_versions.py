@@ -19,8 +19,8 @@ if not __package__:  # called by its path: what it imports lies in the checkout
 from benchmarks.study.scripts import load_module
 from rgd_hf.scripts.cli import parse_args, run_recipe
 from rgd_hf.scripts.errors import UserError
-from rgd_hf.scripts.label_noise import with_wrong_labels
-from rgd_hf.scripts.results import settings_of
+from rgd_hf.scripts.files.label_noise import with_wrong_labels
+from rgd_hf.scripts.training.results import settings_of
 from rgd_hf.scripts.vision.data import SUBSET_SEED, ImageDataArguments, load_image_sets
 from rgd_hf.scripts.vision.metrics import shot_groups
 from rgd_hf.scripts.vision.sets import ImageSet

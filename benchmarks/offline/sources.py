@@ -4,8 +4,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from rgd_hf.scripts.embedded import minilm_directory
-from rgd_hf.scripts.vader import CACHE_DIR, load_vader
+from rgd_hf.scripts.text.embedded import minilm_directory
+from rgd_hf.scripts.text.vader import CACHE_DIR, load_vader
 
 
 def resolve(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from benchmarks.report.readme_table import marks, put_into, readme_table
 from benchmarks.report.summary import overall
 from rgd_hf.scripts.cli import parse_args, run_recipe
 from rgd_hf.scripts.errors import UserError, listed
-from rgd_hf.scripts.results import say
+from rgd_hf.scripts.messages import say
 
 USAGE = "python -m benchmarks.report --option value ..."
 EPILOG = "Words: a cell is one training of a study, with its name; a line is its record in runs*.jsonl."

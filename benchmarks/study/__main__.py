@@ -35,7 +35,7 @@ from benchmarks.study.workers import Processes, RayTasks, ThisProcess, Workers
 from rgd_hf.json_lines import write_json
 from rgd_hf.scripts.cli import parse_args, run_recipe
 from rgd_hf.scripts.errors import UserError
-from rgd_hf.scripts.results import console
+from rgd_hf.scripts.messages import console
 
 USAGE = "python -m benchmarks.study STUDY.yaml --option value ..."
 EPILOG = (

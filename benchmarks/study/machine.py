@@ -16,7 +16,7 @@ import datasets
 import torch
 import transformers
 
-from rgd_hf.scripts.results import console
+from rgd_hf.scripts.messages import console
 
 _CLEAR_REFS, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 _CPU_INFO = Path("/proc/cpuinfo")

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import f1_score, recall_score
 
-from rgd_hf.scripts.calibration import expected_calibration_error
+from rgd_hf.scripts.training.calibration import expected_calibration_error
 
 
 def from_predictions(

@@ -16,7 +16,7 @@ from benchmarks.study.specification import Study
 from benchmarks.study.training import KEY, Line, lost_line
 from benchmarks.study.workers import WorkerDied, Workers
 from rgd_hf.scripts.errors import UserError
-from rgd_hf.scripts.results import package_versions
+from rgd_hf.scripts.training.results import package_versions
 
 MISSING = "missing"
 DEATHS = 2

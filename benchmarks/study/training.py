@@ -32,8 +32,8 @@ from benchmarks.study.scripts import CHECKOUT
 from benchmarks.study.specification import BASELINE, Study
 from rgd_hf.comparison.directions import is_lower_better
 from rgd_hf.scripts.errors import UserError, listed
-from rgd_hf.scripts.predictions import PREDICTIONS
-from rgd_hf.scripts.results import package_versions
+from rgd_hf.scripts.training.predictions import PREDICTIONS
+from rgd_hf.scripts.training.results import package_versions
 
 KEY = "identity"
 VERSIONS = cache(package_versions)

@@ -21,19 +21,19 @@ if not __package__:  # called by its path: what it imports lies in the checkout
 from benchmarks.tables.fitting import BASELINES, is_installed
 from rgd_hf.scripts.cli import parse_args, run_recipe
 from rgd_hf.scripts.errors import UserError
-from rgd_hf.scripts.results import (
-    RESULTS_NAME,
-    package_versions,
-    read_results,
-    say,
-    settings_of,
-    write_results,
-)
+from rgd_hf.scripts.messages import say
 from rgd_hf.scripts.tabular.columns import ColumnArguments
 from rgd_hf.scripts.tabular.label_noise import with_label_noise
 from rgd_hf.scripts.tabular.predictions import write_predictions
 from rgd_hf.scripts.tabular.scores import CLASSIFICATION, REGRESSION, scores
 from rgd_hf.scripts.tabular.table import TableArguments, prepare_table
+from rgd_hf.scripts.training.results import (
+    RESULTS_NAME,
+    package_versions,
+    read_results,
+    settings_of,
+    write_results,
+)
 
 
 @dataclass

@@ -10,7 +10,7 @@ from rgd_hf.scripts.domains.backbones import Backbone, image_backbone
 from rgd_hf.scripts.domains.environments import DomainData, Environment
 from rgd_hf.scripts.domains.experiment import Experiment
 from rgd_hf.scripts.domains.views import ImageView
-from rgd_hf.scripts.plans import Run, RunArguments
+from rgd_hf.scripts.training.plans import Run, RunArguments
 
 DIGITS = [
     *("--dataset", "rotated_digits", "--model_name_or_path", "test_convnext", "--weights", "none"),

@@ -33,7 +33,7 @@ from transformers import (
 from rgd_hf import ReweightedTrainer, ReweightedTrainingArguments, compare
 from rgd_hf.hub.checks import explained
 from rgd_hf.scripts.cli import run_recipe
-from rgd_hf.scripts.hub import load_hub_dataset, load_pretrained
+from rgd_hf.scripts.files.hub import load_hub_dataset, load_pretrained
 from tests.helpers.hub_server import HOST
 
 socket.gethostname = lambda: HOST

@@ -17,9 +17,9 @@ from helpers.recipes import tiny
 from helpers.tables import SIZES, arguments, learnable, splits_of
 from rgd_hf.observers.statistics import NonFiniteLossError
 from rgd_hf.scripts.errors import UserError
-from rgd_hf.scripts.metrics import FUNCTIONS, make_compute_metrics, metric_names
 from rgd_hf.scripts.tabular.trainer import KeepBest
 from rgd_hf.scripts.tabular.training import train_network
+from rgd_hf.scripts.training.metrics import FUNCTIONS, make_compute_metrics, metric_names
 from rgd_hf.scripts.vision.metrics import image_metric_names, make_image_metrics
 
 

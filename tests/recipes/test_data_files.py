@@ -5,9 +5,15 @@ import json
 import pytest
 from datasets import Dataset
 
-from rgd_hf.scripts.data_files import concatenated, first_rows, read_directory, read_file, require_columns
 from rgd_hf.scripts.domains import sources as domains
 from rgd_hf.scripts.errors import UserError
+from rgd_hf.scripts.files.data_files import (
+    concatenated,
+    first_rows,
+    read_directory,
+    read_file,
+    require_columns,
+)
 from rgd_hf.scripts.tabular.sources import load_table
 from rgd_hf.scripts.vision.sets import read_folder
 

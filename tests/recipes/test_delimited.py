@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rgd_hf.scripts import delimited
-from rgd_hf.scripts.data_files import read_arrow
 from rgd_hf.scripts.errors import UserError
+from rgd_hf.scripts.files import delimited
+from rgd_hf.scripts.files.data_files import read_arrow
 
 WORDS = ["None", "NA", "null", "n/a", "?", "-", "nan"]
 

@@ -9,8 +9,8 @@ from helpers.domains import blobs, experiment, run, tiny_backbone
 from rgd_hf.contrib.features import classifier_of, recorded_inputs
 from rgd_hf.scripts.domains.backbones import add_dropout, freeze_batch_norm
 from rgd_hf.scripts.domains.environments import split
-from rgd_hf.scripts.plans import RunPlan
-from rgd_hf.scripts.runs import checked_trainer
+from rgd_hf.scripts.training.plans import RunPlan
+from rgd_hf.scripts.training.runs import checked_trainer
 from rgd_hf.weightings import KL, GroupDRO, Uniform
 
 

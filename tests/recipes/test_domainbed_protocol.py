@@ -5,7 +5,6 @@ import hashlib
 import numpy as np
 import pytest
 
-from rgd_hf.scripts.calibration import confidence_of, expected_calibration_error
 from rgd_hf.scripts.domains.batches import DomainSampler, Draw, TrainingDomains
 from rgd_hf.scripts.domains.environments import (
     DomainData,
@@ -16,6 +15,7 @@ from rgd_hf.scripts.domains.environments import (
     split,
 )
 from rgd_hf.scripts.errors import UserError
+from rgd_hf.scripts.training.calibration import confidence_of, expected_calibration_error
 
 
 @pytest.mark.parametrize("count,trial,position", [(5, 0, 0), (37, 0, 1), (1670, 2, 3)])

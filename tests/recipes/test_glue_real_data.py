@@ -11,8 +11,8 @@ from torch.nn.functional import cross_entropy, mse_loss
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, get_linear_schedule_with_warmup
 
 import glue
-from rgd_hf.scripts.embedded import minilm_directory
-from rgd_hf.scripts.glue_tasks import GLUE_TASKS
+from rgd_hf.scripts.text.embedded import minilm_directory
+from rgd_hf.scripts.text.glue_tasks import GLUE_TASKS
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "glue"
 

@@ -12,9 +12,9 @@ from transformers import AutoConfig
 
 import glue
 from helpers.recipes import changed, output_of, sentences
-from rgd_hf.scripts.data_files import read_file
 from rgd_hf.scripts.errors import UserError
-from rgd_hf.scripts.text_classification import Labels, encode_labels, find_labels, say_missing_classes
+from rgd_hf.scripts.files.data_files import read_file
+from rgd_hf.scripts.text.text_classification import Labels, encode_labels, find_labels, say_missing_classes
 
 MULTI = "multi_label_classification"
 MARKS = [[0, 1, 0], [1, 0, 0], [0, 0, 1], [1, 1, 0], [0, 0, 0]]

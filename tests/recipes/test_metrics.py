@@ -5,8 +5,13 @@ import pytest
 from evaluate import Metric
 from transformers import EvalPrediction
 
-from rgd_hf.scripts.glue_tasks import GLUE_TASKS
-from rgd_hf.scripts.metrics import FUNCTIONS, TextClassificationMetric, make_compute_metrics, metric_names
+from rgd_hf.scripts.text.glue_tasks import GLUE_TASKS
+from rgd_hf.scripts.training.metrics import (
+    FUNCTIONS,
+    TextClassificationMetric,
+    make_compute_metrics,
+    metric_names,
+)
 
 RNG = np.random.default_rng(0)
 REFERENCES = RNG.integers(0, 2, 200)

@@ -9,8 +9,8 @@ from transformers import SchedulerType
 from rgd_hf import ReweightedTrainingArguments
 from rgd_hf.checkpoints import last_checkpoint, passed_over
 from rgd_hf.scripts.errors import UserError
-from rgd_hf.scripts.plans import plan_runs
-from rgd_hf.scripts.results import read_results, settings_of, write_results
+from rgd_hf.scripts.training.plans import plan_runs
+from rgd_hf.scripts.training.results import read_results, settings_of, write_results
 
 
 @pytest.fixture

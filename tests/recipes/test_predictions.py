@@ -16,8 +16,8 @@ import glue
 import imagenet
 from helpers.recipes import changed, launch, output_of, sentences, tiny
 from rgd_hf.scripts.errors import UserError
-from rgd_hf.scripts.holdout import hold_out
-from rgd_hf.scripts.predictions import predictions_table
+from rgd_hf.scripts.files.holdout import hold_out
+from rgd_hf.scripts.training.predictions import predictions_table
 from rgd_hf.scripts.vision.data import ImageDataArguments, load_image_sets
 
 

@@ -13,8 +13,9 @@ from rgd_hf import ReweightedTrainingArguments
 from rgd_hf.description import method_name
 from rgd_hf.scripts.cli import parse_args, run_recipe
 from rgd_hf.scripts.errors import UserError
-from rgd_hf.scripts.plans import RunArguments
-from rgd_hf.scripts.results import print_results, say
+from rgd_hf.scripts.messages import say
+from rgd_hf.scripts.training.plans import RunArguments
+from rgd_hf.scripts.training.results import print_results
 from rgd_hf.weightings import WEIGHTINGS
 from rgd_hf.weightings.choice import by_losses_alone, option_names
 

@@ -18,7 +18,7 @@ import sft
 import tabular
 from helpers.recipes import ROOT, TINY, sentences
 from helpers.tiny_models import save_llama
-from rgd_hf.scripts.plans import RunArguments
+from rgd_hf.scripts.training.plans import RunArguments
 
 RECIPES = {path.stem: path for path in sorted((ROOT / "recipes").glob("*.py"))}
 SMALL = ["--max_steps", "2", "--use_cpu", "--disable_tqdm", "true", "--eval_strategy", "no"]

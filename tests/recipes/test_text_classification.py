@@ -5,7 +5,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from transformers import AutoTokenizer
 
 from rgd_hf.scripts.errors import UserError
-from rgd_hf.scripts.text_classification import (
+from rgd_hf.scripts.text.text_classification import (
     Labels,
     encode_labels,
     find_labels,

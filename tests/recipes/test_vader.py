@@ -9,8 +9,8 @@ from datasets import Dataset, DatasetDict
 
 import demo
 from helpers.recipes import sentences
-from rgd_hf.scripts import vader
 from rgd_hf.scripts.errors import UserError
+from rgd_hf.scripts.text import vader
 
 
 def archive(rows_a_file: int) -> bytes:

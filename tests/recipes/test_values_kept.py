@@ -6,11 +6,11 @@ import pandas as pd
 import pytest
 from datasets import Dataset
 
-from rgd_hf.scripts.data_files import read_arrow, read_file
 from rgd_hf.scripts.errors import UserError
+from rgd_hf.scripts.files.data_files import read_arrow, read_file
 from rgd_hf.scripts.tabular.columns import ColumnArguments, choose_columns, find_target
 from rgd_hf.scripts.tabular.sources import load_table
-from rgd_hf.scripts.text_classification import encode_labels, find_labels
+from rgd_hf.scripts.text.text_classification import encode_labels, find_labels
 
 
 def read_rows(path, rows: list[dict]) -> tuple[dict[str, list], str]:

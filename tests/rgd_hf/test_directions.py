@@ -4,9 +4,9 @@ import pytest
 
 from rgd_hf import ReweightedTrainer, compare
 from rgd_hf.comparison.directions import direction_in, is_greater_better, is_lower_better
-from rgd_hf.scripts.metrics import FUNCTIONS, metric_names
-from rgd_hf.scripts.results import main_metric
 from rgd_hf.scripts.tabular.scores import CLASSIFICATION, REGRESSION
+from rgd_hf.scripts.training.metrics import FUNCTIONS, metric_names
+from rgd_hf.scripts.training.results import main_metric
 from rgd_hf.scripts.vision.metrics import image_metric_names
 from tests.helpers.tiny import classification_data, tiny_bert
 

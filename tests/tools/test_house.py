@@ -40,12 +40,14 @@ def imports_of(file: Path) -> set[str]:
     return imported(ast.parse(file.read_text(encoding="utf-8")).body)
 
 
-def test_every_part_of_the_library_is_on_the_map_once():
+@pytest.mark.parametrize("folder", ["rgd_hf", "rgd_hf/scripts"])
+def test_every_part_of_the_library_is_on_the_map_once(folder):
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    rows = text.split("| in `rgd_hf/` | what it is |")[1].split("\n\n")[0].splitlines()
+    rows = text.split(f"| in `{folder}/` | what it is |")[1].split("\n\n")[0].splitlines()
     drawn = [name for row in rows if row for name in re.findall(r"`([^`]+)`", row.split("|")[1])]
-    there = [entry.name for entry in LIBRARY.iterdir() if entry.suffix == ".py" and entry.stem != "__init__"]
-    there += [f"{entry.name}/" for entry in LIBRARY.iterdir() if (entry / "__init__.py").exists()]
+    entries = [*(ROOT / folder).iterdir()]
+    there = [entry.name for entry in entries if entry.suffix == ".py" and entry.stem != "__init__"]
+    there += [f"{entry.name}/" for entry in entries if (entry / "__init__.py").exists()]
     assert sorted(drawn) == sorted(there)
 
 
@@ -86,5 +88,24 @@ def test_the_way_of_a_step_knows_nothing_outside_it_and_no_task():
         for here, there in [(name.split(".")[1:2], other.split(".")[1:2])]
         if (STEP.issuperset(here) and here and OUTSIDE.intersection(there))
         or (here != ["scripts"] and there == ["scripts"])
+    }
+    assert not wrong
+
+
+TASKS = {"text", "vision", "tabular", "domains"}
+NOT_FOR = {
+    "files": {"training", *TASKS},
+    "training": TASKS,
+    **{task: {"domains", "tabular"} - {task} for task in TASKS},
+}
+
+
+def test_files_know_no_training_and_trainings_no_task():
+    wrong = {
+        f"{name} imports {other}"
+        for name, file in FILES.items()
+        for other in imports_of(file) & FILES.keys()
+        if name.startswith("rgd_hf.scripts.") and other.startswith("rgd_hf.scripts.")
+        if other.split(".")[2] in NOT_FOR.get(name.split(".")[2], set())
     }
     assert not wrong

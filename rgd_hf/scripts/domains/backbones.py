@@ -18,11 +18,12 @@ from transformers import (
 )
 
 from rgd_hf.contrib.features import classifier_of
-from rgd_hf.scripts.efficientnet_lite import ARCHITECTURE, PACKAGE
-from rgd_hf.scripts.embedded import minilm_directory
 from rgd_hf.scripts.errors import UserError
-from rgd_hf.scripts.hub import load_pretrained
-from rgd_hf.scripts.timm_weights import (
+from rgd_hf.scripts.files.hub import load_pretrained
+from rgd_hf.scripts.text.embedded import minilm_directory
+from rgd_hf.scripts.vision.efficientnet_lite import ARCHITECTURE, PACKAGE
+from rgd_hf.scripts.vision.models import normalization_of
+from rgd_hf.scripts.vision.timm_weights import (
     classifiers,
     first_line,
     number_of_classes,
@@ -30,7 +31,6 @@ from rgd_hf.scripts.timm_weights import (
     read_weights,
     with_weights,
 )
-from rgd_hf.scripts.vision.models import normalization_of
 
 EFFICIENTNET_LITE0 = "efficientnet-lite0"
 MINILM = "minilm"

@@ -15,8 +15,8 @@ from rgd_hf.scripts.domains.environments import DomainData
 from rgd_hf.scripts.domains.sources import LOCAL_HINT, from_table, read_directory, read_table
 from rgd_hf.scripts.domains.views import ImageView, TextView, View
 from rgd_hf.scripts.errors import UserError, listed
-from rgd_hf.scripts.hard_examples import TrainingSamples
-from rgd_hf.scripts.vader import load_vader
+from rgd_hf.scripts.text.vader import load_vader
+from rgd_hf.scripts.training.hard_examples import TrainingSamples
 
 DIGITS = {"rotated_digits": rotated_digits, "coloured_digits": coloured_digits}
 MADE_HERE = (*DIGITS, "kinds_of_sentences")

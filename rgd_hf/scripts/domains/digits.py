@@ -8,9 +8,9 @@ import numpy as np
 from PIL import Image as PILImage
 from sklearn.datasets import load_digits
 
-from rgd_hf.scripts.data_files import read_file, require_columns
 from rgd_hf.scripts.domains.environments import DomainData, Environment, check_environments
 from rgd_hf.scripts.domains.sources import image_column
+from rgd_hf.scripts.files.data_files import read_file, require_columns
 from rgd_hf.scripts.vision.sets import class_numbers
 
 ANGLES = (0, 15, 30, 45, 60, 75)

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from rgd_hf.scripts.data_files import say_warning
 from rgd_hf.scripts.errors import UserError, listed
+from rgd_hf.scripts.messages import say_warning
 
 HOLDOUT_FRACTION = 0.2
 

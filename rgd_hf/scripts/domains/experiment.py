@@ -20,9 +20,9 @@ from rgd_hf.scripts.domains.environments import DomainData, seed_hash, split
 from rgd_hf.scripts.domains.metrics import accuracy_and_ece
 from rgd_hf.scripts.domains.training import VALIDATION, DomainTrainer
 from rgd_hf.scripts.domains.views import Subset, View
-from rgd_hf.scripts.hard_examples import list_hard_examples
-from rgd_hf.scripts.plans import Run, RunArguments
-from rgd_hf.scripts.predictions import PREDICTIONS, write_table
+from rgd_hf.scripts.training.hard_examples import list_hard_examples
+from rgd_hf.scripts.training.plans import Run, RunArguments
+from rgd_hf.scripts.training.predictions import PREDICTIONS, write_table
 
 SCORES = ("accuracy", "ece", "loss")
 

@@ -3,7 +3,7 @@
 import numpy as np
 from transformers import EvalPrediction
 
-from rgd_hf.scripts.calibration import confidence_of, expected_calibration_error
+from rgd_hf.scripts.training.calibration import confidence_of, expected_calibration_error
 
 
 def accuracy_and_ece(prediction: EvalPrediction) -> dict[str, float]:

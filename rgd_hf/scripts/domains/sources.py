@@ -9,18 +9,18 @@ import numpy as np
 from datasets import Dataset, Image, Value
 from PIL import Image as PILImage
 
-from rgd_hf.scripts.data_files import (
+from rgd_hf.scripts.domains.environments import DomainData, Environment, check_environments
+from rgd_hf.scripts.errors import UserError, listed
+from rgd_hf.scripts.files.data_files import (
     concatenated,
     read_file,
     require_columns,
     require_directory,
     require_file,
-    say_warning,
 )
-from rgd_hf.scripts.domains.environments import DomainData, Environment, check_environments
-from rgd_hf.scripts.errors import UserError, listed
-from rgd_hf.scripts.hub import load_hub_dataset
-from rgd_hf.scripts.text_classification import encode_labels, find_labels, find_text_columns
+from rgd_hf.scripts.files.hub import load_hub_dataset
+from rgd_hf.scripts.messages import say_warning
+from rgd_hf.scripts.text.text_classification import encode_labels, find_labels, find_text_columns
 from rgd_hf.scripts.vision.decoding import UnreadableImageError, open_image
 from rgd_hf.scripts.vision.image_files import folders_in, images_below, say_beside, say_left_out
 

@@ -13,9 +13,9 @@ from rgd_hf import ReweightedTrainer
 from rgd_hf.batches.columns import SAMPLE_INDEX
 from rgd_hf.contrib import CORALMixin, MIROMixin, SetupError, SWADMixin
 from rgd_hf.scripts.domains.batches import DOMAIN
-from rgd_hf.scripts.hard_examples import InspectedTrainer
-from rgd_hf.scripts.metrics import predicted_labels
-from rgd_hf.scripts.weight_histogram import WeightHistogramMixin
+from rgd_hf.scripts.training.hard_examples import InspectedTrainer
+from rgd_hf.scripts.training.metrics import predicted_labels
+from rgd_hf.scripts.training.weight_histogram import WeightHistogramMixin
 
 BEST_NAME = "best.safetensors"
 VALIDATION = "validation_accuracy"

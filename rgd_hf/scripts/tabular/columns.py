@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from rgd_hf.batches.columns import SAMPLE_WEIGHT
-from rgd_hf.scripts.column_types import MISSING_NUMBERS
 from rgd_hf.scripts.errors import UserError, listed
+from rgd_hf.scripts.files.column_types import MISSING_NUMBERS
 from rgd_hf.scripts.tabular.preprocessing import (
     MAX_CATEGORIES,
     ambiguous_date,

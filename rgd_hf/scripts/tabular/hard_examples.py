@@ -11,7 +11,10 @@ import pandas as pd
 from accelerate import PartialState
 
 from rgd_hf.hard_examples import HardExample
-from rgd_hf.scripts.hard_examples import (
+from rgd_hf.scripts.tabular.preprocessing import MISSING
+from rgd_hf.scripts.tabular.splits import PreparedTable, Splits
+from rgd_hf.scripts.tabular.training import TrainedNetwork, predict
+from rgd_hf.scripts.training.hard_examples import (
     Columns,
     render,
     short_table,
@@ -19,9 +22,6 @@ from rgd_hf.scripts.hard_examples import (
     what_to_look_for,
     write_list,
 )
-from rgd_hf.scripts.tabular.preprocessing import MISSING
-from rgd_hf.scripts.tabular.splits import PreparedTable, Splits
-from rgd_hf.scripts.tabular.training import TrainedNetwork, predict
 
 MAX_COLUMNS = 24
 """The page shows the rows of a table with more of them as one text each."""

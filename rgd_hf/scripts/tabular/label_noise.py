@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from rgd_hf.scripts.errors import UserError
-from rgd_hf.scripts.label_noise import with_wrong_labels
+from rgd_hf.scripts.files.label_noise import with_wrong_labels
 from rgd_hf.scripts.tabular.splits import Splits
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rgd_hf.scripts.predictions import PREDICTIONS, predictions_table
 from rgd_hf.scripts.tabular.splits import Splits
+from rgd_hf.scripts.training.predictions import PREDICTIONS, predictions_table
 
 
 def write_predictions(splits: Splits, predicted: np.ndarray, directory: Path) -> None:

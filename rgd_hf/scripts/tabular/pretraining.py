@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rgd_hf import ReweightedTrainingArguments
-from rgd_hf.scripts.plans import as_erm
 from rgd_hf.scripts.tabular.batches import BatchLoader, TensorTable
 from rgd_hf.scripts.tabular.modeling import TabularModel
 from rgd_hf.scripts.tabular.networks import make_head
 from rgd_hf.scripts.tabular.options import NetworkArguments
 from rgd_hf.scripts.tabular.splits import Splits
 from rgd_hf.scripts.tabular.trainer import TabularTrainer, quiet, with_changes
+from rgd_hf.scripts.training.plans import as_erm
 
 LABELS = ["true_num", "true_cat", "mask_num", "mask_cat"]
 

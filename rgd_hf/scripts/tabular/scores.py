@@ -14,8 +14,8 @@ from sklearn.metrics import (
 from transformers import TrainingArguments
 
 from rgd_hf.comparison.directions import is_lower_better
-from rgd_hf.scripts.best_metric import asked_metric, check_metric
-from rgd_hf.scripts.calibration import expected_calibration_error
+from rgd_hf.scripts.training.best_metric import asked_metric, check_metric
+from rgd_hf.scripts.training.calibration import expected_calibration_error
 
 
 def macro_auroc(y: np.ndarray, probabilities: np.ndarray) -> float:

@@ -13,10 +13,11 @@ import pyarrow.compute as pc
 from PIL import Image
 from sklearn import datasets as embedded
 
-from rgd_hf.scripts.column_types import column_names, say_what_looks_alike
-from rgd_hf.scripts.data_files import SUFFIXES, read_arrow, require_file, say_warning, suffix_of
 from rgd_hf.scripts.errors import UserError, listed
-from rgd_hf.scripts.hub import load_hub_dataset
+from rgd_hf.scripts.files.column_types import column_names, say_what_looks_alike
+from rgd_hf.scripts.files.data_files import SUFFIXES, read_arrow, require_file, suffix_of
+from rgd_hf.scripts.files.hub import load_hub_dataset
+from rgd_hf.scripts.messages import say_warning
 from rgd_hf.scripts.vision.decoding import UnreadableImageError, open_image
 
 EMBEDDED: dict[str, Callable[..., Any]] = {

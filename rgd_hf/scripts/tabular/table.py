@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from rgd_hf.scripts.errors import UserError
-from rgd_hf.scripts.results import say
+from rgd_hf.scripts.messages import say
 from rgd_hf.scripts.tabular.columns import ColumnArguments, choose_columns, find_target
 from rgd_hf.scripts.tabular.sources import EMBEDDED, load_table
 from rgd_hf.scripts.tabular.splits import PreparedTable, limit_rows

@@ -12,7 +12,7 @@ from rgd_hf import HardExamplesMixin, ReweightedTrainer, ReweightedTrainingArgum
 from rgd_hf.scripts.errors import UserError
 from rgd_hf.scripts.tabular.batches import BatchLoader
 from rgd_hf.scripts.tabular.scores import better_is_larger
-from rgd_hf.scripts.weight_histogram import WeightHistogramMixin
+from rgd_hf.scripts.training.weight_histogram import WeightHistogramMixin
 
 
 class TabularTrainer(HardExamplesMixin, WeightHistogramMixin, ReweightedTrainer):

@@ -9,10 +9,11 @@ from pathlib import Path
 import datasets
 from datasets import load_dataset
 
-from rgd_hf.scripts import holdout
-from rgd_hf.scripts.data_files import concatenated, read_file, say_warning
 from rgd_hf.scripts.errors import UserError, listed
-from rgd_hf.scripts.hub import load_hub_dataset
+from rgd_hf.scripts.files import holdout
+from rgd_hf.scripts.files.data_files import concatenated, read_file
+from rgd_hf.scripts.files.hub import load_hub_dataset
+from rgd_hf.scripts.messages import say_warning
 from rgd_hf.scripts.vision.image_files import folders_in, is_image
 from rgd_hf.scripts.vision.sets import ImageSet, digits, from_dataset, read_folder, sample_rows
 from rgd_hf.scripts.vision.stream import stream_classes

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from rgd_hf.scripts.data_files import say_warning
 from rgd_hf.scripts.errors import listed
+from rgd_hf.scripts.messages import say_warning
 
 # What often lies beside images and is none: nothing is said of it.
 _OBVIOUS = (

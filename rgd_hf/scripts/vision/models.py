@@ -20,18 +20,18 @@ from transformers import (
 )
 
 from rgd_hf.hub.errors import find_failure
-from rgd_hf.scripts.efficientnet_lite import ARCHITECTURE, PACKAGE
 from rgd_hf.scripts.errors import UserError, listed
-from rgd_hf.scripts.hub import load_pretrained
-from rgd_hf.scripts.timm_weights import (
+from rgd_hf.scripts.files.hub import load_pretrained
+from rgd_hf.scripts.vision.augmentation import eval_transform
+from rgd_hf.scripts.vision.classes import label_config
+from rgd_hf.scripts.vision.efficientnet_lite import ARCHITECTURE, PACKAGE
+from rgd_hf.scripts.vision.timm_weights import (
     first_line,
     number_of_classes,
     pretrained_cfg,
     read_weights,
     with_weights,
 )
-from rgd_hf.scripts.vision.augmentation import eval_transform
-from rgd_hf.scripts.vision.classes import label_config
 
 TIMM = "timm/"
 SAME_IMAGE = 0.01

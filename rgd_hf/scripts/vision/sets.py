@@ -11,8 +11,8 @@ from datasets import ClassLabel, Dataset, Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from rgd_hf.scripts.data_files import require_columns, require_directory
 from rgd_hf.scripts.errors import UserError, listed
+from rgd_hf.scripts.files.data_files import require_columns, require_directory
 from rgd_hf.scripts.vision.image_files import counted, folders_in, images_below, say_beside, say_left_out
 
 

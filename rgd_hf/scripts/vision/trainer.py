@@ -13,9 +13,9 @@ from transformers import Trainer
 from rgd_hf import ReweightedTrainer
 from rgd_hf.contrib import EMAMixin
 from rgd_hf.scripts.errors import UserError
-from rgd_hf.scripts.hard_examples import InspectedTrainer
+from rgd_hf.scripts.training.hard_examples import InspectedTrainer
+from rgd_hf.scripts.training.weight_histogram import WeightHistogramMixin
 from rgd_hf.scripts.vision.batches import AugmentedImages, SeededDraws
-from rgd_hf.scripts.weight_histogram import WeightHistogramMixin
 
 
 class ImageTrainer(WeightHistogramMixin, EMAMixin, InspectedTrainer, ReweightedTrainer):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rgd_hf.scripts.errors import UserError, listed
-from rgd_hf.scripts.results import say
+from rgd_hf.scripts.messages import say
 
 ROW_NAMES = "row_names"
 """Of the column whose name R leaves out."""

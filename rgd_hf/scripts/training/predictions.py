@@ -9,8 +9,8 @@ import pandas as pd
 from accelerate import PartialState
 from transformers.trainer_utils import EvalLoopOutput
 
-from rgd_hf.scripts.calibration import confidence_of
-from rgd_hf.scripts.metrics import predicted_labels
+from rgd_hf.scripts.training.calibration import confidence_of
+from rgd_hf.scripts.training.metrics import predicted_labels
 
 if TYPE_CHECKING:
     from rgd_hf import ReweightedTrainer as TrainerBase

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 from rgd_hf.hub.errors import find_failure
 from rgd_hf.scripts.errors import UserError
-from rgd_hf.scripts.results import say
+from rgd_hf.scripts.messages import say
 
 T = TypeVar("T")
 

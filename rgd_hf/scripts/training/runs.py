@@ -14,8 +14,10 @@ from rgd_hf.batches.datasets import number_of_samples
 from rgd_hf.checkpoints import last_checkpoint, passed_over
 from rgd_hf.json_lines import write_json
 from rgd_hf.scripts.errors import UserError, settings_explained
-from rgd_hf.scripts.hard_examples import InspectedTrainer, TrainingSamples, list_hard_examples
-from rgd_hf.scripts.plans import (
+from rgd_hf.scripts.messages import say
+from rgd_hf.scripts.processes import on_main_process, same_everywhere
+from rgd_hf.scripts.training.hard_examples import InspectedTrainer, TrainingSamples, list_hard_examples
+from rgd_hf.scripts.training.plans import (
     ROWS,
     SETTINGS_NAME,
     WAYS_OUT,
@@ -26,10 +28,9 @@ from rgd_hf.scripts.plans import (
     recorded_runs,
     recorded_settings,
 )
-from rgd_hf.scripts.predictions import write_predictions
-from rgd_hf.scripts.processes import on_main_process, same_everywhere
-from rgd_hf.scripts.pushing import Push, push
-from rgd_hf.scripts.results import compared, package_versions, read_results, say, write_results
+from rgd_hf.scripts.training.predictions import write_predictions
+from rgd_hf.scripts.training.pushing import Push, push
+from rgd_hf.scripts.training.results import compared, package_versions, read_results, write_results
 from rgd_hf.training_args import with_settings
 from rgd_hf.weightings.choice import weighting_of
 

@@ -14,7 +14,7 @@ class GlueTask:
     Attributes:
         columns: the text column, or the two of a sentence pair.
         labels: names of the classes in the order of their numbers; empty for regression.
-        metric: one of `rgd_hf.scripts.metrics.FUNCTIONS`.
+        metric: one of `rgd_hf.scripts.training.metrics.FUNCTIONS`.
         validation: names of the validation splits.
     """
 

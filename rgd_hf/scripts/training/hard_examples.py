@@ -16,8 +16,8 @@ from rich.text import Text
 
 from rgd_hf import HardExamplesMixin
 from rgd_hf.json_lines import write_json
-from rgd_hf.scripts.predictions import PredictionsMixin
-from rgd_hf.scripts.results import console
+from rgd_hf.scripts.messages import console
+from rgd_hf.scripts.training.predictions import PredictionsMixin
 
 HARD_EXAMPLES = "hard_examples"
 SHOWN = 10

@@ -13,9 +13,10 @@ from rgd_hf.hub.checks import check_base_model, check_may_write, explained
 from rgd_hf.hub.model_card import name_repository
 from rgd_hf.hub.push import model_files
 from rgd_hf.scripts.errors import UserError
-from rgd_hf.scripts.hard_examples import HARD_EXAMPLES
-from rgd_hf.scripts.predictions import PREDICTIONS
-from rgd_hf.scripts.results import RESULTS_NAME, say
+from rgd_hf.scripts.messages import say
+from rgd_hf.scripts.training.hard_examples import HARD_EXAMPLES
+from rgd_hf.scripts.training.predictions import PREDICTIONS
+from rgd_hf.scripts.training.results import RESULTS_NAME
 
 ADAPTER_CONFIG = "adapter_config.json"
 CARD_NAME = "README.md"

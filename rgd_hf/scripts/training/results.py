@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from rich.console import Console
 from rich.table import Table
 
 from rgd_hf.comparison.directions import is_greater_better
@@ -19,20 +18,12 @@ from rgd_hf.comparison.formats import number, signed
 from rgd_hf.comparison.result import Comparison, comparison_of
 from rgd_hf.comparison.run_settings import TEXT_TOKENS
 from rgd_hf.json_lines import write_json
+from rgd_hf.scripts.messages import console, say
 
 RESULTS_NAME = "all_results.json"
 PACKAGES = (
     "rgd-hf", "torch", "transformers", "accelerate", "datasets", "timm", "scikit-learn", "lightgbm", "numpy", "pandas", "scipy"
 )  # fmt: skip
-
-console = Console(markup=False, emoji=False)  # texts are the user's
-
-
-def say(*lines: str) -> None:
-    """Print on the main process alone."""
-    if PartialState().is_main_process:
-        for line in lines:
-            console.print(line, highlight=False, soft_wrap=True)
 
 
 def package_versions() -> dict[str, str]:

@@ -20,9 +20,9 @@ import pyarrow.compute as pc
 import pyarrow.csv as arrow_csv
 from tqdm.auto import tqdm
 
-from rgd_hf.scripts.dialects import SEPARATORS, SHOWN, Survey, best_survey
 from rgd_hf.scripts.errors import UserError, listed
-from rgd_hf.scripts.surrogates import refuse_surrogates
+from rgd_hf.scripts.files.dialects import SEPARATORS, SHOWN, Survey, best_survey
+from rgd_hf.scripts.files.surrogates import refuse_surrogates
 
 _BLOCK = 50_000
 _BYTES = 1 << 26

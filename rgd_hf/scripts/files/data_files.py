@@ -13,19 +13,14 @@ from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
 from rgd_hf.batches.columns import SAMPLE_WEIGHT
-from rgd_hf.scripts.column_types import column_names, typed_tables
-from rgd_hf.scripts.delimited import read_delimited
 from rgd_hf.scripts.errors import UserError, listed
-from rgd_hf.scripts.json_rows import read_json
-from rgd_hf.scripts.results import say
+from rgd_hf.scripts.files.column_types import column_names, typed_tables
+from rgd_hf.scripts.files.delimited import read_delimited
+from rgd_hf.scripts.files.json_rows import read_json
+from rgd_hf.scripts.messages import say_warning
 
 TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".data", ".csv.gz", ".tsv.gz")
 SUFFIXES = (*TEXT_SUFFIXES, ".json", ".jsonl", ".parquet")
-
-
-def say_warning(message: str) -> None:
-    """Print a warning on the main process."""
-    say(f"warning: {message}")
 
 
 def suffix_of(path: str | Path) -> str:

@@ -18,12 +18,13 @@ from rgd_hf.description import method_name
 from rgd_hf.observers.hard_examples import HardExamples
 from rgd_hf.scripts.cli import check_rule
 from rgd_hf.scripts.errors import UserError
-from rgd_hf.scripts.hard_examples import HARD_EXAMPLES
-from rgd_hf.scripts.predictions import PREDICTIONS
+from rgd_hf.scripts.messages import say
 from rgd_hf.scripts.processes import on_main_process, same_everywhere
-from rgd_hf.scripts.pushing import check_repository
 from rgd_hf.scripts.ranges import check_seed
-from rgd_hf.scripts.results import RESULTS_NAME, read_results, say, settings_of
+from rgd_hf.scripts.training.hard_examples import HARD_EXAMPLES
+from rgd_hf.scripts.training.predictions import PREDICTIONS
+from rgd_hf.scripts.training.pushing import check_repository
+from rgd_hf.scripts.training.results import RESULTS_NAME, read_results, settings_of
 
 ROWS = "rows"
 """The key under which the numbers of samples are recorded among the settings of a run."""

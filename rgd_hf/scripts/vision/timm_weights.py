@@ -10,8 +10,8 @@ from safetensors import SafetensorError
 from timm.models import PretrainedCfg, load_state_dict
 from torch import Tensor, nn
 
-from rgd_hf.scripts.efficientnet_lite import ARCHITECTURE, PACKAGE, efficientnet_lite0_weights
 from rgd_hf.scripts.errors import UserError
+from rgd_hf.scripts.vision.efficientnet_lite import ARCHITECTURE, PACKAGE, efficientnet_lite0_weights
 
 _PREFIX = "timm_model."  # of a model that transformers has saved
 _UNREADABLE = (

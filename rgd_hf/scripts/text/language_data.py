@@ -7,10 +7,10 @@ from typing import Any
 
 from datasets import Dataset, Value
 
-from rgd_hf.scripts.data_files import read_splits, say_warning, suffix_of
-from rgd_hf.scripts.delimited import bytes_of, decoded
 from rgd_hf.scripts.errors import UserError, listed
-from rgd_hf.scripts.results import say
+from rgd_hf.scripts.files.data_files import read_splits, suffix_of
+from rgd_hf.scripts.files.delimited import bytes_of, decoded
+from rgd_hf.scripts.messages import say, say_warning
 
 FORMATS = (("prompt", "completion"), ("messages",), ("text",))
 """The columns of each format, in TRL's order where a file has those of several."""

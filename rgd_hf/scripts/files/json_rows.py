@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from rgd_hf.scripts.errors import UserError, listed
-from rgd_hf.scripts.surrogates import refuse_surrogates, surrogate_error
+from rgd_hf.scripts.files.surrogates import refuse_surrogates, surrogate_error
 
 _KINDS = {
     bool: "true or false",

@@ -9,8 +9,8 @@ from torch.utils.data import Sampler
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from rgd_hf import ReweightedTrainer
-from rgd_hf.scripts.hard_examples import InspectedTrainer
-from rgd_hf.scripts.weight_histogram import WeightHistogramMixin
+from rgd_hf.scripts.training.hard_examples import InspectedTrainer
+from rgd_hf.scripts.training.weight_histogram import WeightHistogramMixin
 
 
 class SeededLengthGroupedSampler(LengthGroupedSampler):

@@ -15,11 +15,11 @@ from datasets import ClassLabel, Dataset, DatasetDict
 from transformers import PreTrainedTokenizerBase
 
 from rgd_hf.batches.columns import SAMPLE_WEIGHT
-from rgd_hf.scripts.column_types import MISSING_NUMBERS, say_what_looks_alike
-from rgd_hf.scripts.data_files import require_columns, sample_weights, say_warning
 from rgd_hf.scripts.errors import UserError, listed
-from rgd_hf.scripts.label_values import encode_multi_hot, is_multi_hot, label_values, require_names
-from rgd_hf.scripts.results import say
+from rgd_hf.scripts.files.column_types import MISSING_NUMBERS, say_what_looks_alike
+from rgd_hf.scripts.files.data_files import require_columns, sample_weights
+from rgd_hf.scripts.files.label_values import encode_multi_hot, is_multi_hot, label_values, require_names
+from rgd_hf.scripts.messages import say, say_warning
 
 MANY_CLASSES = 20
 PAIRS = (

@@ -1,0 +1,1 @@
+"""Recipes of texts: tasks of GLUE, columns and labels, chats, batches of equal lengths."""

@@ -1,0 +1,1 @@
+"""The trainings of a recipe: planned, trained or resumed, scored, recorded, pushed."""
