@@ -153,16 +153,19 @@ def load_data(args: InputArguments, training_args: SFTArguments) -> DatasetDict:
     files = {"train": args.train_file, "validation": args.validation_file or ""}
     if args.validation_file is None:
         del files["validation"]
-    others = () if training_args.packing else (SAMPLE_WEIGHT, *weighting_of(training_args).columns)
+    others = (SAMPLE_WEIGHT, *(() if training_args.packing else weighting_of(training_args).columns))
     rows, columns = read_language_data(files, training_args.dataset_text_field, others)
     rows["train"] = first_rows(rows["train"], args.max_train_samples, "max_train_samples")
     for split, name in files.items():
         if SAMPLE_WEIGHT not in rows[split].column_names:
             continue
-        if training_args.padding_free:
+        joins = (
+            "--packing" if training_args.packing else "--padding_free" if training_args.padding_free else None
+        )
+        if joins:
             raise UserError(
-                f"{name} has a column {SAMPLE_WEIGHT!r}, but --padding_free puts several rows into one sequence, which has "
-                "no weight of its own: leave out --padding_free, or rename the column to train without weights."
+                f"{name} has a column {SAMPLE_WEIGHT!r}, but {joins} puts several rows into one sequence, which has "
+                f"no weight of its own: leave out {joins}, or rename the column to train without weights."
             )
         weights = sample_weights(rows[split], name)
         rows[split] = rows[split].remove_columns(SAMPLE_WEIGHT).add_column(SAMPLE_WEIGHT, weights)

@@ -61,7 +61,7 @@ class RGDLoss:
         given: dict[str, Any] = {"reweighting": reweighting, "tau": tau, "target_ess": target_ess}
         rule, given = take_weighting({name: value for name, value in given.items() if value is not None})
         if rule is None:
-            check_read(given, given["reweighting"], target_ess)
+            check_read(given, given["reweighting"], target_ess, takes_args=False)
         self.weighting = weighting_of(ReweightingArguments(**given)) if rule is None else rule
         if self.weighting.state_dict() or self.weighting.columns:
             raise ValueError(

@@ -23,15 +23,21 @@ def settings_in_use(args: Any, rule: Weighting) -> dict[str, Any]:
     return {"reweighting": config["name"], **own, **{name: getattr(args, name) for name in of_all}}
 
 
-def method_name(args: Any) -> str:
-    """A short name of the method for tables: `"ERM"`, `"RGD (kl, tau=1)"`, `"Focal loss (gamma=2)"`."""
+def method_name(args: Any, rule: Weighting | None = None) -> str:
+    """A short name of the method for tables: `"ERM"`, `"RGD (kl, tau=1)"`, `"Focal loss (gamma=2)"`.
+
+    Args:
+        args: arguments that have the fields of `ReweightingArguments`.
+        rule: the rule in use, some of whose settings the arguments may lack; None for the one that they name.
+    """
     if args.reweighting not in WEIGHTINGS:
         # A rule of a user's own, of which the arguments have name and settings alone.
         settings = [f"{name}={value}" for name, value in parsed(args.reweighting_args).items()]
         shown = ", ".join([*settings, *_schedule(args)])
         name = args.reweighting.rsplit(".", 1)[-1]
         return f"{name} ({shown})" if shown else name
-    rule = weighting_of(args)
+    if type(rule) is not WEIGHTINGS[args.reweighting]:
+        rule = weighting_of(args)
     return rule.method_name() if rule.is_plain else rule.method_name(*_schedule(args))
 
 

@@ -156,7 +156,7 @@ def check_reweighting(args: "ReweightingArguments", weighting: Weighting | None 
     if start >= stop and not weighting.is_plain:
         raise ValueError(
             f"Losses are re-weighted after reweighting_warmup_ratio={start:g} of the steps and before "
-            f"reweighting_stop_ratio={stop:g} of them, that is, never: set a larger reweighting_stop_ratio, or "
+            f"reweighting_stop_ratio={stop:g} of them, that is, never: set a smaller reweighting_warmup_ratio or a larger reweighting_stop_ratio, or "
             "reweighting='none'."
         )
 
@@ -255,7 +255,9 @@ def unread_settings(name: str, target_ess: float | None) -> set[str]:
     return option_names() - {"reweighting", "reweighting_args", *rule.options.values()}
 
 
-def check_read(given: Mapping[str, Any], name: str, target_ess: float | None, dashes: str = "") -> None:
+def check_read(
+    given: Mapping[str, Any], name: str, target_ess: float | None, dashes: str = "", takes_args: bool = True
+) -> None:
     """Raise `ValueError` where `given` has a setting of rules that the one called `name` does not read.
 
     Args:
@@ -263,6 +265,7 @@ def check_read(given: Mapping[str, Any], name: str, target_ess: float | None, da
         name: as `reweighting`; an unknown name is left to `weighting_of`.
         target_ess: the one in use, given or not.
         dashes: what stands before the names of options of a command line.
+        takes_args: whether `reweighting_args` can be given beside them.
     """
     unread = sorted(_set_in(given) & unread_settings(name, target_ess))
     if not unread:
@@ -273,8 +276,10 @@ def check_read(given: Mapping[str, Any], name: str, target_ess: float | None, da
         raise ValueError(
             f"{shown} is not read where {dashes}target_ess is set, which takes its place: leave out one of them."
         )
-    own = ",".join(f"{field.name}=..." for field in fields(rule) if field.name not in rule.options)  # type: ignore[arg-type]
-    has = f"; its own settings go into {dashes}reweighting_args {own}" if own else ""
+    own = [f"{field.name}=..." for field in fields(rule) if field.name not in rule.options]  # type: ignore[arg-type]
+    has = f"; its own settings go into {dashes}reweighting_args {','.join(own)}" if own else ""
+    if own and not takes_args:
+        has = f"; its own settings are those of an object, reweighting={rule.__name__}({', '.join(own)})"
     readers = [key for key, each in WEIGHTINGS.items() if set(unread) & set(each.options.values())]
     raise ValueError(
         f"{shown} is no setting of {name!r}, which would ignore it{has}. Leave it out, or choose a rule that reads it "

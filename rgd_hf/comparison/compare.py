@@ -20,7 +20,7 @@ from rgd_hf.description import method_name
 from rgd_hf.json_lines import append_line, read_lines, write_json
 from rgd_hf.overrides import behind, in_front
 from rgd_hf.trainer import ReweightingMixin
-from rgd_hf.weightings.choice import as_weighting, settings_of
+from rgd_hf.weightings.choice import as_weighting
 
 RUNS_NAME = "runs.jsonl"
 SETTINGS_NAME = "run_settings.json"
@@ -95,7 +95,7 @@ def compare(
             run = None if finished is None else finished.get((label, seed))
             if run is None or label not in methods:
                 set_seed(seed)
-                trainer = make_trainer(seed, reweighting)
+                trainer: Any = make_trainer(seed, reweighting)
                 _check_trainer(trainer, seed, reweighting)
                 if finished is None:  # only now the processes know each other
                     lines = _same_everywhere(read_lines(folder / RUNS_NAME))
@@ -107,7 +107,7 @@ def compare(
                 # Of the main process: others may get their weights from it only when the model is wrapped.
                 settings = _same_everywhere(run_settings(trainer))
                 _check_settings(settings, seed, others, folder)
-                _check_method(method_name(trainer.args), label, methods)
+                _check_method(method_name(trainer.args, trainer.weighting), label, methods)
             if run is None:
                 name = f"{label}, seed {seed}"
                 trained.check(trainer, name)
@@ -130,7 +130,7 @@ def compare(
     return comparison_of(runs, metric, greater_is_better)
 
 
-def _train(trainer: Trainer, settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def _train(trainer: Any, settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     trainer.args.output_dir = str(folder)
     checkpoint = _same_everywhere(last_checkpoint(folder))
     left = passed_over(folder)
@@ -144,7 +144,7 @@ def _train(trainer: Trainer, settings: Mapping[str, Any], folder: Path) -> dict[
     trainer.train(resume_from_checkpoint=checkpoint)
     metrics = trainer.evaluate()
     return {
-        "method": method_name(trainer.args),
+        "method": method_name(trainer.args, trainer.weighting),
         "metrics": {name: value for name, value in metrics.items() if isinstance(value, int | float)},
         "settings": settings,
         "seconds": round(time.perf_counter() - started, 1),
@@ -170,7 +170,7 @@ def _check_trainer(trainer: Any, seed: int, reweighting: Any) -> None:
         )
     if not isinstance(reweighting, str):
         asked, found = as_weighting(reweighting), trainer.weighting
-        if type(found) is not type(asked) or settings_of(found) != settings_of(asked):
+        if type(found) is not type(asked) or found.get_config() != asked.get_config():
             raise ValueError(
                 f"make_trainer was given the re-weighting {asked.method_name()}, but its Trainer has {found.method_name()}. Pass "
                 "it on, ReweightedTrainer(reweighting=reweighting)."

@@ -48,7 +48,9 @@ _SAME_WEIGHTS = 1e-5
 
 
 def run_settings(trainer: Any) -> dict[str, Any]:
-    """Everything but the seed that decides the result of a run, as JSON. Call it before training.
+    """What decides the result of a run, but the seed, the data and what makes batches and metrics of them, as JSON.
+
+    Call it before training.
 
     Args:
         trainer: a Trainer with its model.
@@ -72,6 +74,8 @@ def run_settings(trainer: Any) -> dict[str, Any]:
         "per_sample_loss_fn": _code(getattr(trainer, "per_sample_loss_fn", None)),
         "compute_loss_func": _code(trainer.compute_loss_func),
         "reweighting_code": _code(trainer.weighting),
+        "reweighting_settings": _settings_of_rule(trainer.weighting),
+        "trainer_code": _code_of_class(type(trainer)),
     }
     return json.loads(json.dumps(settings, default=_in_words))
 
@@ -219,6 +223,35 @@ def _code(given: Any) -> dict[str, Any] | None:
         f"python {version}": hashlib.sha256(told.encode()).hexdigest()[:16],
         "values": repr(values),
     }
+
+
+def _settings_of_rule(rule: Any) -> dict[str, Any] | None:
+    """The settings of a rule, those too that are no single numbers or texts, which the arguments lack."""
+    return {
+        name: value
+        for name, value in vars(rule).items()
+        if name != "state" and not name.startswith("_") and not callable(value)
+    } or None
+
+
+def _code_of_class(trainer: type) -> dict[str, Any] | None:
+    """The code of the methods of the user's own classes among those that the Trainer derives from; None where there are none."""
+    told = [
+        (name, _of_code(code, function.__doc__))
+        for cls in trainer.__mro__
+        if not _is_of_a_library(cls)
+        for name, function in vars(cls).items()
+        if (code := getattr(function, "__code__", None)) is not None
+    ]
+    if not told:
+        return None
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    return {f"python {version}": hashlib.sha256(repr(told).encode()).hexdigest()[:16]}
+
+
+def _is_of_a_library(cls: type) -> bool:
+    file = getattr(sys.modules.get(cls.__module__), "__file__", None) or ""
+    return cls.__module__.split(".")[0] in ("rgd_hf", "builtins") or "-packages" in file
 
 
 def _values_of(function: Any) -> list[Any]:

@@ -147,5 +147,5 @@ class Divergence(Weighting):
         return (
             f"{statistics['clipped_fraction']:.0%} of the losses since the last log are above tau={self.tau:g}, so most "
             "weights are equal and re-weighting does little more than scale the step. Raise tau: the mean loss is "
-            f"{mean:.3g}, so --tau {2 * mean:.2g} would leave room."
+            f"{mean:.3g}, so tau={2 * mean:.2g} would leave room."
         )

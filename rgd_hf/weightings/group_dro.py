@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rgd_hf.items import Items, in_one_row
 from rgd_hf.weightings.base import Weighting
+from rgd_hf.weightings.function import Function
 from rgd_hf.weightings.uniform import Uniform
 
 
@@ -38,7 +39,8 @@ class GroupDRO(Weighting):
         step_size: step size of the exponentiated gradient ascent on the group weights.
         column: the column of the batches that holds the groups, int `[batch]`. The model never sees it.
         names: names of the groups for the logs (default: their numbers).
-        within: the rule that weights the items within a group; by default all have the same weight.
+        within: the rule that weights the items within a group, or a function of losses to weights; by default all have the same
+            weight.
 
     Raises:
         ValueError: `num_groups` is below 1, `step_size` is negative, there are not `num_groups` names, or the rule within the
@@ -74,6 +76,8 @@ class GroupDRO(Weighting):
             )
         if self.names is not None and len(self.names) != self.num_groups:
             raise ValueError(f"names has {len(self.names)} names for num_groups={self.num_groups}.")
+        if not isinstance(self.within, Weighting):
+            self.within = Function(self.within)
         if self.within.initial_state():
             raise ValueError(
                 f"{self.within.method_name()} keeps a state of its own over the steps, which GroupDRO would not update: choose "

@@ -86,7 +86,8 @@ def test_every_weight_is_checked(bad, load):
             UserError, match=rf"'sample_weight' of .*{where}\.jsonl has .* in row 5 \(counted"
         ):
             load(train, validation)
-    assert "sample_weight" not in load(wrong, packing=True)["train"].column_names
+    with pytest.raises(UserError, match=r"has a column 'sample_weight', but --packing puts several rows"):
+        load(rows, packing=True)
 
 
 def test_padding_free_batches_have_no_place_for_weights(load):
@@ -124,6 +125,7 @@ def test_the_columns_are_said_and_the_others_left_out(load, capsys):
     assert load(rows)["train"].column_names == ["prompt", "completion", "sample_weight"]
     said = capsys.readouterr().out
     assert "columns used: 'prompt', 'completion', 'sample_weight'; not used: 'id', 'text'." in said
+    rows = [{"id": 1, **text, **pair} for text, pair in zip(TEXTS, PAIRS)]
     assert load(rows, packing=True)["train"].column_names == ["prompt", "completion"]
     assert load([{"body": "a"}] * 8, dataset_text_field="body")["train"].column_names == ["body"]
 

@@ -3,6 +3,7 @@
 import copy
 import functools
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, BertForSequenceClas
 
 from rgd_hf import ReweightedTrainer, ReweightedTrainingArguments, compare
 from rgd_hf.comparison.run_settings import changed_settings, run_settings
-from rgd_hf.weightings import KL, Chi2, Weighting
+from rgd_hf.weightings import KL, Chi2, GroupDRO, Weighting
 from tests.helpers.tiny import classification_data, tiny_bert, tiny_config
 
 DATA = classification_data(12)
@@ -82,6 +83,29 @@ def own_rule(factor):
     return Own()
 
 
+@dataclass
+class Listed(Weighting):
+    """With a setting that is no single number."""
+
+    factors: list
+
+    def weights(self, items):
+        return items.losses * self.factors[0]
+
+
+class Gentle(ReweightedTrainer):
+    def weigh(self, items, inputs):
+        return 1 + items.losses
+
+
+class Sharp(ReweightedTrainer):
+    def weigh(self, items, inputs):
+        return 1 + 9 * items.losses
+
+
+Sharp.__name__ = Gentle.__name__
+
+
 def squared(outputs, labels):
     return (outputs.logits.sum(-1) - labels) ** 2
 
@@ -112,6 +136,13 @@ def absolute(outputs, labels):
             "per_sample_loss_fn.values",
         ),
         ({"reweighting": lambda: own_rule(1)}, {"reweighting": lambda: own_rule(3)}, "reweighting_code.python"),
+        ({"reweighting": lambda: Listed([1.0])}, {"reweighting": lambda: Listed([9.0])}, "reweighting_settings.factors"),
+        (
+            {"reweighting": lambda: GroupDRO(2)},
+            {"reweighting": lambda: GroupDRO(2, within=KL())},
+            "reweighting_settings.within",
+        ),
+        ({"class": lambda: Gentle}, {"class": lambda: Sharp}, "trainer_code.python"),
         ({"loss": lambda: squared}, {"loss": lambda: absolute}, "per_sample_loss_fn.name: 'squared', now 'absolute'"),
         ({"loss": lambda: None}, {"loss": lambda: absolute}, "per_sample_loss_fn.name: None, now 'absolute'"),
     ],
@@ -124,7 +155,10 @@ def test_what_decides_the_result_is_recorded(first, second, complaint, make):
             trainer["per_sample_loss_fn"] = given["loss"]()
         if "optim" in given:
             trainer["optimizers"] = (given["optim"]()(model), None)
-        return make(model=model, reweighting=given.get("reweighting", lambda: "kl")(), trainer=trainer)
+        made = make(model=model, reweighting=given.get("reweighting", lambda: "kl")(), trainer=trainer)
+        if "class" in given:
+            made.__class__ = given["class"]()
+        return made
 
     assert complaint in changed(lambda: build(first), lambda: build(second))
 
@@ -316,3 +350,22 @@ def test_seeds_are_whole_numbers_of_any_kind(seeds, make, tmp_path):
 def test_seeds_that_are_no_whole_numbers_are_refused(make, tmp_path):
     with pytest.raises(TypeError, match="integer"):
         compare(make, seeds=[0.5], output_dir=tmp_path / "c")
+
+
+def test_rules_within_groups_are_told_apart_and_ignoring_them_is_refused(make, tmp_path):
+    data = [{**row, "group": i % 2} for i, row in enumerate(DATA)]
+    rules = [GroupDRO(2), GroupDRO(2, within=KL())]
+    found = compare(
+        lambda seed, rule: make(seed, rule, train=data),
+        seeds=[0],
+        reweightings=rules,
+        output_dir=tmp_path / "c",
+    )
+    assert [*found.scores] == ["GroupDRO (step size=0.01)", "GroupDRO (step size=0.01, RGD (kl, tau=1))"]
+    with pytest.raises(ValueError, match=r"its Trainer has GroupDRO \(step size=0.01\)\. Pass it on"):
+        compare(
+            lambda seed, rule: make(seed, GroupDRO(2), train=data),
+            seeds=[0],
+            reweightings=rules,
+            output_dir=tmp_path / "d",
+        )

@@ -8,6 +8,7 @@ from transformers import (
 )
 
 from rgd_hf import ReweightedTrainer, RGDLoss
+from rgd_hf.weightings import LinUpper
 from tests.helpers.tiny import (
     classification_data,
     parameters_of,
@@ -98,6 +99,9 @@ def test_several_devices_of_one_process_count_once():
 
 
 def test_what_it_cannot_do_is_named():
+    with pytest.raises(ValueError, match=r"those of an object, reweighting=LinUpper\(temperature=\.\.\.\)"):
+        RGDLoss(tiny_bert(), "lin_upper", tau=3.0)
+    RGDLoss(tiny_bert(), reweighting=LinUpper(temperature=3.0))
     with pytest.raises(NotImplementedError, match="BertForNextSentencePrediction"):
         RGDLoss(BertForNextSentencePrediction(tiny_config(2)))
     with pytest.raises(ValueError, match="positive, finite"):

@@ -166,7 +166,8 @@ def test_a_setting_that_changes_does_not_lose_those_of_the_object(make_args):
 
 def test_an_item_that_does_not_count_may_have_any_weight_within_its_group():
     losses, reference = torch.tensor([0.5, 0.0, 2.0]), torch.tensor([1.0, 0.0, 1.0])
-    rule = GroupDRO(1, within=Function(lambda losses: 1 / losses))
+    rule = GroupDRO(1, within=lambda losses: 1 / losses)
+    assert isinstance(rule.within, Function)
     rule.reset()
     weights = rule.weights(Items(losses, reference, {"group": torch.zeros(3, dtype=torch.long)}))
     assert (weights * reference).sum().item() == pytest.approx(2.5)
