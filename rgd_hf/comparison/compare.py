@@ -175,6 +175,11 @@ def _check_trainer(trainer: Any, seed: int, reweighting: Any) -> None:
                 f"make_trainer was given the re-weighting {asked.method_name()}, but its Trainer has {found.method_name()}. Pass "
                 "it on, ReweightedTrainer(reweighting=reweighting)."
             )
+    if trainer.weighting.is_plain and trainer.weigh_override:
+        raise ValueError(
+            f"{trainer.weigh_override} weights losses under reweighting='none' too, so that it is no plain training: let make_trainer "
+            "return a class without it for 'none', or leave 'none' out of reweightings."
+        )
     if trainer.eval_dataset is None and not _evaluates_by_itself(trainer):
         raise ValueError(
             "make_trainer must give its Trainer an eval_dataset, on which the methods are compared: "

@@ -352,6 +352,16 @@ def test_seeds_that_are_no_whole_numbers_are_refused(make, tmp_path):
         compare(make, seeds=[0.5], output_dir=tmp_path / "c")
 
 
+def test_a_class_that_weighs_by_itself_is_no_baseline(make, tmp_path):
+    def weighs(seed, reweighting):
+        made = make(seed, reweighting)
+        made.__class__ = Gentle
+        return made
+
+    with pytest.raises(ValueError, match="weigh weights losses under reweighting='none' too"):
+        compare(weighs, seeds=[0], output_dir=tmp_path / "c")
+
+
 def test_rules_within_groups_are_told_apart_and_ignoring_them_is_refused(make, tmp_path):
     data = [{**row, "group": i % 2} for i, row in enumerate(DATA)]
     rules = [GroupDRO(2), GroupDRO(2, within=KL())]
