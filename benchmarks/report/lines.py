@@ -59,6 +59,12 @@ class Records:
         return sorted(kinds, key=lambda name: (KINDS.index(k) if (k := kinds[name]) in KINDS else 99, name))
 
     @cached_property
+    def searched(self) -> list[str]:
+        """Data sets whose final runs a random search chose."""
+        found = {name for (name, _, _), record in self.final.items() if record.get("draws")}
+        return [name for name in self.datasets if name in found]
+
+    @cached_property
     def plan(self) -> Plan:
         """What the study's file plans."""
         return plan_of(self.study)
