@@ -137,6 +137,18 @@ def _processors(everything: Sequence[Record]) -> str:
     return f"processor{'s' if len(known) > 1 else ''}: {'; '.join([*known, *lacking])}"
 
 
+def different(records: Records, dataset: str, compared: Collection[str], name: str) -> str:
+    """Of how many pairs with ERM the two runs have another processor or commit: last bits may differ by it, too."""
+    groups: dict[str, list[str]] = {}
+    for other in compared:
+        pairs = records.pairs(dataset, other).values()
+        number = sum(one.get(name) != erm.get(name) for one, erm in pairs)
+        if number:
+            groups.setdefault(f"{number} of {len(pairs)}", []).append(method_title(other))
+    each = "; ".join(f"{share} ({'; '.join(names)})" for share, names in groups.items())
+    return f" Pairs with ERM of different {name}s: {each}." if each else ""
+
+
 def method(records: Records) -> list[str]:
     """Markdown: what was computed and how, and of which runs."""
     everything = [*records.final.values(), *records.tuning.values()]
@@ -157,6 +169,14 @@ def method(records: Records) -> list[str]:
             "this size need not hold for larger data and models."
         )
     lines += ["", "**Runs**", "", *_options(records)]
+    devices = sorted({str(record["device"]) for record in everything if record.get("device")})
+    if devices:
+        unpaired = (
+            f"; not paired with ERM, which had another one: {counted(records.unpaired, 'run')}"
+            if records.unpaired
+            else ""
+        )
+        lines.append(f"- Device{'s' if len(devices) > 1 else ''}: {'; '.join(devices)}{unpaired}")
     if cores:
         lines.append(f"- Machine: {' or '.join(map(str, cores))} CPU cores; {_processors(everything)}")
     if total:
