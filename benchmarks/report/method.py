@@ -36,7 +36,7 @@ TOGETHER = """ Except on
   {datasets}: one choice was made there for all held-out domains, by runs most of which had trained on the domain that another
   one held out; a study with `parts` chooses for each by its own runs."""
 SEARCHED = """\
-- **Random search{where}.** Every method has the same draws of settings, anew for every seed; for each part, where there
+- **Random search{where}.** Methods share the draws of the settings that they have in common, anew for every seed; for each part, where there
   are parts, a final run is the draw with the best score on validation rows: never on the rows of the final score. Its
   intervals cover what the draws vary with the seed."""
 UNTUNED = """\

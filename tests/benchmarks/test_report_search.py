@@ -25,7 +25,7 @@ def test_a_random_search_is_no_want_of_tuning(lines):
     assert text.startswith("# Re-weighted training against tuned ERM\n")
     assert "12 final runs, each of one, two chosen among the draws of a random search.\n" in text
     assert "and settings chosen by the same random search, in points" in text
-    assert "- **Random search.** Every method has the same draws" in text
+    assert "- **Random search.** Methods share the draws" in text
     assert "no learning rate tuned" not in text and "same learning rate" not in text
     assert "- **Tuning.**" not in text
     for line in lines:
