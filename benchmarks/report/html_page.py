@@ -25,7 +25,7 @@ def html_page(markdown: str, pictures: Mapping[str, bytes], title: str) -> str:
         pictures: PNG files by name.
         title: title of the page.
     """
-    body = MarkdownIt("commonmark").enable("table").render(markdown)
+    body = MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown)
     for name, content in pictures.items():
         data = base64.b64encode(content).decode("ascii")
         body = body.replace(f'src="plots/{name}"', f'src="data:image/png;base64,{data}"')

@@ -59,6 +59,12 @@ class Records:
         return sorted(kinds, key=lambda name: (KINDS.index(k) if (k := kinds[name]) in KINDS else 99, name))
 
     @cached_property
+    def searched(self) -> list[str]:
+        """Data sets whose final runs a random search chose."""
+        found = {name for (name, _, _), record in self.final.items() if record.get("draws")}
+        return [name for name in self.datasets if name in found]
+
+    @cached_property
     def plan(self) -> Plan:
         """What the study's file plans."""
         return plan_of(self.study)
@@ -128,6 +134,20 @@ class Records:
             if differing:
                 found[dataset, method] = differing
         return found
+
+    def pairs(self, dataset: str, method: str, baseline: str = BASELINE) -> dict[int, tuple[Record, Record]]:
+        """Runs of two methods by seed, of those that both have, trained on the same device."""
+        ours, theirs = self.runs(dataset, method), self.runs(dataset, baseline)
+        both = {seed: (ours[seed], theirs[seed]) for seed in ours if seed in theirs}
+        return {s: pair for s, pair in both.items() if len({run.get("device") for run in pair}) == 1}
+
+    @cached_property
+    def unpaired(self) -> int:
+        """How many runs are in no comparison with ERM because that of their seed was on another device."""
+        return sum(
+            seed in self.runs(dataset, BASELINE) and seed not in self.pairs(dataset, method)
+            for dataset, method, seed in self.final
+        )
 
     def seeds(self, dataset: str) -> list[int]:
         """Seeds of which any method has a final run."""

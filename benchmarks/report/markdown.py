@@ -42,7 +42,7 @@ def build_report(records: Records) -> tuple[str, Pictures]:
             "",
         ]
         by_name = {method.method: method for method in found}
-        first = [by_name[name] for name in headline(records) if name in by_name]
+        first = [by_name[name] for name in headline(records) if name in by_name] or found[:2]
         pictures["gains.png"] = partial(plot_data_sets, first, records.datasets)
         lines += ["![Difference to ERM on every data set](plots/gains.png)", ""]
     lines += [how_to_read(records), "", "## Data sets", "", *readme_table(records, found), ""]
@@ -65,11 +65,10 @@ def _compared(records: Records, found: Sequence[Overall]) -> list[str]:
         f"{kind}: {', '.join(sorted(names))}"
         for kind, names in sorted(kinds.items(), key=lambda item: item[0])
     )
-    tuning = (
-        f"and {len(records.tuning)} to tune learning rates"
-        if records.tuning
-        else "and no learning rate tuned"
-    )
+    each = [f"and {len(records.tuning)} to tune learning rates"] if records.tuning else []
+    if records.searched:
+        each.append(f"each of {', '.join(records.searched)} chosen among the draws of a random search")
+    tuning = ", ".join(each) or "and no learning rate tuned"
     return [
         f"{counted(len(found), 'method')} against ERM on {counted(len(records.datasets), 'data set')} ({listed}): "
         f"{counted(len(records.final), 'final run')}, {tuning}.",

@@ -8,6 +8,17 @@ import numpy as np
 from rgd_hf.comparison.directions import is_lower_better
 
 MEASURED = ("score", "validation_score")
+WHERE = ("device", "processor", "commit")
+
+
+def of_parts(parts: Sequence[Mapping[str, Any]], name: str) -> Any:
+    """What all runs say of `name`; where they differ, what those of each part say."""
+    if len({part.get(name) for part in parts}) < 2:
+        return parts[0].get(name) if parts else None
+    found: dict[str, set[str]] = {}
+    for part in parts:
+        found.setdefault(part.get("part", ""), set()).add(str(part.get(name)))
+    return "; ".join(f"{' and '.join(sorted(each))} for {part}" for part, each in sorted(found.items()))
 
 
 def merged(parts: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
@@ -15,7 +26,7 @@ def merged(parts: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
 
     Scores, metrics and curves are means over the parts, `seconds` their sum; held-out samples stand one part after the
     other, and every metric's worst value is there as `worst_<metric>`. Parts with settings of their own have them in
-    `candidates`, and `candidate` lists them.
+    `candidates`, and `candidate` lists them; so do `device`, `processor` and `commit` where parts differ in them.
     """
     first = parts[0] if parts else None
     if first is None or len(parts) < first.get("parts", 1):
@@ -24,6 +35,7 @@ def merged(parts: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
         return first
     parts = sorted(parts, key=lambda part: part["part"])
     run = {**parts[0], "seconds": sum(part.get("seconds", 0.0) for part in parts)}
+    run |= {name: of_parts(parts, name) for name in WHERE if any(name in part for part in parts)}
     run |= {name: _mean(parts, name) for name in MEASURED if name in first}
     metrics = [part["metrics"] for part in parts]
     common = set.intersection(*map(set, metrics))

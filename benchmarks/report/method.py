@@ -35,6 +35,10 @@ TUNED = """\
 TOGETHER = """ Except on
   {datasets}: one choice was made there for all held-out domains, by runs most of which had trained on the domain that another
   one held out; a study with `parts` chooses for each by its own runs."""
+SEARCHED = """\
+- **Random search{where}.** Methods share the draws of the settings that they have in common, anew for every seed; for each part, where there
+  are parts, a final run is the draw with the best score on validation rows: never on the rows of the final score. Its
+  intervals cover what the draws vary with the seed."""
 UNTUNED = """\
 - **Tuning.** None: every method has the learning rate of ERM, which may suit one better than another."""
 
@@ -47,7 +51,7 @@ DETAILS = """\
 - **Class frequency.** Classes are ordered by their number of training rows, the most frequent first.
 - **Losses and weights.** Training losses are without weights; bands are one standard deviation over seeds. ESS is the
   effective sample size as a fraction of the batch, *clipped* the fraction of losses beyond tau; both are means over
-  training and seeds."""
+  training and seeds. Weights are logged before they are normalized: those of *mean-one weights* have the mean of their rule."""
 
 
 SEEDS = """\
@@ -57,28 +61,42 @@ SEEDS = """\
 
 def title(records: Records) -> str:
     """Of the report."""
-    return f"Re-weighted training against {'tuned ' if records.tuning else ''}ERM"
+    return f"Re-weighted training against {'tuned ' if records.tuning or records.searched else ''}ERM"
 
 
 def how_to_read(records: Records) -> str:
     """What the numbers of tables and plots are."""
     tuned = {dataset for dataset, *_ in records.tuning}
-    rate = "a learning rate tuned in the same way" if tuned else "the same learning rate"
-    untuned = [name for name in records.datasets if name not in tuned]
-    if tuned and untuned:
+    chosen = "settings chosen by the same random search"
+    rate = (
+        "a learning rate tuned in the same way"
+        if tuned
+        else chosen
+        if records.searched
+        else "the same learning rate"
+    )
+    if tuned and records.searched:
+        rate += f" (on {', '.join(records.searched)} {chosen})"
+    untuned = [name for name in records.datasets if name not in {*tuned, *records.searched}]
+    if (tuned or records.searched) and untuned:
         rate += f" (on {', '.join(untuned)} the same one)"
     return READING.format(rate=rate)
 
 
 def _tuning(records: Records) -> str:
-    if not records.tuning:
+    if not records.tuning and not records.searched:
         return UNTUNED
+    where = f" on {', '.join(records.searched)}" if len(records.searched) < len(records.datasets) else ""
+    searched = [SEARCHED.format(where=where)] if records.searched else []
+    if not records.tuning:
+        return searched[0]
     together = {
         dataset
         for (dataset, *_), run in records.final.items()
-        if run.get("kind") == "domains" and "by_part" not in run
+        if run.get("kind") == "domains" and "by_part" not in run and not run.get("draws")
     }
-    return TUNED.format(together=TOGETHER.format(datasets=", ".join(sorted(together))) if together else "")
+    tuned = TUNED.format(together=TOGETHER.format(datasets=", ".join(sorted(together))) if together else "")
+    return "\n".join([tuned, *searched])
 
 
 def _options(records: Records) -> list[str]:
@@ -119,6 +137,18 @@ def _processors(everything: Sequence[Record]) -> str:
     return f"processor{'s' if len(known) > 1 else ''}: {'; '.join([*known, *lacking])}"
 
 
+def different(records: Records, dataset: str, compared: Collection[str], name: str) -> str:
+    """Of how many pairs with ERM the two runs have another processor or commit: last bits may differ by it, too."""
+    groups: dict[str, list[str]] = {}
+    for other in compared:
+        pairs = records.pairs(dataset, other).values()
+        number = sum(one.get(name) != erm.get(name) for one, erm in pairs)
+        if number:
+            groups.setdefault(f"{number} of {len(pairs)}", []).append(method_title(other))
+    each = "; ".join(f"{share} ({'; '.join(names)})" for share, names in groups.items())
+    return f" Pairs with ERM of different {name}s: {each}." if each else ""
+
+
 def method(records: Records) -> list[str]:
     """Markdown: what was computed and how, and of which runs."""
     everything = [*records.final.values(), *records.tuning.values()]
@@ -139,6 +169,14 @@ def method(records: Records) -> list[str]:
             "this size need not hold for larger data and models."
         )
     lines += ["", "**Runs**", "", *_options(records)]
+    devices = sorted({str(record["device"]) for record in everything if record.get("device")})
+    if devices:
+        unpaired = (
+            f"; not paired with ERM, which had another one: {counted(records.unpaired, 'run')}"
+            if records.unpaired
+            else ""
+        )
+        lines.append(f"- Device{'s' if len(devices) > 1 else ''}: {'; '.join(devices)}{unpaired}")
     if cores:
         lines.append(f"- Machine: {' or '.join(map(str, cores))} CPU cores; {_processors(everything)}")
     if total:

@@ -55,6 +55,6 @@ def in_order(names: set[str]) -> list[str]:
         # ESS targets from gentle to strong, tau from small to large.
         number = [float(n) for n in re.findall(r"\d+", name)] if not name.startswith("chi2") else []
         signed = [-n for n in number] if name.startswith("ess") else number
-        return (max(found, default=len(families)), signed or [99.0], name)
+        return (name != "erm", max(found, default=len(families)), signed or [99.0], name)
 
     return sorted(names, key=key)

@@ -1,6 +1,6 @@
 """Where a method differs from ERM: on easy or hard samples, on frequent or rare classes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -194,13 +194,17 @@ def _break_down(
         return None
     accuracy = {method: np.mean(list(found.values()), axis=0).tolist() for method, found in shares.items()}
     difference = {
-        method: [_paired(found, shares[BASELINE], number) for number in range(len(names))]
+        method: [_paired(found, shares[BASELINE], number, pairs) for number in range(len(names))]
         for method, found in shares.items()
+        for pairs in [records.pairs(dataset, method)]
         if method != BASELINE
     }
     return Breakdown(list(names), accuracy, difference)
 
 
-def _paired(ours: Mapping[int, np.ndarray], theirs: Mapping[int, np.ndarray], number: int) -> Estimate:
-    values = [float(ours[seed][number] - theirs[seed][number]) for seed in ours if seed in theirs]
+def _paired(
+    ours: Mapping[int, np.ndarray], theirs: Mapping[int, np.ndarray], number: int, pairs: Collection[int]
+) -> Estimate:
+    both = [seed for seed in ours if seed in theirs and seed in pairs]
+    values = [float(ours[seed][number] - theirs[seed][number]) for seed in both]
     return mean_interval([value for value in values if not np.isnan(value)])

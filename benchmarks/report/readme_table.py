@@ -77,7 +77,7 @@ def _legend(records: Records, found: Sequence[Overall], shown: str) -> str:
         "=: it contains 0",
     ]
     meanings = {
-        f" {NOTHING} ": f"{NOTHING}: not run yet",
+        f" {NOTHING} ": f"{NOTHING}: not run yet{', or on another device than ERM' if records.unpaired else ''}",
         SAME_RUNS: f"*{SAME_RUNS}*: as in the column before",
         "(interim": "*interim*: of fewer methods or seeds than planned",
     }

@@ -26,6 +26,7 @@ from benchmarks.report.formats import (
     verdict,
 )
 from benchmarks.report.lines import BASELINE, Records
+from benchmarks.report.method import different
 from benchmarks.report.methods import difference_title, method_title
 from benchmarks.report.parts import Breakdown, by_difficulty, by_frequency
 from benchmarks.report.plots import plot_breakdowns, plot_methods
@@ -274,12 +275,13 @@ def _chance(records: Records, dataset: str, found: list[Row]) -> str:
     """What the tests say on this data set, and of how many of its methods."""
     compared = [row for row in found if row.method != BASELINE and row.difference.n]
     if not compared:
-        return "No method shares a seed with ERM yet."
+        return "No method shares a seed with ERM on the same device yet."
     own = [row for row in compared if twin(records, dataset, row.method) is None]
-    below = sum(row.holm < 0.05 for row in own)
+    below, names = sum(row.holm < 0.05 for row in own), [row.method for row in compared]
     return (
         f"p below 0.05 after Holm's correction for {counted(len(own), 'method')}: {below or 'none'}."
-        f"{family(records.plan.seeds(dataset), [row.method for row in compared])}"
+        f"{family(records.plan.seeds(dataset), names)}"
+        f"{different(records, dataset, names, 'processor')}{different(records, dataset, names, 'commit')}"
     )
 
 

@@ -1,5 +1,6 @@
 """What other rules than the study's would have chosen among the checkpoints of trainings on several domains."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 from benchmarks.domains.selection import RULES
 from benchmarks.report.formats import marked, mean_and_spread, table
 from benchmarks.report.lines import BASELINE, Record, Records, candidate_of
+from benchmarks.report.merging import of_parts
 from benchmarks.report.methods import in_order, method_title
 from benchmarks.report.progress import interim
 from rgd_hf.comparison.statistics import mean_interval
@@ -29,6 +31,7 @@ def by_rule(records: Records, dataset: str) -> list[str]:
     for title, rule in RULES.values():
         scores = {method: _scores(of_method, rule, domains) for method, of_method in _by_method(runs).items()}
         scores = {method: found for method, found in scores.items() if found}
+        places = {method: _devices(of_method) for method, of_method in _by_method(runs).items()}
         if BASELINE not in scores:
             continue
         body = []
@@ -36,7 +39,7 @@ def by_rule(records: Records, dataset: str) -> list[str]:
             pairs = [
                 100 * (s - scores[BASELINE][seed])
                 for seed, s in scores[method].items()
-                if seed in scores[BASELINE]
+                if seed in scores[BASELINE] and places[method][seed] == places[BASELINE][seed]
             ]
             found = mean_interval(pairs)
             difference = marked(found) + interim(records, dataset, found, method)
@@ -60,14 +63,27 @@ def _held_out(records: Records, dataset: str, runs: Sequence[Record]) -> list[st
 
 
 def _scores(runs: Sequence[Record], rule: Any, domains: Sequence[str]) -> dict[int, float]:
-    """By seed, of those in which every one of `domains` has a checkpoint that the rule chose."""
+    """By seed, of those in which every one of `domains` has a checkpoint that the rule chose among all draws."""
     found = {}
+    number = Counter((run["seed"], run["part"]) for run in runs)
     for seed in sorted({run["seed"] for run in runs}):
-        of_seed = [_as_a_rule_reads_it(run) for run in runs if run["seed"] == seed]
+        of_seed = [
+            _as_a_rule_reads_it(run)
+            for run in runs
+            if run["seed"] == seed and number[seed, run["part"]] >= (run.get("draws") or 1)
+        ]
         choices = [rule(of_seed, domain, _environments(runs)) for domain in domains]
         if domains and all(choice is not None for choice in choices):
             found[seed] = float(np.mean([choice.accuracy for choice in choices]))
     return found
+
+
+def _devices(runs: Sequence[Record]) -> dict[int, Any]:
+    """By seed."""
+    return {
+        seed: of_parts([run for run in runs if run["seed"] == seed], "device")
+        for seed in {run["seed"] for run in runs}
+    }
 
 
 def _as_a_rule_reads_it(run: Record) -> Mapping[str, Any]:

@@ -77,13 +77,11 @@ def differences_by_seed(
     """
     if not records.comparable(dataset, method, baseline):
         return {}
-    ours, theirs = records.runs(dataset, method), records.runs(dataset, baseline)
     scale, found = POINTS if in_points(metric) else 1.0, {}
-    for seed in ours:
-        if seed in theirs and ours[seed].get("device") == theirs[seed].get("device"):
-            one, other = value_of(ours[seed], metric), value_of(theirs[seed], metric)
-            if one is not None and other is not None:
-                found[seed] = scale * (one - other)
+    for seed, pair in records.pairs(dataset, method, baseline).items():
+        one, other = (value_of(run, metric) for run in pair)
+        if one is not None and other is not None:
+            found[seed] = scale * (one - other)
     return found
 
 
@@ -103,14 +101,13 @@ def difference(
 
 def same_runs(records: Records, dataset: str, method: str, baseline: str) -> bool:
     """Whether all pairs of two methods are the same training twice: what one may choose is what the other has."""
-    ours, theirs = records.runs(dataset, method), records.runs(dataset, baseline)
-    same = {seed for seed in ours if seed in theirs and _is_same_run(ours[seed], theirs[seed])}
+    same = {s for s, pair in records.pairs(dataset, method, baseline).items() if _is_same_run(*pair)}
     return bool(same) and same >= set(differences_by_seed(records, dataset, method, baseline))
 
 
 def _is_same_run(one: Record, other: Record) -> bool:
     same_settings = bool(one.get("settings")) and one["settings"] == other.get("settings")
-    return same_settings and one["score"] == other["score"] and one.get("device") == other.get("device")
+    return same_settings and one["score"] == other["score"]
 
 
 def twin(records: Records, dataset: str, method: str) -> str | None:

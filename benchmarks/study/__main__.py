@@ -197,6 +197,17 @@ def check_options(study: Study, where: str) -> None:
                 raise UserError(
                     f"{place}: random_search needs a `tuning_score`, a metric of validation rows."
                 )
+            held_out = data.random_search is None and script.knows("holdout_fraction")
+            chooses = data.random_search is not None or is_tuned(data, method)
+            same_rows = data.chosen_by == data.score or all(
+                name.startswith("test_") for name in (data.chosen_by, data.score)
+            )
+            if chooses and not held_out and same_rows:
+                raise UserError(
+                    f"{place}: `tuning_score: {data.chosen_by}` is of the rows of the score, {data.score}: settings would be chosen on the rows that final runs are "
+                    "judged by, which favours whoever tries more of them. Name a metric of validation rows, e.g. eval_accuracy "
+                    "beside test_accuracy."
+                )
             checked: set[str] = set()
             for candidate in candidates(data, method):
                 for stage in (TUNING, FINAL):

@@ -19,6 +19,7 @@ from rgd_hf.scripts.errors import UserError
 from rgd_hf.scripts.training.results import package_versions
 
 MISSING = "missing"
+SLOWER = 1.5
 DEATHS = 2
 """A study ends after more deaths in a row than this a worker: one cause may end all of them at once."""
 
@@ -115,8 +116,8 @@ class Runner:
 
         Args:
             workers: what trains them.
-            time_budget: seconds; no cell is begun that would not fit into what is left of them, by the longest run of
-                its data set and stage so far. Those that run then are waited for.
+            time_budget: seconds; no cell is begun that would not fit into what is left of them, by one and a half
+                times the median run of its data set and stage so far. Those that run then are waited for.
 
         Raises:
             UserError: workers die again and again, and nothing else happens.
@@ -138,6 +139,7 @@ class Runner:
                     break
                 died = self._keep_next(workers, running, waiting, died)
         if any(True for _ in self._ready(waiting, ())):
+            self._tell_too_long(waiting, time_budget)
             return waiting
         for cell in waiting:
             self._cannot_run(cell)
@@ -182,7 +184,20 @@ class Runner:
         if time_budget is None:
             return True
         remaining = time_budget - (time.perf_counter() - started)
-        return remaining > 0 and (self.seconds(cell, max) or 0.0) <= remaining
+        return remaining > 0 and self._needed(cell) <= remaining
+
+    def _needed(self, cell: Cell) -> float:
+        """Seconds to allow a cell for. One run of a machine that stood still must not keep all others from beginning."""
+        return SLOWER * (self.seconds(cell, np.median) or 0.0)
+
+    def _tell_too_long(self, waiting: Sequence[Cell], time_budget: float | None) -> None:
+        """No start of the same command would begin these."""
+        for cell in {(cell.dataset, cell.stage): cell for cell in waiting}.values():
+            if time_budget and self._needed(cell) > time_budget:
+                self.report(
+                    f"{cell.dataset}: a {cell.stage} run may take {duration(self._needed(cell))}, longer than the whole time "
+                    f"budget of {duration(time_budget)}: give a longer one."
+                )
 
     def _place(self, waiting: Sequence[Cell], running: Collection[Cell], workers: Workers) -> str:
         expected = self.seconds_of([*waiting, *running])

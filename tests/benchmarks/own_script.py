@@ -65,6 +65,7 @@ def main(argv=None):
     return {
         "accuracy": float((predicted == y[test]).mean()),
         "validation_accuracy": float(model.score(x[valid], y[valid])),
+        "validation_agreement": float((model.predict(x[valid]) == y[valid]).mean()),
         "train_class_counts": np.bincount(y[train], minlength=10).tolist(),
         "seconds": 0.1,
     }

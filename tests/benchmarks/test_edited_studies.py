@@ -19,18 +19,20 @@ def run(content, folder, *options):
 
 def test_settings_are_chosen_anew_where_the_score_that_chooses_was_changed(tmp_path):
     before = run(FEW, tmp_path)
-    found = run(changed(*SCORE, value="accuracy", study=FEW), tmp_path)[len(before) :]
+    found = run(changed(*SCORE, value="validation_agreement", study=FEW), tmp_path)[len(before) :]
     tuning = [line for line in found if line["stage"] == "tuning"]
-    assert len(tuning) == 2 * 2 * 2 and {line["score_name"] for line in tuning} == {"accuracy"}
+    assert len(tuning) == 2 * 2 * 2 and {line["score_name"] for line in tuning} == {"validation_agreement"}
     assert {line["identity"] for line in tuning} < {line["identity"] for line in before}
-    assert len(run(changed(*SCORE, value="accuracy", study=FEW), tmp_path)) == len(before) + len(found)
+    assert len(run(changed(*SCORE, value="validation_agreement", study=FEW), tmp_path)) == len(before) + len(
+        found
+    )
 
 
 def test_a_random_search_is_drawn_anew_where_the_score_that_chooses_was_changed(tmp_path):
     search = changed("datasets", "few", "random_search", value=SEARCH, study=FEW)
     before = run(search, tmp_path)
     assert {line["validation_score_name"] for line in before} == {"validation_accuracy"}
-    after = run(changed(*SCORE, value="accuracy", study=search), tmp_path)
+    after = run(changed(*SCORE, value="validation_agreement", study=search), tmp_path)
     assert [line["cell"] for line in after[len(before) :]] == [line["cell"] for line in before]
 
 

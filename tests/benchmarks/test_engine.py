@@ -15,6 +15,8 @@ from studies import STUDY, by_cell, changed, lines, write
 
 from benchmarks.report.lines import read_records
 from benchmarks.study import __main__ as study
+from benchmarks.study.runner import Runner
+from benchmarks.study.study_file import read_study
 from rgd_hf.scripts.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -134,9 +136,21 @@ def test_a_time_budget_ends_the_study_before_a_run_that_would_not_fit(whole, tmp
     study.main([whole[0], "--output_dir", str(tmp_path), "--time_budget", "59"])
     left = CELLS - len(kept)
     assert len(lines(tmp_path)) == len(kept)
-    assert f"{left} of {CELLS} cells are left, about {left} h 00 min" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{left} of {CELLS} cells are left, about {left} h 00 min" in said
+    assert "few: a final run may take 1 h 30 min, longer than the whole time budget of 59 min" in said
     study.main([write(changed("time_budget", value=0), tmp_path), "--output_dir", str(tmp_path / "none")])
     assert lines(tmp_path / "none") == []
+
+
+def test_one_run_of_a_machine_that_stood_still_keeps_no_other_from_beginning(whole, tmp_path):
+    kept = [line | {"seconds": 10.0} for line in lines(whole[1]) if line["dataset"] == "few"]
+    kept[0]["seconds"] = kept[-1]["seconds"] = 10_000.0
+    (tmp_path / "runs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
+    runner = Runner(read_study(whole[0]), tmp_path, (1, 1), print)
+    now = time.perf_counter()
+    for cell in (cell for cell in runner.cells if cell.dataset == "few"):
+        assert runner._fits(cell, 20.0, now) and not runner._fits(cell, 14.0, now)
 
 
 def test_the_plan_is_shown_without_training(whole, tmp_path, capsys):

@@ -187,7 +187,9 @@ def test_a_study_that_has_barely_begun_still_gives_a_report(finished, tmp_path):
     bare = {k: v for k, v in lines[-1].items() if k not in ("history", "samples", "versions", "settings")}
     write_lines(tmp_path, [bare])
     report.main(["--results_dir", str(tmp_path)])
-    assert "No method shares a seed with ERM yet." in (tmp_path / "REPORT.md").read_text(encoding="utf-8")
+    assert "No method shares a seed with ERM on the same device yet." in (tmp_path / "REPORT.md").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_the_later_of_two_lines_counts(finished, tmp_path):

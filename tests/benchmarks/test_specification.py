@@ -14,6 +14,7 @@ from rgd_hf.scripts.errors import UserError
 CONFIGS = Path(__file__).resolve().parents[2] / "benchmarks" / "configs"
 DIGITS, KL = ("datasets", "digits"), ("methods", "kl")
 WEIGHTS = {"draws": 2, "space": {"reweighting": {"choice": ["none", "kl"]}}}
+ERM_ONLY = changed(*DIGITS, "methods", value=["erm"])
 SEARCH = {"draws": 3, "space": {"learning_rate": {"log_uniform": [1e-4, 1e-2]}}}
 
 
@@ -128,6 +129,15 @@ def test_a_study_that_cannot_be_is_refused_with_the_place_and_the_remedy(study, 
         (
             changed(*DIGITS, "tuning_score", value=None),
             "`tuning_score` is missing: .*cannot hold training rows out",
+        ),
+        (changed(*DIGITS, "tuning_score", value="accuracy"), "accuracy` is of the rows of the score"),
+        (
+            changed(
+                *(*DIGITS, "random_search"),
+                value=SEARCH,
+                study=changed(*DIGITS, "tuning_score", value="accuracy", study=ERM_ONLY),
+            ),
+            "accuracy` is of the rows of the score, accuracy: .*Name a metric of validation rows",
         ),
         (changed(*DIGITS, "recipe", value="recipes/glu.py"), "there is no recipe 'recipes/glu.py'"),
         (changed(*DIGITS, "recipe", value="tests/benchmarks/studies.py"), "has no main: a study calls"),
