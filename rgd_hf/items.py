@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from rgd_hf.batches.columns import WithColumns
+
 SMALLEST = torch.finfo(torch.float32).tiny
 """A lower bound of divisors: without items their sum of weights is 0, and 0 / SMALLEST is 0 where 0 / 0 is NaN."""
 
@@ -38,7 +40,7 @@ def without(batch: Any, *names: str) -> Any:
     """`batch` without columns; as it is if it is no mapping."""
     if not isinstance(batch, Mapping):
         return batch
-    return {name: value for name, value in batch.items() if name not in names}
+    return WithColumns({name: value for name, value in batch.items() if name not in names})
 
 
 def check_columns(batch: Any, by: str) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Seq2SeqTrainer, Trainer
 from transformers.trainer_pt_utils import find_batch_size
+from transformers.utils import ModelOutput
 
 from rgd_hf.batches.columns import SAMPLE_WEIGHT, WithColumns
 from rgd_hf.batches.flattened import has_several_samples
@@ -62,7 +63,7 @@ class ReweightingMixin(
     Args:
         per_sample_loss_fn: `(outputs, labels) -> losses` for models whose per-sample losses the library does not know.
             `outputs` is what the model's forward returned without labels; `labels` is the tensor of the batch (a dict
-            of tensors where the Trainer has several `label_names`). Return unreduced losses, one element per item:
+            of tensors where the batch has several of the Trainer's `label_names`). Return unreduced losses, one element per item:
             `[batch]` or `[batch, tokens]`; or a pair of them and a bool mask of the same shape that marks the items
             that count. Without a mask, losses of 0 whose integer label is -100 do not count, as `cross_entropy` ignores
             them.
@@ -260,6 +261,9 @@ class ReweightingMixin(
         if isinstance(outputs, tuple | list):
             # The Trainer takes the first element to be the loss.
             outputs = (loss, *outputs)
+        elif return_outputs and isinstance(outputs, ModelOutput):  # where an override looks for it
+            outputs["loss"] = loss
+            outputs.move_to_end("loss", last=False)
         return (loss, outputs) if return_outputs else loss
 
     def _shows(self, return_outputs: bool) -> bool:

@@ -283,12 +283,12 @@ class ColumnsMixin(TrainerBase):
                 model, inputs, prediction_loss_only, ignore_keys=ignore_keys, **kwargs
             )
         hidden, compute_loss = self._hidden() - {*self.label_names}, self.compute_loss
-        shown = {name: value for name, value in inputs.items() if name not in hidden}
+        shown = WithColumns({name: value for name, value in inputs.items() if name not in hidden})
         columns = {name: value for name, value in inputs.items() if name in hidden}
         columns = send_to_device(columns, self.args.device)
 
         def with_columns(model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            return compute_loss(model, {**inputs, **columns}, *args, **kwargs)
+            return compute_loss(model, WithColumns({**inputs, **columns}), *args, **kwargs)
 
         with ExitStack() as stack:
             stack.enter_context(self._columns_hidden_from(model, inputs))

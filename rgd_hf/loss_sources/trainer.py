@@ -154,7 +154,7 @@ class PerSampleLossesMixin(TrainerBase):
                 f"class_weights need the class of each item, which {overridden.name} does not return: remove class_weights and "
                 "multiply the losses there."
             )
-        return OverriddenLosses(self.compute_per_sample_losses, overridden.name, source)
+        return OverriddenLosses(self.compute_per_sample_losses, overridden.name, source, self.label_names)
 
     def _router_coefficient(self) -> float | None:
         """Of a Trainer that has a setting for it, as TRL's, which multiplies the router's loss by itself; else None."""

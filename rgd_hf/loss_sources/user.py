@@ -87,12 +87,10 @@ class CustomLosses(_Broadcasts):
                 "that hold the labels: TrainingArguments(label_names=[...])."
             ) from error
         losses, valid = returned if isinstance(returned, tuple) else (returned, None)
-        self._check_pairs(losses, valid, next(iter(labels.values())) if len(labels) == 1 else None, outputs)
-        if not labels.keys() <= withheld:
-            outputs = _without_loss(outputs)
+        self._check_pairs(losses, valid, _only(labels), outputs)
+        outputs = _without_loss(outputs, given_labels=not labels.keys() <= withheld)
         first, self._first = self._first, False
-        only = next(iter(labels.values())) if len(labels) == 1 else None
-        return checked_losses(PerSampleLosses(losses, outputs, valid), self.name, only, first)
+        return checked_losses(PerSampleLosses(losses, outputs, valid), self.name, labels, first)
 
 
 class OverriddenLosses(_Broadcasts):
@@ -102,12 +100,19 @@ class OverriddenLosses(_Broadcasts):
         method: `(model, inputs) -> PerSampleLosses` or a tuple of its first elements; bound.
         name: name of the method, with its class.
         default: the loss source that the method of `ReweightingMixin` would use, or None; knows the items' classes.
+        label_names: columns of the batch that hold labels.
     """
 
     token_level = True
 
-    def __init__(self, method: Callable[..., Any], name: str, default: HeadLosses | CustomLosses | None):
-        self.method, self.name, self.default = method, name, default
+    def __init__(
+        self,
+        method: Callable[..., Any],
+        name: str,
+        default: HeadLosses | CustomLosses | None,
+        label_names: Sequence[str],
+    ):
+        self.method, self.name, self.default, self.label_names = method, name, default, label_names
         self.default_used = False
         self._first = True
 
@@ -142,17 +147,18 @@ class OverriddenLosses(_Broadcasts):
                         "leave the setting out, or call super().compute_per_sample_losses(model, inputs)."
                     )
         first, self._first = self._first, False
-        own = PerSampleLosses(*returned)
-        self._check_pairs(own.losses, own.valid, columns_of(inputs).get("labels"), own.outputs)
+        own, columns = PerSampleLosses(*returned), columns_of(inputs)
+        labels = {name: columns[name] for name in (*self.label_names, "labels") if name in columns}
+        self._check_pairs(own.losses, own.valid, _only(labels), own.outputs)
         own = own._replace(outputs=_without_loss(own.outputs))
-        batch = checked_losses(own, self.name, columns_of(inputs).get("labels"), first)
+        batch = checked_losses(own, self.name, labels, first)
         if not isinstance(self.default, HeadLosses) or self.default.class_weights is None:
             return batch
         return batch._replace(reference=self.default.reference_of(batch.valid, inputs, self.name))
 
 
 def checked_losses(
-    returned: PerSampleLosses, by: str, labels: Any = None, first: bool = False
+    returned: PerSampleLosses, by: str, labels: Mapping[str, Any] = {}, first: bool = False
 ) -> BatchLosses:
     """Raise `ValueError` unless `returned` has unreduced losses, and a mask that fits them if any.
 
@@ -161,7 +167,7 @@ def checked_losses(
     Args:
         returned: losses that a user's function returned.
         by: name of the function in messages.
-        labels: the labels that it was given, if there is one tensor of them.
+        labels: the labels that it was given, by the names of their columns.
         first: whether this is its first batch, where the host may wait for the device.
     """
     losses, outputs, valid, auxiliary = returned
@@ -204,11 +210,16 @@ def _elements(outputs: Any) -> list[Any]:
     return list(outputs) if isinstance(outputs, tuple | list) else [outputs]
 
 
-def _without_loss(outputs: Any) -> Any:
-    """The outputs of a model that was given labels, without the loss that stands first in a tuple or list of them."""
+def _only(labels: Mapping[str, Any]) -> Any:
+    """The labels, where there is one column of them."""
+    return next(iter(labels.values())) if len(labels) == 1 else None
+
+
+def _without_loss(outputs: Any, given_labels: bool = True) -> Any:
+    """The outputs of a model without the loss that stands first in a tuple or list of them, or the None in its place."""
     if isinstance(outputs, tuple | list) and outputs:
         first = outputs[0]
-        if isinstance(first, Tensor) and first.dim() == 0:
+        if first is None or (given_labels and isinstance(first, Tensor) and first.dim() == 0):
             return tuple(outputs[1:])
     return outputs
 

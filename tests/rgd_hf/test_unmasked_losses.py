@@ -1,10 +1,13 @@
 """A user's token losses without a mask: ignored tokens do not count, or it is asked which do."""
 
+import functools
+import warnings
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import BertForTokenClassification
+from transformers import BatchEncoding, BertForTokenClassification
 
 from rgd_hf import ReweightedTrainer, rgd_surrogate
 from tests.helpers.operators import CountSteps, CountWaits
@@ -14,6 +17,7 @@ from tests.helpers.tiny import (
     parameters_of,
     relative_error,
     stack,
+    tiny_bert,
     tiny_config,
     tiny_gpt2,
 )
@@ -214,3 +218,141 @@ def test_steps_after_the_first_never_wait_for_the_device(make_args):
             trainer.train()
         counts.append(counter.per_step[1:-1])
     assert counts[0] == counts[1]
+
+
+def token_rows(count, column):
+    """Labels of tokens, half of them ignored."""
+    return [
+        {**row, column: torch.where(torch.arange(7) % 2 > 0, -100, torch.arange(7) % 3)}
+        for row in classification_data(count)
+    ]
+
+
+def by_token(outputs, labels, ignore_index=-100):
+    logits = outputs.logits.flatten(0, 1)
+    losses = F.cross_entropy(logits, labels.flatten(), reduction="none", ignore_index=ignore_index)
+    return losses.view(labels.shape)
+
+
+class OtherName(ReweightedTrainer):
+    def compute_per_sample_losses(self, model, inputs):
+        labels = inputs.pop("targets")
+        outputs = model(**inputs)
+        return by_token(outputs, labels), outputs
+
+
+def test_labels_of_another_name_tell_a_method_too(make_args):
+    def loss_of(cls, column):
+        rows = [
+            {name: row[name] for name in row if name != "labels"} | {column: row["targets"]}
+            for row in token_rows(4, "targets")
+        ]
+        args = make_args(label_names=[column], max_steps=1, logging_steps=1)
+        model = BertForTokenClassification(tiny_config())
+        trainer = cls(model, args, train_dataset=rows, eval_dataset=rows, reweighting="none")
+        trainer.train()
+        return trainer.state.log_history[0]["loss"], trainer.evaluate()["eval_loss"]
+
+    torch.manual_seed(0)
+    expected = loss_of(ReweightedTrainer, "labels")
+    torch.manual_seed(0)
+    assert loss_of(OtherName, "targets") == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_several_columns_with_labels_that_may_not_count_need_a_mask(stacked, make_args):
+    def losses(outputs, labels):
+        found = [
+            F.cross_entropy(outputs.logits, labels[name], reduction="none") for name in ("topic", "tone")
+        ]
+        return torch.stack(found, 1) if stacked else found[0]
+
+    rows = [
+        {**row, "topic": torch.tensor(-100 if i % 2 else 1), "tone": torch.tensor(0)}
+        for i, row in enumerate(classification_data(8))
+    ]
+    args = make_args(label_names=["topic", "tone"])
+    trainer = ReweightedTrainer(tiny_bert(), args, train_dataset=rows, per_sample_loss_fn=losses)
+    with pytest.raises(ValueError, match=r"some labels are -100\. Return a bool mask"):
+        trainer.train()
+
+
+def test_missing_numbers_need_a_mask(make_args):
+    rows = [
+        {**row, "labels": torch.tensor(float("nan") if i % 2 else 0.5)}
+        for i, row in enumerate(classification_data(8))
+    ]
+
+    def losses(outputs, labels):
+        return (outputs.logits[:, 0] - labels.nan_to_num()) ** 2 * ~labels.isnan()
+
+    trainer = ReweightedTrainer(tiny_bert(), make_args(), train_dataset=rows, per_sample_loss_fn=losses)
+    with pytest.raises(ValueError, match="some labels are NaN, and their losses are numbers"):
+        trainer.train()
+
+
+def test_another_index_that_is_ignored_is_told(make_args):
+    rows = [{**row, "labels": (torch.arange(7) + 1) % 3} for row in classification_data(8)]
+    model = BertForTokenClassification(tiny_config())
+
+    def trainer(**ignores):
+        fn = functools.partial(by_token, **ignores)
+        return ReweightedTrainer(model, make_args(max_steps=1), train_dataset=rows, per_sample_loss_fn=fn)
+
+    with pytest.warns(UserWarning, match="with the label 0, 29% of them, are exactly 0.*return a bool mask"):
+        trainer(ignore_index=0).train()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="In the first batch")
+        trainer().train()
+
+
+def test_an_empty_place_of_the_loss_is_no_output(make_args):
+    """`return loss, logits` of a model that was not given labels."""
+
+    class Wrapped(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bert = tiny_bert()
+
+        def forward(self, input_ids, labels=None):
+            outputs = self.bert(input_ids=input_ids)
+            return None if labels is None else outputs.logits.sum(), outputs.logits
+
+    data = classification_data(4)
+    trainer = ReweightedTrainer(
+        Wrapped(),
+        make_args(),
+        eval_dataset=data,
+        per_sample_loss_fn=lambda outputs, labels: F.cross_entropy(outputs[-1], labels, reduction="none"),
+        compute_metrics=lambda prediction: {"rows": len(prediction.predictions)},
+    )
+    assert trainer.evaluate()["eval_rows"] == 4
+
+
+class Reads(ReweightedTrainer):
+    """What a stock Trainer's override may do."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        length = inputs.input_ids.shape[1]
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+        assert outputs.loss is loss and outputs[0] is loss and length == 7
+        loss = outputs.loss + 0 * outputs[1].sum()
+        return (loss, outputs) if return_outputs else loss
+
+
+def test_overrides_find_columns_as_attributes_and_the_loss_in_the_outputs(make_args):
+    def collate(rows):
+        return BatchEncoding(
+            {name: torch.stack([torch.as_tensor(row[name]) for row in rows]) for name in rows[0]}
+        )
+
+    data = classification_data(8)
+    found = []
+    for cls in (ReweightedTrainer, Reads):
+        trainer = cls(
+            tiny_bert(), make_args(max_steps=2), train_dataset=data, eval_dataset=data, data_collator=collate
+        )
+        trainer.train()
+        assert trainer.predict(data).predictions.shape == (8, 3)
+        found.append(trainer.evaluate()["eval_loss"])
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
