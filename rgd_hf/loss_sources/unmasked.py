@@ -9,7 +9,7 @@ from torch import Tensor
 from rgd_hf.losses import IGNORE_INDEX, shift_left
 
 FREQUENT = 0.05
-"""Fraction of a batch's items from which a label without any loss is told."""
+"""Fraction of a batch's items from which a label without any loss is reported."""
 
 
 def not_ignored(losses: Tensor, columns: Mapping[str, Any], by: str, first: bool) -> Tensor | None:

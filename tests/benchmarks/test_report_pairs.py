@@ -1,8 +1,7 @@
 """Which runs are pairs: never those of other devices or of unequal searches; and what else the two differ in."""
 
 import pytest
-from study_lines import study
-from test_summary import run
+from study_lines import run, study
 
 from benchmarks.report.lines import Records
 from benchmarks.report.markdown import build_report

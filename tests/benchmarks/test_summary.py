@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from scipy import stats
-from study_lines import study
+from study_lines import run, study
 
 from benchmarks.report.lines import Records, candidate_of
 from benchmarks.report.parts import by_difficulty, by_frequency, correctness, with_hardest_tenth
@@ -26,12 +26,6 @@ def records(lines: list[dict]) -> Records:
         if r["stage"] == "tuning"
     }
     return Records(final, tried)
-
-
-def run(dataset: str, method: str, seed: int, score: float, **more) -> dict:
-    name = f"{dataset}/{method}/lr1/seed{seed}/final"
-    head = {"cell": name, "dataset": dataset, "method": method, "stage": "final", "seed": seed}
-    return {**head, "kind": "tabular", "score": score, "learning_rate_factor": 1.0, **more}
 
 
 def test_differences_are_paired_by_seed():
