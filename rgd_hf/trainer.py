@@ -301,9 +301,8 @@ class ReweightingMixin(
             self._check_sample_weights(inputs)
             if level == "sample" and has_several_samples(inputs, of_rows > 0):
                 raise self._several_samples_in_a_row()
-            if (
-                self.weighting.compares_items and losses.numel() == 1
-            ):  # also where the batch size was made smaller
+            # Only here it is known of a function's losses, and of a batch size that was made smaller.
+            if self.weighting.compares_items and losses.numel() == 1:
                 raise self._nothing_to_compare()
             self._check_rows_can_be_left_out(self._samples_of(inputs), losses)
             self._weights_looked_at = True
@@ -315,7 +314,7 @@ class ReweightingMixin(
             losses = zero_uncounted(losses, of_rows)
         losses = losses_at_level(losses, of_rows, level)
         reference = reference_at_level(of_rows, level, sample_weight)
-        if sample_weight is not None:
+        if sample_weight is not None or of_rows is not batch.reference:
             losses = zero_uncounted(losses, reference)
         items = Items(losses.detach(), reference, inputs)
         if not self.is_in_train:
