@@ -126,13 +126,17 @@ class SFTArguments(ReweightingArguments, SFTConfig):
             )
         if self.max_length is not None and self.max_length < 1:
             raise UserError(f"--max_length must be at least 1, not {self.max_length}.")
-        if self.reweighting_level == "sample" and (self.packing or self.padding_free):
-            joins = "--packing" if self.packing else "--padding_free"
+        if self.reweighting_level == "sample" and self.joins:
             raise UserError(
-                f"--reweighting_level sample needs the loss of each row of the file, but {joins} puts several into one "
-                f"sequence: leave out {joins}, or give --reweighting_level token."
+                f"--reweighting_level sample needs the loss of each row of the file, but {self.joins} puts several into one "
+                f"sequence: leave out {self.joins}, or give --reweighting_level token."
             )
         super().__post_init__()
+
+    @property
+    def joins(self) -> str | None:
+        """The option that puts several rows into one sequence, if one is given."""
+        return "--packing" if self.packing else "--padding_free" if self.padding_free else None
 
 
 class ReweightedSFTTrainer(InspectedTrainer, ReweightingMixin, SFTTrainer):  # type: ignore[misc]
@@ -159,10 +163,7 @@ def load_data(args: InputArguments, training_args: SFTArguments) -> DatasetDict:
     for split, name in files.items():
         if SAMPLE_WEIGHT not in rows[split].column_names:
             continue
-        joins = (
-            "--packing" if training_args.packing else "--padding_free" if training_args.padding_free else None
-        )
-        if joins:
+        if joins := training_args.joins:
             raise UserError(
                 f"{name} has a column {SAMPLE_WEIGHT!r}, but {joins} puts several rows into one sequence, which has "
                 f"no weight of its own: leave out {joins}, or rename the column to train without weights."

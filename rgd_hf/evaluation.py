@@ -63,9 +63,14 @@ class _WithLossOfTrainer(nn.Module):
             return (loss, *outputs[1:])
         if not isinstance(outputs, ModelOutput):
             return {"loss": loss, **outputs} if isinstance(outputs, Mapping) else (loss, outputs)
-        outputs["loss"] = loss
-        outputs.move_to_end("loss", last=False)
-        return outputs
+        return with_loss(outputs, loss)
+
+
+def with_loss(outputs: ModelOutput, loss: Tensor) -> ModelOutput:
+    """A model's outputs with `loss` as the first of them, where Trainers and overrides look for it; in place."""
+    outputs["loss"] = loss
+    outputs.move_to_end("loss", last=False)
+    return outputs
 
 
 class PlainEvaluationMixin(TrainerBase):

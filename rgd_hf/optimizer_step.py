@@ -143,8 +143,6 @@ class OptimizerStepMixin(StepGuardMixin):
         batches = [batch for batch in batch_samples if isinstance(batch, MutableMapping)]
         lengths = [batch.pop(SAMPLE_LENGTHS, None) for batch in batches]
         self._left_out = None
-        if self._steps_begun == 1:
-            self._divided_later = None
         if not batch_samples or self.accelerator.num_processes == 1:
             return
         batch, state = batch_samples[-1], self.accelerator.gradient_state

@@ -20,7 +20,7 @@ from rgd_hf.batches.flattened import has_several_samples
 from rgd_hf.batches.resumed_streams import ResumedStreams
 from rgd_hf.batches.trainer import ColumnsMixin
 from rgd_hf.class_weights import as_setting, check_counted
-from rgd_hf.evaluation import PlainEvaluationMixin
+from rgd_hf.evaluation import PlainEvaluationMixin, with_loss
 from rgd_hf.gradients import check_gradients_can_be_rescaled, steps_in_backward
 from rgd_hf.hub.model_card import ModelCardMixin
 from rgd_hf.hub.push import PushMixin
@@ -261,9 +261,8 @@ class ReweightingMixin(
         if isinstance(outputs, tuple | list):
             # The Trainer takes the first element to be the loss.
             outputs = (loss, *outputs)
-        elif return_outputs and isinstance(outputs, ModelOutput):  # where an override looks for it
-            outputs["loss"] = loss
-            outputs.move_to_end("loss", last=False)
+        elif return_outputs and isinstance(outputs, ModelOutput):
+            outputs = with_loss(outputs, loss)
         return (loss, outputs) if return_outputs else loss
 
     def _shows(self, return_outputs: bool) -> bool:
@@ -344,7 +343,7 @@ class ReweightingMixin(
     def _reset_step_state(self) -> None:
         self._reset_step()
         self._steps_begun = self._step_finished = 0
-        self._step_is_open = False
+        self._step_is_open, self._divided_later = False, None
         self._start_rule()
         self._warned = self._weights_looked_at = self._trial_ends = self._has_sample_weights = False
 

@@ -145,8 +145,8 @@ class Records:
     def unpaired(self) -> int:
         """How many runs are in no comparison with ERM because that of their seed was on another device."""
         return sum(
-            seed in self.runs(dataset, BASELINE) and seed not in self.pairs(dataset, method)
-            for dataset, method, seed in self.final
+            len(runs.keys() & self.runs(dataset, BASELINE).keys()) - len(self.pairs(dataset, method))
+            for (dataset, method), runs in self._by_method.items()
         )
 
     def seeds(self, dataset: str) -> list[int]:

@@ -27,11 +27,11 @@ def by_rule(records: Records, dataset: str) -> list[str]:
         for run in records.checkpointed.get(dataset, ())
         if records.comparable(dataset, BASELINE, run["method"])
     ]
-    domains = _held_out(records, dataset, runs)
+    domains, by_method = _held_out(records, dataset, runs), _by_method(runs)
+    places = {method: _devices(of_method) for method, of_method in by_method.items()}
     for title, rule in RULES.values():
-        scores = {method: _scores(of_method, rule, domains) for method, of_method in _by_method(runs).items()}
+        scores = {method: _scores(of_method, rule, domains) for method, of_method in by_method.items()}
         scores = {method: found for method, found in scores.items() if found}
-        places = {method: _devices(of_method) for method, of_method in _by_method(runs).items()}
         if BASELINE not in scores:
             continue
         body = []

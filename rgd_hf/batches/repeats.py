@@ -12,6 +12,7 @@ from transformers.trainer_pt_utils import find_batch_size
 from transformers.trainer_utils import has_length
 
 from rgd_hf.batches.columns import SAMPLE_WEIGHT
+from rgd_hf.batches.datasets import number_of_samples
 from rgd_hf.batches.flattened import ignore_after, labels_of_row
 
 
@@ -41,7 +42,7 @@ def share_of_last_batch(loader: Any) -> Share | None:
     dataset, batch_sampler = getattr(loader, "dataset", None), _batch_sampler(loader)
     shard: Any
     if isinstance(dataset, IterableDatasetShard):
-        shard, drawn = dataset, len(dataset.dataset) if has_length(dataset.dataset) else None
+        shard, drawn = dataset, number_of_samples(dataset.dataset)
     elif isinstance(batch_sampler, BatchSamplerShard) and batch_sampler.even_batches:
         shard, drawn = batch_sampler, _samples_drawn(batch_sampler.batch_sampler, dataset)
     else:
@@ -60,11 +61,11 @@ def _samples_drawn(batch_sampler: Any, dataset: Any) -> int | None:
     its batches are taken to be full.
     """
     size, sampler = getattr(batch_sampler, "batch_size", None), getattr(batch_sampler, "sampler", None)
-    drawn = sampler if has_length(sampler) else dataset
-    batches = len(batch_sampler) if has_length(batch_sampler) else None
-    if has_length(drawn) and (batches is None or not size or math.ceil(len(drawn) / size) == batches):
-        return len(drawn)
-    return batches * size if batches is not None and size else None
+    drawn = number_of_samples(sampler if has_length(sampler) else dataset)
+    batches = number_of_samples(batch_sampler)
+    if batches is None or not size or (drawn is not None and math.ceil(drawn / size) == batches):
+        return drawn
+    return batches * size
 
 
 def _batch_sampler(loader: Any) -> Any:

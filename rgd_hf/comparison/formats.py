@@ -1,7 +1,7 @@
 """Scores and their differences as a comparison prints them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rgd_hf.comparison.statistics import DECIMALS
 
@@ -27,10 +27,10 @@ def signed(value: float) -> str:
     return text if text.startswith("-") and float(text) != 0 else f"+{text.lstrip('-')}"
 
 
-def mean_and_spread(values: Sequence[float]) -> str:
-    """Mean ± sample standard deviation; one value is shown alone, and so is a mean that is not finite."""
+def mean_and_spread(values: Sequence[float], shown: Callable[[float], str] = number) -> str:
+    """Mean ± sample standard deviation, each as `shown`; one value stands alone, and so does a mean that is not finite."""
     if len(values) < 2 or not all(map(math.isfinite, values)):
-        return number(sum(values) / len(values))
+        return shown(sum(values) / len(values))
     mean = math.fsum(values) / len(values)
     deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
-    return f"{number(mean)} ± {number(deviation)}"
+    return f"{shown(mean)} ± {shown(deviation)}"

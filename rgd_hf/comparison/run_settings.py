@@ -214,13 +214,10 @@ def _code(given: Any) -> dict[str, Any] | None:
         name = getattr(given, "__name__", type(given).__name__)
     if not functions:
         return {"name": name}
-    told = repr([_of_code(each.__code__, each.__doc__) for each in functions])
-    # Bytecode is that of one version of Python.
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
     values += [value for each in functions for value in _values_of(each)]
     return {
         "name": name,
-        f"python {version}": hashlib.sha256(told.encode()).hexdigest()[:16],
+        **_told([_of_code(each.__code__, each.__doc__) for each in functions]),
         "values": repr(values),
     }
 
@@ -243,10 +240,13 @@ def _code_of_class(trainer: type) -> dict[str, Any] | None:
         for name, function in vars(cls).items()
         if (code := getattr(function, "__code__", None)) is not None
     ]
-    if not told:
-        return None
+    return _told(told) if told else None
+
+
+def _told(code: Any) -> dict[str, str]:
+    """A short number of what `_of_code` gives, for the Python that it is of: bytecode is that of one version."""
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    return {f"python {version}": hashlib.sha256(repr(told).encode()).hexdigest()[:16]}
+    return {f"python {version}": hashlib.sha256(repr(code).encode()).hexdigest()[:16]}
 
 
 def _is_of_a_library(cls: type) -> bool:

@@ -22,7 +22,12 @@ import imagenet
 from helpers.recipes import TINY, tiny
 from rgd_hf.scripts.errors import UserError
 from rgd_hf.scripts.vision.augmentation import eval_transform
-from rgd_hf.scripts.vision.models import ImageModelArguments, _data_config, build_image_classifier
+from rgd_hf.scripts.vision.models import (
+    ImageModelArguments,
+    _check_same_images,
+    _data_config,
+    build_image_classifier,
+)
 from rgd_hf.scripts.vision.trainer import parameter_groups
 
 
@@ -170,9 +175,10 @@ def test_images_are_prepared_as_the_saved_processor_does(processor):
     random = np.random.default_rng(0)
     small = Image.fromarray(random.integers(0, 256, (30, 41, 3), dtype=np.uint8))
     image = small.resize((410, 300), Image.Resampling.BICUBIC)
-    ours = eval_transform(_data_config(processor, "mine"))(image)
+    ours = eval_transform(_data_config(processor))(image)
     theirs = processor(image, return_tensors="pt")["pixel_values"][0]
     torch.testing.assert_close(ours, theirs, atol=0.05, rtol=0)
+    _check_same_images(processor, _data_config(processor), "mine")
 
 
 @pytest.mark.parametrize("processor", [LevitImageProcessor(), MobileViTImageProcessor()])
@@ -180,4 +186,4 @@ def test_a_processor_that_prepares_images_in_another_way_is_refused(processor):
     with pytest.raises(
         UserError, match=rf"mine .*{type(processor).__name__}.*--model_name_or_path timm/NAME"
     ):
-        _data_config(processor, "mine")
+        _check_same_images(processor, _data_config(processor), "mine")

@@ -14,7 +14,7 @@ from accelerate import PartialState
 from rich.table import Table
 
 from rgd_hf.comparison.directions import is_greater_better
-from rgd_hf.comparison.formats import number, signed
+from rgd_hf.comparison.formats import mean_and_spread, number, signed
 from rgd_hf.comparison.result import Comparison, comparison_of
 from rgd_hf.comparison.run_settings import TEXT_TOKENS
 from rgd_hf.json_lines import write_json
@@ -111,7 +111,7 @@ def print_results(title: str, results: Mapping[str, Any]) -> None:
         table.add_column("difference", justify="right")
         table.add_column("95 % interval", justify="right")
     for name in metrics:
-        cells = [_score([*by_metric[name].scores[method].values()]) for method in methods]
+        cells = [mean_and_spread([*by_metric[name].scores[method].values()], _shown) for method in methods]
         for method in methods[1:]:
             found = by_metric[name].difference(method)
             ends = [signed(end) for end in (found.low, found.high) if end is not None]
@@ -124,16 +124,6 @@ def print_results(title: str, results: Mapping[str, Any]) -> None:
         say("", *(difference["verdict"] for difference in results["comparison"]["differences"].values()))
         if len(records) == 2:
             say("--seeds 0 1 2 3 4 trains five pairs, and says whether the difference is more than chance.")
-
-
-def _score(values: Sequence[float]) -> str:
-    if len(values) == 1:
-        return _shown(values[0])
-    if not all(map(math.isfinite, values)):
-        return str(sum(values))
-    mean = math.fsum(values) / len(values)
-    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
-    return f"{_shown(mean)} ± {_shown(deviation)}"
 
 
 def _shown(value: float) -> str:

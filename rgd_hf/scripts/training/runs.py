@@ -271,13 +271,10 @@ def checked_trainer(
     with settings_explained():
         trainer = build_trainer(run.args)
         own, rule, given = trainer.args, trainer.weighting, trainer._given_rule is not None
-        last = plan.runs[-1].args
-        settings = {f.name: getattr(last, f.name) for f in fields(ReweightingArguments)}
-        if any(getattr(run.args, name) != value for name, value in settings.items()):
-            trainer.args = with_settings(own, settings)
-            trainer._set_weighting(weighting_of(trainer.args))
-            trainer._check_set_up()
-            trainer.args = own
-            trainer._set_weighting(rule, given)  # an object, as GroupDRO is here, is not all in the arguments
+        last = {f.name: getattr(plan.runs[-1].args, f.name) for f in fields(ReweightingArguments)}
+        trainer.args = with_settings(own, last)
+        trainer._set_weighting(weighting_of(trainer.args))
         trainer._check_set_up()
+        trainer.args = own
+        trainer._set_weighting(rule, given)  # an object, as GroupDRO is here, is not all in the arguments
     return trainer

@@ -253,7 +253,9 @@ def _transformers_classifier(args: ImageModelArguments, name: str, classes: Sequ
             f"--model_args: crop_pct is for {TIMM}NAME; the image processor of {name}, which is saved with it, has its own."
         )
     processor = load_pretrained(AutoImageProcessor.from_pretrained, name)
-    return ImageClassifier(model, _data_config(processor, name), processor)
+    data_config = _data_config(processor)
+    _check_same_images(processor, data_config, name)
+    return ImageClassifier(model, data_config, processor)
 
 
 def _set_drop_path(config: Any, changed: dict[str, Any], name: str) -> None:
@@ -282,12 +284,8 @@ def normalization_of(processor: Any) -> tuple[tuple[float, ...], tuple[float, ..
     return tuple(processor.image_mean), tuple(processor.image_std)
 
 
-def _data_config(processor: Any, name: str) -> dict[str, Any]:
-    """What an image processor of transformers does, as timm's transforms take it.
-
-    Raises:
-        UserError: they cannot do the same.
-    """
+def _data_config(processor: Any) -> dict[str, Any]:
+    """What an image processor of transformers does, as timm's transforms take it."""
     size = dict(processor.size)
     squashed = "height" in size
     crop = (
@@ -303,7 +301,7 @@ def _data_config(processor: Any, name: str) -> dict[str, Any]:
         crop_pct = 1.0 if squashed else processor.crop_pct
     interpolation = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}[int(processor.resample or 2)]
     mean, std = normalization_of(processor)
-    config = {
+    return {
         "input_size": (3, side, crop.get("width", size.get("width", side))),
         "mean": mean,
         "std": std,
@@ -311,14 +309,21 @@ def _data_config(processor: Any, name: str) -> dict[str, Any]:
         "crop_pct": crop_pct,
         "crop_mode": "squash" if squashed and not crop else "center",
     }
+
+
+def _check_same_images(processor: Any, data_config: dict[str, Any], name: str) -> None:
+    """Raise `UserError` where the processor prepares an image in another way than timm's transforms."""
     # Waves, so that another cut, size or order of the channels is another image.
     rows, columns = np.mgrid[0:300, 0:400]
     waves = [127.5 + 127.5 * np.sin(rows / pace + columns / 40) for pace in (15, 30, 60)]
     image = Image.fromarray(np.stack(waves, axis=-1).astype(np.uint8))
-    ours, theirs = eval_transform(config)(image), processor(image, return_tensors="pt")["pixel_values"][0]
-    if ours.shape != theirs.shape or (ours - theirs).abs().mean() > SAME_IMAGE * max(1 / min(std), 1.0):
+    ours, theirs = (
+        eval_transform(data_config)(image),
+        processor(image, return_tensors="pt")["pixel_values"][0],
+    )
+    allowed = SAME_IMAGE * max(1 / min(data_config["std"]), 1.0)
+    if ours.shape != theirs.shape or (ours - theirs).abs().mean() > allowed:
         raise UserError(
             f"{name} is saved with an image processor ({type(processor).__name__}) that prepares images in another way than "
             f"training here: take its architecture from timm (--model_name_or_path {TIMM}NAME)."
         )
-    return config
