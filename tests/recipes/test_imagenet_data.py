@@ -318,6 +318,7 @@ def test_batches_do_not_depend_on_workers_or_on_what_was_drawn_before(tmp_path):
         for left, right in zip(first, other, strict=True):
             assert torch.equal(left["pixel_values"], right["pixel_values"])
             assert torch.equal(left["labels"], right["labels"])
+            assert right["pixel_values"].is_contiguous(memory_format=torch.channels_last)
     assert first[0]["pixel_values"].shape == (7, 3, 8, 8)  # odd: timm mixes even batches only
     sums = torch.cat([batch["labels"] for batch in first])
     assert sums.shape == (24, 4) and torch.allclose(sums.sum(dim=1), torch.ones(24), atol=1e-5)
