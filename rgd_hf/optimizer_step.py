@@ -126,11 +126,17 @@ class OptimizerStepMixin(StepGuardMixin):
             return None
         if self._rescales and self._is_endless:
             return None
-        if self._uncounted() is not None and any(map(source.missing_labels, batch_samples)):
+        # Labels that an override makes may be missing on some processes only; all of them have to come to the reduction.
+        missing = self._uncounted() is not None and any(map(source.missing_labels, batch_samples))
+        masses = {} if missing else {id(batch): self._mass(batch) for batch in batch_samples}
+        counts = torch.tensor([0.0, missing], device=self.args.device)
+        if masses:
+            counts[0] = torch.stack(list(masses.values())).sum()
+        total, anywhere = self.accelerator.reduce(counts, reduction="sum")
+        if missing:
             return None
-        masses = {id(batch): self._mass(batch) for batch in batch_samples}
-        total = self.accelerator.reduce(torch.stack(list(masses.values())).sum(), reduction="sum")
-        self._counted = masses, at_least_one_item(total)
+        # Of such a step all processes take the same number in place of the count; its gradients are rescaled.
+        self._counted = masses, torch.where(anywhere > 0, self._step_size, at_least_one_item(total))
         return self._counted[1]
 
     @property

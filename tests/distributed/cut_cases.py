@@ -160,6 +160,12 @@ RESUMED = [
     Setting(normalize=True, optim="adamw_torch"),
 ]
 
+LABELS_MADE = [
+    Case(setting, cut)
+    for setting in (Setting(), Setting("token", "token", normalize=True))
+    for cut in (Cut(2, 2, 2), Cut(4, 1, 2))
+]
+
 FSDP_SETTINGS = [
     Setting(),
     Setting(normalize=True, optim="adamw_torch"),

@@ -9,12 +9,13 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
 from brute_force import Trajectory
-from cut_cases import BY_PROCESSES, FSDP_SETTINGS, RESUMED, ZERO_SETTINGS, Case, Cut, Setting
+from cut_cases import BY_PROCESSES, FSDP_SETTINGS, LABELS_MADE, RESUMED, ZERO_SETTINGS, Case, Cut, Setting
 from cut_tasks import make_data, make_model
 from cut_training import make_trainer, train
 from torch.distributed.fsdp import fully_shard
@@ -49,6 +50,7 @@ def two(folder: Path) -> dict[str, Any]:
     return cuts(folder) | {
         "resumed": [resumed(setting, folder) for setting in RESUMED],
         "non-finite": [non_finite(folder, normalize) for normalize in (False, True)],
+        "labels made": [labels_made(case, folder) for case in LABELS_MADE],
     }
 
 
@@ -90,6 +92,35 @@ def non_finite(folder: Path, normalize: bool) -> dict[str, Any]:
         found["error"] = str(error)
     found["checkpoints"] = sorted(path.name for path in Path(trainer.args.output_dir).glob("checkpoint-*"))
     return found
+
+
+def labels_made(case: Case, folder: Path) -> Trajectory:
+    """Every second batch of the second process has no labels before an override of `compute_loss` makes them."""
+    trainer = make_trainer(case, folder / "labels-made")
+    compute_loss, collate, batches = trainer.compute_loss, trainer.data_collator, count()
+
+    def collate_without(examples):
+        batch = collate(examples)
+        if os.environ["RANK"] == "1" and next(batches) % 2 == 0:
+            batch["to_come"] = batch.pop("labels")
+        return batch
+
+    def make_labels(model, inputs, *args, **kwargs):
+        if "to_come" in inputs:
+            inputs["labels"] = inputs.pop("to_come")
+        return compute_loss(model, inputs, *args, **kwargs)
+
+    trainer.data_collator, trainer.compute_loss = collate_without, make_labels
+    start, output = parameters_of(trainer.model), trainer.train()
+    trainer.data_collator = collate
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    return Trajectory(
+        start,
+        parameters_of(trainer.model),
+        logs,
+        output.training_loss,
+        trainer.evaluate()["eval_loss"],
+    )
 
 
 def fsdp(folder: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ every step holds the same eight samples, in another order.
 import pytest
 import torch
 from brute_force import check
-from cut_cases import FOUR_PROCESSES, FSDP_SETTINGS, ONE_PROCESS, RESUMED, TWO_PROCESSES
+from cut_cases import FOUR_PROCESSES, FSDP_SETTINGS, LABELS_MADE, ONE_PROCESS, RESUMED, TWO_PROCESSES
 from cut_tasks import TASKS, Collator, make_data, make_model
 from cut_training import train
 from scenarios import doubted
@@ -48,6 +48,13 @@ def test_four_processes(case, launched):
 def test_a_run_resumed_in_the_middle_of_an_epoch_equals_one_never_stopped(index, launched):
     first, second = launched("two", 2, "resumed")
     check(RESUMED[index], first[index])
+    assert torch.equal(first[index].parameters, second[index].parameters)
+
+
+@pytest.mark.parametrize("index", range(len(LABELS_MADE)), ids=[str(case) for case in LABELS_MADE])
+def test_labels_that_an_override_makes_on_one_process_are_waited_for_by_none(index, launched):
+    first, second = launched("two", 2, "labels made")
+    check(LABELS_MADE[index].setting, first[index])
     assert torch.equal(first[index].parameters, second[index].parameters)
 
 
