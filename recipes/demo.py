@@ -8,7 +8,7 @@ The sentences and the model come from a package index. `glue.py` does the same f
 
 import os
 
-# A thread that waits sleeps: spinning, as OpenMP does by default, many small steps take many times as long beside another process.
+# Idle OpenMP threads shall sleep: spinning, their default, makes small steps many times slower beside another process on these cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported
 
 from pathlib import Path

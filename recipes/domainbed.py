@@ -12,7 +12,7 @@ To hold out every domain in turn, or for DomainBed's random search and its other
 
 import os
 
-# A thread that waits sleeps: spinning, as OpenMP does by default, many small steps take many times as long beside another process.
+# Idle OpenMP threads shall sleep: spinning, their default, makes small steps many times slower beside another process on these cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported
 
 import dataclasses

@@ -10,7 +10,7 @@ with a table of the official metrics; `all_results.json` in the output directory
 
 import os
 
-# A thread that waits sleeps: spinning, as OpenMP does by default, many small steps take many times as long beside another process.
+# Idle OpenMP threads shall sleep: spinning, their default, makes small steps many times slower beside another process on these cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported
 
 from dataclasses import dataclass, field
@@ -210,7 +210,7 @@ def check_classifier(args: ModelArguments, labels: Labels) -> None:
     if has_head and config.num_labels != labels.config["num_labels"] and not args.ignore_mismatched_sizes:
         needed = f"has {len(labels.names)}" if labels.names else "is a regression"
         raise UserError(
-            f"{name} tells {config.num_labels} classes apart, but the data {needed}. --ignore_mismatched_sizes "
+            f"{name} has a classifier for {config.num_labels} classes, but the data {needed}. --ignore_mismatched_sizes "
             "puts a new, untrained classifier in its place."
         )
 

@@ -16,7 +16,7 @@ Order and augmentation depend only on seed, epoch and position: a resumed run gi
 
 import os
 
-# A thread that waits sleeps: spinning, as OpenMP does by default, many small steps take many times as long beside another process.
+# Idle OpenMP threads shall sleep: spinning, their default, makes small steps many times slower beside another process on these cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported
 
 from collections.abc import Callable, Mapping, Sequence

@@ -10,7 +10,7 @@ re-weighting.
 
 import os
 
-# A thread that waits sleeps: spinning, as OpenMP does by default, many small steps take many times as long beside another process.
+# Idle OpenMP threads shall sleep: spinning, their default, makes small steps many times slower beside another process on these cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported
 
 import math

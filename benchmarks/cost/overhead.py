@@ -44,8 +44,9 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from rgd_hf import HardExamplesMixin, ReweightedTrainer
+from rgd_hf import ReweightedTrainer
 from rgd_hf.batches.columns import SAMPLE_INDEX
+from rgd_hf.observers import HardExamples
 from rgd_hf.scripts.errors import UserError
 from rgd_hf.scripts.text.embedded import minilm_directory
 
@@ -118,12 +119,15 @@ LARGE: Workloads = {
 WORKLOADS = SMALL | LARGE
 
 
-class RecordingTrainer(HardExamplesMixin, ReweightedTrainer):
+class RecordingTrainer(ReweightedTrainer):
     """Records 100,000 examples, ready to take steps without `train()`."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self._example_sums = torch.zeros(100_000, 3, device=self.args.device, dtype=torch.float64)
+        examples = HardExamples()
+        examples.samples = 100_000
+        examples.reset(self.args.device)
+        self.add_observer(examples)
 
 
 class Stepper:

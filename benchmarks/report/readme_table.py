@@ -85,7 +85,7 @@ def _legend(records: Records, found: Sequence[Overall], shown: str) -> str:
     left_out = [
         f"{method_title(method.method)}, another model" for method in found if not method.is_same_model
     ]
-    left_out += ["the same runs a second time"] if SAME_RUNS in shown else []
+    left_out += ["runs that are those of another column"] if SAME_RUNS in shown else []
     counts = f" The last column leaves out {' and '.join(left_out)}." if left_out else ""
     return f"{'; '.join(signs)}. Scores × 100, ± standard deviation over seeds: {'; '.join(scores)}.{counts}"
 

@@ -256,9 +256,9 @@ def why_unknown(model: nn.Module) -> str:
     known = transformers_class(bare)
     if known is not None and known.__name__ in HEADS:
         if getattr(bare, "_loss_function", None) is not None:
-            return "its `loss_function` was replaced by one that nobody has read"
+            return "its `loss_function` was replaced, so that its per-sample losses are not known"
         if next(cls for cls in type(bare).__mro__ if "forward" in vars(cls)) not in known.__mro__:
-            return "it has its own `forward`, whose loss nobody has read"
+            return "it has its own `forward`, whose per-sample losses are not known"
     return "it is not a transformers task head that rgd_hf supports"
 
 

@@ -1,4 +1,4 @@
-"""Checks, on the first batch, that the unreduced losses give the model's own loss, where nobody has read how it is computed.
+"""Checks, on the first batch, that the unreduced losses give the model's own loss, where it is not known how the model computes it.
 
 transformers lists new classes for a task with every release, and users derive their own, replace a forward, add hooks or
 adapters. Most compute the task's loss; some shift the labels, add a second loss, or average differently, which only their
@@ -141,7 +141,7 @@ def verify(head: Head, bare: nn.Module, model: nn.Module, inputs: Inputs, why: s
         raise NotImplementedError(_message(head, bare, why, *problem))
     if differs:
         raise NotImplementedError(
-            f"{type(bare).__name__} {why}, and on another process its loss is another: see there."
+            f"{type(bare).__name__} {why}, and on another process the two losses differ: the error of that process says how."
         )
     return bool(conclusive)
 
@@ -149,13 +149,13 @@ def verify(head: Head, bare: nn.Module, model: nn.Module, inputs: Inputs, why: s
 def _compared(own: Any, found: Tensor, mode: str) -> tuple[bool, str | None]:
     """Whether the two could be compared, and what the model does where they differ."""
     if not isinstance(own, Tensor) or own.dim():
-        return True, "returns no loss when it is given labels"
+        return True, " returns no loss when it is given labels"
     if not (found.isfinite() and own.isfinite()):
         return False, None
     # Sums of float32 in another order; a loss in half precision is rounded to it.
     tolerance = max(1e-4, 2 * torch.finfo(own.dtype).eps)
     same = torch.isclose(found, own.float().to(found.device), rtol=tolerance, atol=tolerance)
-    return True, None if same else f"itself says {own.item():.6g}{mode}"
+    return True, None if same else f"'s own loss is {own.item():.6g}{mode}"
 
 
 def _loss_and_outputs(returned: Any) -> tuple[Any, Any]:
@@ -174,7 +174,7 @@ def _logits_shape(outputs: Any) -> torch.Size | None:
 def _message(head: Head, bare: nn.Module, why: str, says: str, found: Tensor) -> str:
     return (
         f"{type(bare).__name__} {why}, so its loss was compared with that of its head, {head.name}, whose losses average to "
-        f"{found.item():.6g} on the first batch, but the model {says}. Pass per_sample_loss_fn=(outputs, labels) "
+        f"{found.item():.6g} on the first batch, but the model{says}. Pass per_sample_loss_fn=(outputs, labels) "
         "-> unreduced losses, one element per sample or token; or write a compute_per_sample_losses(self, model, inputs) "
         "(docs/subclasses.md shows how); or train on the model's own loss with transformers.Trainer."
     )

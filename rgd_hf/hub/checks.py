@@ -74,6 +74,6 @@ def check_base_model(name: str, remedy: str) -> None:
         return
     raise HubError(
         f"the adapter cannot be pushed: its base model is a folder of this machine ({name}), which nobody else can load, and "
-        "whose path would be pushed along. Name the base model as the Hub knows it: the one that the folder is a copy of, or "
+        "whose path would be pushed with it. Name the base model as the Hub knows it: the one that the folder is a copy of, or "
         f"your own after `hf upload OWNER/NAME {shlex.quote(name)} .` {remedy}"
     )

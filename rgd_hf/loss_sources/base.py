@@ -13,8 +13,8 @@ class PerSampleLosses(NamedTuple):
 
     Attributes:
         losses: unreduced losses, one element per item: `[batch]`, or `[batch, tokens]` for a loss per token.
-        outputs: outputs of the model, for the metrics: all of a tensor, of the values of a dict, or of the elements of a
-            tuple or list but for the model's own loss (0-dimensional) that may be the first; None for none.
+        outputs: the model's outputs, for `compute_metrics`: a tensor, dict, tuple or list. A 0-dimensional first element of a
+            tuple or list is taken for the model's own loss and left out. None for no outputs.
         valid: bool mask of the shape of `losses`, true for the items that count; None if all do.
         auxiliary: 0-dimensional loss of the batch as a whole, which is added to the (weighted) mean of the losses and
             is never weighted itself, e.g. a penalty on the parameters or on the batch's features; None for none.

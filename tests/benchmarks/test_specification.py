@@ -103,7 +103,7 @@ SEARCH = {"draws": 3, "space": {"learning_rate": {"log_uniform": [1e-4, 1e-2]}}}
         ("datasets: [", "not valid YAML"),
         ("[]", "expected lines `name: value`, found list"),
         ("", "expected lines `name: value`, found nothing"),
-        (yaml.safe_dump(STUDY).replace("  few:", "  digits:"), "'digits' stands here twice"),
+        (yaml.safe_dump(STUDY).replace("  few:", "  digits:"), "'digits' is given twice"),
     ],
 )
 def test_a_study_that_cannot_be_is_refused_with_the_place_and_the_remedy(study, message, tmp_path):

@@ -246,7 +246,7 @@ def test_a_classifier_for_other_classes_is_replaced_where_asked(tiny_run, tiny_m
     AutoTokenizer.from_pretrained(tiny_model_dir).save_pretrained(trained)
     short = changed(tiny_run, model_name_or_path=trained, num_train_epochs=None, max_steps=1)
     with pytest.raises(
-        UserError, match=r"tells 3 classes apart, but the data has 2. --ignore_mismatched_sizes"
+        UserError, match=r"has a classifier for 3 classes, but the data has 2. --ignore_mismatched_sizes"
     ):
         glue.main(short)
     glue.main([*short, "--ignore_mismatched_sizes"])

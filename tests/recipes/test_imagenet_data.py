@@ -240,7 +240,7 @@ def test_folders_have_names_of_their_own_and_do_not_mix_with_files(tmp_path):
     for split in ("train", "val"):
         write_folder(tmp_path / split, {"a": 1, "b": 1})
     file = parquet(tmp_path / "file.parquet", [0, 1])
-    with pytest.raises(UserError, match="classes of folders are called like these"):
+    with pytest.raises(UserError, match="the names of the folders are those of the classes"):
         load_image_sets(ImageDataArguments(data_dir=str(tmp_path), class_names=["x", "y"]))
     with pytest.raises(UserError, match="for both splits"):
         load_image_sets(ImageDataArguments(data_dir=[str(tmp_path / "train"), file]))
@@ -263,7 +263,7 @@ def test_sources_that_are_not_there(tmp_path):
         ImageDataArguments(dataset_name="digits", data_dir="a")
     with pytest.raises(UserError, match="one directory, or two places"):
         ImageDataArguments(data_dir=["a", "b", "c"])
-    with pytest.raises(UserError, match="--columns are two"):
+    with pytest.raises(UserError, match="--columns takes two names"):
         ImageDataArguments(data_dir="a", columns=["label"])
     with pytest.raises(UserError, match="holdout_fraction needs all labels"):
         ImageDataArguments(data_dir="a", streaming=True, holdout_fraction=0.1)

@@ -46,7 +46,7 @@ def test_timm_weights_from_a_file(tmp_path):
     model = built(**options, model_args=json.dumps(TINY)).model.eval()
     pixels = torch.rand(2, 3, 8, 8)
     assert torch.equal(model(pixel_values=pixels).logits, source.eval()(pixels))
-    with pytest.raises(UserError, match="tells 3 classes apart, but the data has 5"):
+    with pytest.raises(UserError, match="has a classifier for 3 classes, but the data has 5"):
         built(5, **options, model_args=TINY)
     replaced = built(5, **options, model_args=TINY, ignore_mismatched_sizes=True).model
     assert replaced(pixel_values=pixels).logits.shape == (2, 5)

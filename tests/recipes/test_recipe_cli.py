@@ -132,7 +132,7 @@ def test_what_is_printed_is_the_text_as_it_is(capsys):
         ("rate: [fast]", "settings.yaml: rate: invalid float value: 'fast'"),
         ("just words", "name: value"),
         ("count: [", "not valid YAML"),
-        ("count: 1\ncount: 2", "'count' stands here twice"),
+        ("count: 1\ncount: 2", "'count' is given twice"),
         ("count: null", "count cannot be null. Leave the line out for the default, 1"),
     ],
 )

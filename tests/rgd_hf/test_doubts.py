@@ -204,7 +204,7 @@ def test_several_devices_of_one_process_do_not_change_whether_it_is_its_own_loss
         model = build()
         source = ReweightedTrainer(model, make_args(), train_dataset=texts())._loss_source()
         if refused:
-            with pytest.raises(NotImplementedError, match="itself says"):
+            with pytest.raises(NotImplementedError, match="model's own loss is"):
                 source.run(TwoReplicas(model), batch(), 0.0)
         else:
             assert source.run(TwoReplicas(model), batch(), 0.0).losses.sum() > 0

@@ -167,7 +167,7 @@ class TestForwardsOfOnesOwn:
     def test_they_are_refused_and_train_as_the_stock_trainer_does_with_none(self, cls, make_args):
         with pytest.raises(
             NotImplementedError,
-            match=rf"{cls.__name__} .*its own `forward`, whose loss nobody has read\. Pass",
+            match=rf"{cls.__name__} .*its own `forward`, whose per-sample losses are not known\. Pass",
         ):
             ReweightedTrainer(self.model(cls), make_args())
         models = [self.model(cls) for _ in range(2)]
@@ -208,7 +208,7 @@ class TestForwardsOfOnesOwn:
         )
         first.backward()
         torch.optim.SGD(model.parameters(), lr=0.1).step()
-        with pytest.raises(NotImplementedError, match="itself says"):
+        with pytest.raises(NotImplementedError, match="model's own loss is"):
             verify(head, model, model, batch, "has its own forward")
 
 

@@ -56,15 +56,15 @@ class RunArguments:
         default_factory=list,
         metadata={
             "help": "With --compare: train both from each of these seeds (e.g. 0 1 2 3 4), and print means, the paired "
-            "difference with its 95 %% interval, and a verdict. If you add seeds later, only these are trained, and results "
-            "are those of all."
+            "difference with its 95 %% interval, and a verdict. If you add seeds later, only the new runs are trained; the "
+            "table covers all seeds."
         },
     )
     overwrite_output_dir: bool = field(
         default=False,
         metadata={
             "help": "Discard the checkpoints and results in the output directory and start again; they are kept until data, "
-            "settings and model are found right and the first run begins. Without it an interrupted run "
+            "settings and model have been checked and the first run begins. Without it an interrupted run "
             "resumes from its last checkpoint, and a finished run is not repeated."
         },
     )

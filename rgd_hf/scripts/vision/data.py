@@ -93,7 +93,7 @@ class ImageDataArguments:
             )
         if len(self.columns) != 2:
             raise UserError(
-                f"--columns are two, of the images and of the labels; given: {listed(self.columns)}."
+                f"--columns takes two names, the column of the images and that of the labels; given: {listed(self.columns)}."
             )
         for name, count in Counter(self.class_names or ()).items():
             if count > 1:
@@ -227,7 +227,7 @@ def _read_sets(args: ImageDataArguments, wanted: Sequence[str]) -> dict[str, Ima
         folders = [paths[0].is_dir() for paths in files.values()]
         if any(folders) and (args.class_names or not all(folders)):
             raise UserError(
-                "--class_names is for parquet files and the Hub: classes of folders are called like these."
+                "--class_names is for parquet files and the Hub: with class folders, the names of the folders are those of the classes."
                 if all(folders)
                 else f"{listed(map(str, places.values()))}: give class folders for both splits, or parquet files for both."
             )

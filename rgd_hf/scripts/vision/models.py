@@ -217,7 +217,9 @@ def _with_local_weights(
 
 def _check_number(name: str, trained: int, needed: int, replace: bool) -> None:
     if trained != needed and not replace:
-        raise UserError(f"{name} tells {trained} classes apart, but the data has {needed}. {_NEW_HEAD}.")
+        raise UserError(
+            f"{name} has a classifier for {trained} classes, but the data has {needed}. {_NEW_HEAD}."
+        )
 
 
 # --- transformers ---------------------------------------------------------------------------------------------------
