@@ -342,7 +342,7 @@ class ReweightingMixin(
 
     def _reset_step_state(self) -> None:
         self._reset_step()
-        self._steps_begun = self._step_finished = 0
+        self._steps_begun = self._step_finished = self._logged_step = 0
         self._step_is_open, self._divided_later = False, None
         self._start_rule()
         self._warned = self._weights_looked_at = self._trial_ends = self._has_sample_weights = False

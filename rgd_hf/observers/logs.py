@@ -35,6 +35,8 @@ class LogsMixin(ObserversMixin):
     _in_training_step: bool
     # Whether batches of this training have had sample weights.
     _has_sample_weights = False
+    # The step of the Trainer's last log of this training.
+    _logged_step = 0
 
     if TYPE_CHECKING:
         weighting: Weighting
@@ -50,12 +52,12 @@ class LogsMixin(ObserversMixin):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """As the Trainer's; training logs also have the statistics of the weights and of other observers since the last."""
         more: dict[str, Any] = {}
-        # Every process comes here with a training log, which the Trainer itself gathers the loss for.
-        if "loss" in logs and self.unreduces_losses:
+        is_training_log = self.unreduces_losses and self._is_training_log(logs)
+        if is_training_log:
+            self._logged_step = self.state.global_step
             self._stop_if_not_finite()
-        if "loss" in logs and self.unreduces_losses and not self._trial_ends:
-            if not self._in_training_step:  # an override may log in the middle of a step
-                self._end_step()
+        if is_training_log and not self._trial_ends:
+            self._end_step()
             logs.update(self.weighting.logs())
             for observer in self.observers:
                 found = self._collect(observer)
@@ -74,6 +76,15 @@ class LogsMixin(ObserversMixin):
         # Reporters take numbers alone.
         if more:
             self.state.log_history[-1].update(more)
+
+    def _is_training_log(self, logs: dict[str, float]) -> bool:
+        """Whether it is the Trainer's own, once in a step after its end, to which all processes come.
+
+        Overrides may log a loss too, on one process or in the middle of a step.
+        """
+        step = self.state.global_step
+        finished = not self._in_training_step and step == self._globalstep_last_logged != self._logged_step
+        return "loss" in logs and finished
 
     def _weighs_without_rule(self) -> bool:
         """Whether class or sample weights are in the loss, on any process; every process has to call it."""

@@ -51,6 +51,7 @@ def two(folder: Path) -> dict[str, Any]:
         "resumed": [resumed(setting, folder) for setting in RESUMED],
         "non-finite": [non_finite(folder, normalize) for normalize in (False, True)],
         "labels made": [labels_made(case, folder) for case in LABELS_MADE],
+        "own logs": own_logs(folder),
     }
 
 
@@ -121,6 +122,24 @@ def labels_made(case: Case, folder: Path) -> Trajectory:
         output.training_loss,
         trainer.evaluate()["eval_loss"],
     )
+
+
+def own_logs(folder: Path) -> Trajectory:
+    """An override logs a loss in the middle of every step, on the first process only."""
+    trainer = make_trainer(Case(Setting(), Cut(2, 2, 2)), folder / "own-logs")
+    compute_loss = trainer.compute_loss
+
+    def log_a_loss(*args, **kwargs):
+        if trainer.is_world_process_zero():
+            trainer.log({"loss": 0.0, "own": 1.0})
+        return compute_loss(*args, **kwargs)
+
+    trainer.compute_loss = log_a_loss
+    start, output = parameters_of(trainer.model), trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry and "own" not in entry]
+    trainer.compute_loss = compute_loss
+    eval_loss = trainer.evaluate()["eval_loss"]
+    return Trajectory(start, parameters_of(trainer.model), logs, output.training_loss, eval_loss)
 
 
 def fsdp(folder: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ every step holds the same eight samples, in another order.
 import pytest
 import torch
 from brute_force import check
-from cut_cases import FOUR_PROCESSES, FSDP_SETTINGS, LABELS_MADE, ONE_PROCESS, RESUMED, TWO_PROCESSES
+from cut_cases import FOUR_PROCESSES, FSDP_SETTINGS, LABELS_MADE, ONE_PROCESS, RESUMED, TWO_PROCESSES, Setting
 from cut_tasks import TASKS, Collator, make_data, make_model
 from cut_training import train
 from scenarios import doubted
@@ -56,6 +56,12 @@ def test_labels_that_an_override_makes_on_one_process_are_waited_for_by_none(ind
     first, second = launched("two", 2, "labels made")
     check(LABELS_MADE[index].setting, first[index])
     assert torch.equal(first[index].parameters, second[index].parameters)
+
+
+def test_what_users_log_on_one_process_takes_nothing_from_the_trainers_logs(launched):
+    first, second = launched("two", 2, "own logs")
+    check(Setting(), first)
+    assert torch.equal(first.parameters, second.parameters)
 
 
 @pytest.mark.parametrize("index", range(2), ids=["plain", "normalized"])
