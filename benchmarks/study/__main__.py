@@ -86,8 +86,8 @@ class StudyArguments:
     time_budget: float | None = field(
         default=None,
         metadata={
-            "help": "Time budget in minutes; by default that of the study file, if any. A cell is started only if it fits "
-            "into the remaining time, judged by the longest cell of its data set so far; the next start resumes."
+            "help": "Time budget in minutes; by default that of the study file, if any. A cell is started only if 1.5 "
+            "times the median cell of its data set so far fits into the remaining time; the next start resumes."
         },
     )
     threads: int = field(

@@ -96,10 +96,20 @@ class Runner:
         return found
 
     def _known(self) -> dict[Cell, tuple[Cell, Mapping[str, Any]]]:
-        """By cell, the same with its settings, and the record of its run, which finished or failed."""
+        """By cell, the same with its settings, and the record of its run, which finished or failed.
+
+        A final run counts once all tuning of its method has ended: what is still to be tuned may choose other settings.
+        """
         found: dict[Cell, tuple[Cell, Mapping[str, Any]]] = {}
         finished = self.finished
+        untuned = {
+            (cell.dataset, cell.method)
+            for cell in self.cells
+            if cell.stage == TUNING and identity(self.study, cell) not in self.records
+        }
         for cell in self.cells:
+            if cell.candidate is None and (cell.dataset, self.study.methods[cell.method].tuned_as) in untuned:
+                continue
             try:
                 resolved = resolve_cell(self.study, cell, finished)
             except CannotRun:
@@ -130,7 +140,11 @@ class Runner:
                 for cell, resolved in self._ready(waiting, running.values()):
                     if len(running) == workers.number:
                         break
-                    if self._fits(cell, time_budget, started):
+                    if (
+                        identity(self.study, resolved) in self.records
+                    ):  # tuning chose the settings of an earlier start again
+                        waiting.remove(cell)
+                    elif self._fits(cell, time_budget, started):
                         self.report(f"{self._place(waiting, running.values(), workers)} {resolved.name}")
                         waiting.remove(cell)
                         running[resolved] = cell

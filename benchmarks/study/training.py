@@ -131,15 +131,16 @@ def _train(study: Study, cell: Cell) -> Line:
         found = _contents(study, cell, record, Path(directory), options)
     metrics = found["metrics"]
     chooses = data.random_search is not None
-    needed = {data.score: "score"}
-    if (
-        cell.stage == TUNING or chooses
-    ):  # tuning, which may go by another, needs both: or the error came when it is over
+    holds_out = cell.stage == TUNING and options.get("holdout_fraction") is not None
+    # Of rows held out for it, tuning may know its own score under another name alone: MNLI has two evaluation sets.
+    needed = {} if holds_out and data.chosen_by != data.score else {data.score: "score"}
+    if cell.stage == TUNING or chooses:  # it needs both: or the error came when it is over
         needed.setdefault(data.chosen_by, "tuning_score")
     for name, key in needed.items():
         if name not in metrics:
+            both = " for tuning_score, and that of the final runs for score" if holds_out else ""
             raise NoScore(
-                f"datasets: {cell.dataset}: {key}: the recipe gave no {name!r}, but {listed(metrics)}. Choose one of these."
+                f"datasets: {cell.dataset}: {key}: the recipe gave no {name!r}, but {listed(metrics)}. Choose one of these{both}."
             )
     name = data.chosen_by if cell.stage == TUNING else data.score
     score = -metrics[name] if is_lower_better(name) else metrics[name]

@@ -46,3 +46,17 @@ def test_finished_runs_of_other_commits_are_told_once(tmp_path, capsys, monkeypa
     assert at("aaa", "0") == at("aaa", "0") == []
     assert at("bbb", "0", "1") == ["5 of the finished cells are of commits aaa; this is bbb."]
     assert at("ccc", "0", "1", "2") == ["6 of the finished cells are of commits aaa, bbb; this is ccc."]
+
+
+@pytest.mark.parametrize(("first", "added", "finals"), [(2, 0.5, 6), (0.5, 2, 3)])
+def test_tuning_that_is_added_is_waited_for(first, added, finals, tmp_path, capsys):
+    """One start trains all that the edited file asks for, and nothing twice: 0.5 is the better one."""
+    erm = changed("datasets", "few", "methods", value=["erm"], study=FEW)
+    run(changed("learning_rate_factors", value=[first], study=erm), tmp_path)
+    edited = changed("learning_rate_factors", value=[first, added], study=erm)
+    capsys.readouterr()
+    found = run(edited, tmp_path)
+    assert "All 7 cells are finished" in capsys.readouterr().out
+    assert run(edited, tmp_path) == found
+    trained = [line["candidate"] for line in found if line["stage"] == "final"]
+    assert len(trained) == finals and set(trained[-3:]) == {"lr0.5"}
