@@ -10,12 +10,18 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers import Trainer, set_seed
+from transformers.trainer_utils import denumpify_detensorize
 
 from rgd_hf.checkpoints import last_checkpoint, passed_over
 from rgd_hf.comparison.directions import direction_in
 from rgd_hf.comparison.new_models import TrainedBefore
 from rgd_hf.comparison.result import Comparison, comparison_of
-from rgd_hf.comparison.run_settings import changed_settings, run_settings
+from rgd_hf.comparison.run_settings import (
+    changed_in_training,
+    changed_settings,
+    run_settings,
+    with_changing,
+)
 from rgd_hf.description import method_name
 from rgd_hf.json_lines import append_line, read_lines, write_json
 from rgd_hf.overrides import behind, in_front
@@ -46,7 +52,7 @@ def compare(
     """Train every re-weighting from every seed and compare each with the first, paired by seed.
 
     Finished runs are lines of `runs.jsonl` in `output_dir`: the same call resumes after an interruption, and a call with
-    more seeds or re-weightings trains only these. An interrupted run resumes from its last whole checkpoint, if its
+    more seeds or re-weightings trains only these; a run that was scored without `metric` is trained again. An interrupted run resumes from its last whole checkpoint, if its
     arguments save any (not with `save_only_model`), or begins anew; until it is finished, its sub-folder keeps its settings in `run_settings.json`. Under
     `accelerate launch` every process calls it.
 
@@ -79,7 +85,7 @@ def compare(
     Raises:
         ValueError: `make_trainer` does not use the seed or re-weighting it is given, gives no `eval_dataset` or a model that an earlier run trained, `metric`
             is not among the metrics or does not say whether larger is better, there are fewer than two re-weightings or two of the same name, or `output_dir` holds
-            runs with other settings (arguments, model, initial weights, optimizer, functions), finished or interrupted, or a checkpoint whose settings are not known.
+            runs with other settings (arguments, model, initial weights, optimizer, early stopping, code and what it reads), finished or interrupted, or a checkpoint whose settings are not known.
     """
     labels = _labels(reweightings)
     seeds = [operator.index(seed) for seed in seeds]
@@ -88,33 +94,53 @@ def compare(
     folder = Path(output_dir)
     finished: dict[tuple[str, int], dict[str, Any]] | None = None
     methods: dict[str, str] = {}
+    changing: set[tuple[str, str]] = set()
+
+    def prepared(seed: int, label: str) -> tuple[Any, dict[str, Any]]:
+        """A Trainer whose settings are those of the runs in the folder, and these settings."""
+        nonlocal finished, greater_is_better
+        set_seed(seed)
+        trainer: Any = make_trainer(seed, labels[label])
+        _check_trainer(trainer, seed, labels[label])
+        if finished is None:  # only now the processes know each other
+            lines = _same_everywhere(read_lines(folder / RUNS_NAME))
+            finished = {(line["reweighting"], line["seed"]): line for line in lines}
+        if greater_is_better is None:
+            greater_is_better = _direction(trainer, metric)
+        others = [other for other in finished.values() if other["reweighting"] == label]
+        # Of the main process: others may get their weights from it only when the model is wrapped.
+        settings = _same_everywhere(with_changing(run_settings(trainer), changing))
+        _check_settings(settings, seed, others, folder)
+        _check_method(method_name(trainer.args, trainer.weighting), label, methods)
+        return trainer, settings
+
+    # Of a finished run of theirs all settings were compared, for which the seed has to be the same.
+    checked: set[str] = set()
     trained = TrainedBefore()
     runs: list[dict[str, Any]] = []
     for seed in seeds:
-        for label, reweighting in labels.items():
-            run = None if finished is None else finished.get((label, seed))
-            if run is None or label not in methods:
-                set_seed(seed)
-                trainer: Any = make_trainer(seed, reweighting)
-                _check_trainer(trainer, seed, reweighting)
-                if finished is None:  # only now the processes know each other
-                    lines = _same_everywhere(read_lines(folder / RUNS_NAME))
-                    finished = {(line["reweighting"], line["seed"]): line for line in lines}
-                    run = finished.get((label, seed))
-                if greater_is_better is None:
-                    greater_is_better = _direction(trainer, metric)
-                others = [other for other in finished.values() if other["reweighting"] == label]
-                # Of the main process: others may get their weights from it only when the model is wrapped.
-                settings = _same_everywhere(run_settings(trainer))
-                _check_settings(settings, seed, others, folder)
-                _check_method(method_name(trainer.args, trainer.weighting), label, methods)
+        for label in labels:
+            name = f"{label}, seed {seed}"
+            run = _with_metric(finished, label, seed, metric)
+            if run is None or label not in checked:
+                trainer, settings = prepared(seed, label)
+                run = _with_metric(finished, label, seed, metric)
+                later = [other for other in seeds if _with_metric(finished, label, other, metric)]
+                if run is None and label not in checked and later:
+                    prepared(later[0], label)
+                    trainer, settings = prepared(seed, label)  # from its own random state
+                if later:
+                    checked.add(label)
             if run is None:
-                name = f"{label}, seed {seed}"
                 trained.check(trainer, name)
                 trained.add(trainer, name)
                 _say(f"{name}: run {len(runs) + 1} of {len(labels) * len(seeds)}")
+                before = (finished or {}).get((label, seed))
+                if before is not None:
+                    _say(f"It was finished without {metric!r}, and is trained again.")
                 place = folder / f"{_slug(label)}-seed{seed}"
-                run = {"reweighting": label, "seed": seed, **_train(trainer, settings, place)}
+                found = _train(trainer, settings, place, changing, anew=before is not None)
+                run = {"reweighting": label, "seed": seed, **found}
                 trained.add(trainer, name)
                 if PartialState().is_main_process:
                     append_line(folder / RUNS_NAME, run)
@@ -124,25 +150,44 @@ def compare(
                 scores = sorted(set(run["metrics"]) - _MEASURED)
                 raise ValueError(
                     f"evaluate() gave no {metric!r}, but {', '.join(scores)}: choose one of these, or return it from "
-                    "compute_metrics."
+                    "compute_metrics; runs that lack it are then trained again."
                 )
             runs.append(run)
     return comparison_of(runs, metric, greater_is_better)
 
 
-def _train(trainer: Any, settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def _with_metric(
+    finished: Mapping[tuple[str, int], dict[str, Any]] | None, label: str, seed: int, metric: str
+) -> dict[str, Any] | None:
+    run = (finished or {}).get((label, seed))
+    return run if run is not None and metric in run["metrics"] else None
+
+
+def _train(
+    trainer: Any, settings: dict[str, Any], folder: Path, changing: set[tuple[str, str]], anew: bool
+) -> dict[str, Any]:
+    """Train and evaluate one run; adds to `changing` the settings that its training changed."""
     trainer.args.output_dir = str(folder)
-    checkpoint = _same_everywhere(last_checkpoint(folder))
+    checkpoint = None if anew else _same_everywhere(last_checkpoint(folder))
     left = passed_over(folder)
     if left:
         _say(left)
     if checkpoint is not None:
         _check_interrupted(settings, folder)
+        # Else early stopping would count its patience from 0.
+        trainer.args.restore_callback_states_from_checkpoint = True
     if PartialState().is_main_process:
         write_json(folder / SETTINGS_NAME, settings)
     started = time.perf_counter()
-    trainer.train(resume_from_checkpoint=checkpoint)
-    metrics = trainer.evaluate()
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+        metrics = denumpify_detensorize(trainer.evaluate())
+    finally:
+        # Also of an interrupted run: the objects of a notebook are there in its next call.
+        changing |= changed_in_training(settings, trainer)
+        settings = with_changing(settings, changing)
+        if PartialState().is_main_process:
+            write_json(folder / SETTINGS_NAME, settings)
     return {
         "method": method_name(trainer.args, trainer.weighting),
         "metrics": {name: value for name, value in metrics.items() if isinstance(value, int | float)},

@@ -1,27 +1,32 @@
 """What decides the result of a run, recorded with it, so that runs of other settings are neither mixed nor resumed."""
 
-import dis
-import functools
-import hashlib
 import json
 import math
 import re
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
+from transformers import TrainingArguments
+from transformers.trainer_callback import ExportableState
 
 from rgd_hf.batches.datasets import number_of_samples
-from rgd_hf.weightings.function import Function
+from rgd_hf.comparison.code_fingerprints import (
+    CHANGES,
+    changed_values,
+    fingerprint,
+    is_scalar,
+    public_settings,
+    same_values,
+)
 
 TEXT_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """Settings that end in `token` and are no secrets."""
 
-# They say where results go, not what is trained.
+# Of transformers' arguments those that say where results go, not what is trained; the last is always on.
 _NOT_SETTINGS = (
     "output_dir", "logging_", "log_", "disable_tqdm", "report_to", "run_name", "project", "trackio_", "hub_", "push_to_hub",
-    "seed", "data_seed", "dataloader_num_workers", "local_rank", "save_",
+    "seed", "data_seed", "dataloader_num_workers", "local_rank", "save_", "restore_callback_states_from_checkpoint",
 )  # fmt: skip
 
 # Folds and random parts differ in size, and new layers in their values; a schedule or a loss may be made of either.
@@ -56,7 +61,9 @@ def run_settings(trainer: Any) -> dict[str, Any]:
         trainer: a Trainer with its model.
     """
     args = {
-        name: value for name, value in trainer.args.to_dict().items() if not name.startswith(_NOT_SETTINGS)
+        name: value
+        for name, value in trainer.args.to_dict().items()
+        if not (name.startswith(_NOT_SETTINGS) and name in TrainingArguments.__dataclass_fields__)
     }
     for name in {*args} & {*TEXT_TOKENS}:
         args[name] = getattr(trainer.args, name)  # to_dict() hides them, as it hides secrets
@@ -71,13 +78,55 @@ def run_settings(trainer: Any) -> dict[str, Any]:
         "parameter_dtypes": sorted({str(parameter.dtype) for parameter in parameters}),
         "initial_weights": _weight_sums(parameters),
         "optimizer": _optimizer(trainer),
-        "per_sample_loss_fn": _code(getattr(trainer, "per_sample_loss_fn", None)),
-        "compute_loss_func": _code(trainer.compute_loss_func),
-        "reweighting_code": _code(trainer.weighting),
-        "reweighting_settings": _settings_of_rule(trainer.weighting),
-        "trainer_code": _code_of_class(type(trainer)),
+        "callbacks": _callbacks(trainer),
+        **_of_code(trainer),
     }
     return json.loads(json.dumps(settings, default=_in_words))
+
+
+def _of_code(trainer: Any) -> dict[str, Any]:
+    return {
+        "per_sample_loss_fn": fingerprint(getattr(trainer, "per_sample_loss_fn", None)),
+        "compute_loss_func": fingerprint(trainer.compute_loss_func),
+        "reweighting_code": fingerprint(trainer.weighting),
+        "reweighting_settings": public_settings(trainer.weighting),
+        "trainer_code": fingerprint(type(trainer)),
+    }
+
+
+def changed_in_training(settings: Mapping[str, Any], trainer: Any) -> set[tuple[str, str]]:
+    """Settings that training changed: counters and the like in a user's objects, which would look like other ones afterwards.
+
+    Args:
+        settings: those of `trainer` before training.
+        trainer: the Trainer after it.
+
+    Returns:
+        What `with_changing` takes.
+    """
+    after = json.loads(json.dumps(_of_code(trainer), default=_in_words))
+    return {
+        (name, value)
+        for name, now in after.items()
+        for value in changed_values(_with_values(name, settings[name]), _with_values(name, now))
+    }
+
+
+def with_changing(settings: dict[str, Any], changing: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    """`settings` in which those that `changed_in_training` found may be any."""
+    marked = {**settings}
+    for name, value in changing:
+        if not settings[name]:
+            continue
+        if name == "reweighting_settings":
+            marked[name] = {**marked[name], value: CHANGES}
+        else:
+            marked[name] = {**marked[name], "values": {**marked[name]["values"], value: CHANGES}}
+    return marked
+
+
+def _with_values(name: str, recorded: Any) -> Any:
+    return {"values": recorded or {}} if name == "reweighting_settings" else recorded
 
 
 def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any], same_seed: bool) -> str:
@@ -109,7 +158,7 @@ def _difference(name: str, before: Any, now: Any) -> str:
 
 
 def _depends_on_the_seed(name: str) -> bool:
-    return name.split(".")[0] in _OF_THE_SEED or name.endswith(".values")
+    return name.split(".")[0] in _OF_THE_SEED or name.partition(".")[2].startswith("values.")
 
 
 def _same(name: str, before: Any, now: Any) -> bool:
@@ -119,15 +168,17 @@ def _same(name: str, before: Any, now: Any) -> bool:
         return all(
             math.isclose(*pair, rel_tol=_SAME_WEIGHTS, abs_tol=_SAME_WEIGHTS) for pair in zip(before, now)
         )
-    # Of another version: bytecode of Python, a record of this package.
-    if (".python " in name or name.endswith(".values")) and None in (before, now):
+    # Bytecode is that of one version of Python.
+    if (".python " in name and None in (before, now)) or CHANGES in (before, now):
         return True
-    return before == now
+    return same_values(before, now) if ".values." in name else before == now
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in settings.items():
-        if isinstance(value, Mapping) and value:
+        # A setting of a rule that is a dict is one value, as training may change it.
+        is_one = prefix == "reweighting_settings."
+        if isinstance(value, Mapping) and (value or name == "values") and not is_one:
             yield from _flat(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
@@ -181,7 +232,10 @@ def _optimizer(trainer: Any) -> dict[str, Any] | None:
     found: dict[str, Any] = {}
     chosen = getattr(trainer, "optimizer_cls_and_kwargs", None)
     if chosen is not None:
-        found = {"class": chosen[0].__name__, **dict(_scalars(chosen[1]))}
+        found = {
+            "class": chosen[0].__name__,
+            **{name: value for name, value in chosen[1].items() if is_scalar(value)},
+        }
     if trainer.optimizer is not None:
         groups = trainer.optimizer.param_groups
         options = {
@@ -196,101 +250,13 @@ def _optimizer(trainer: Any) -> dict[str, Any] | None:
     return found or None
 
 
-def _code(given: Any) -> dict[str, Any] | None:
-    """Name and code of a function of the user's, or of the methods of a rule of theirs; None where there is none."""
-    if isinstance(given, Function):
-        given = given.function
-    if given is None or type(given).__module__.startswith("rgd_hf."):
-        return None
-    values: list[Any] = []
-    while isinstance(given, functools.partial):
-        values += [*_scalars(given.args), *_scalars(given.keywords)]
-        given = given.func
-    function = getattr(given, "__func__", given)
-    if hasattr(function, "__code__"):
-        functions, name = [function], function.__name__
-    else:
-        functions = [value for value in vars(type(given)).values() if hasattr(value, "__code__")]
-        name = getattr(given, "__name__", type(given).__name__)
-    if not functions:
-        return {"name": name}
-    values += [value for each in functions for value in _values_of(each)]
-    return {
-        "name": name,
-        **_told([_of_code(each.__code__, each.__doc__) for each in functions]),
-        "values": repr(values),
-    }
-
-
-def _settings_of_rule(rule: Any) -> dict[str, Any] | None:
-    """The settings of a rule, those too that are no single numbers or texts, which the arguments lack."""
-    return {
-        name: value
-        for name, value in vars(rule).items()
-        if name != "state" and not name.startswith("_") and not callable(value)
-    } or None
-
-
-def _code_of_class(trainer: type) -> dict[str, Any] | None:
-    """The code of the methods of the user's own classes among those that the Trainer derives from; None where there are none."""
-    told = [
-        (name, _of_code(code, function.__doc__))
-        for cls in trainer.__mro__
-        if not _is_of_a_library(cls)
-        for name, function in vars(cls).items()
-        if (code := getattr(function, "__code__", None)) is not None
+def _callbacks(trainer: Any) -> list[dict[str, Any]]:
+    """The callbacks that say by themselves what they were made with, as early stopping does."""
+    return [
+        {"class": type(each).__name__, **each.state().get("args", {})}
+        for each in trainer.callback_handler.callbacks
+        if isinstance(each, ExportableState)
     ]
-    return _told(told) if told else None
-
-
-def _told(code: Any) -> dict[str, str]:
-    """A short number of what `_of_code` gives, for the Python that it is of: bytecode is that of one version."""
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    return {f"python {version}": hashlib.sha256(repr(code).encode()).hexdigest()[:16]}
-
-
-def _is_of_a_library(cls: type) -> bool:
-    file = getattr(sys.modules.get(cls.__module__), "__file__", None) or ""
-    return cls.__module__.split(".")[0] in ("rgd_hf", "builtins") or "-packages" in file
-
-
-def _values_of(function: Any) -> list[Any]:
-    """Numbers and texts that a function has from outside: its defaults, and what it closes over."""
-    code, defaults = function.__code__, [function.__defaults__, function.__kwdefaults__]
-    # What it counts up by itself does not tell functions apart.
-    written = {step.argval for step in dis.get_instructions(code) if step.opname == "STORE_DEREF"}
-    around = {
-        name: cell.cell_contents
-        for name, cell in zip(code.co_freevars, function.__closure__ or ())
-        if name not in written and _is_filled(cell)
-    }
-    return [*(value for each in defaults for value in _scalars(each)), *_scalars(around)]
-
-
-def _scalars(values: Any) -> list[Any]:
-    pairs = values.items() if isinstance(values, Mapping) else enumerate(values or ())
-    return [pair for pair in pairs if pair[1] is None or isinstance(pair[1], bool | int | float | str)]
-
-
-def _is_filled(cell: Any) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018
-    except ValueError:
-        return False
-    return True
-
-
-def _of_code(code: Any, doc: str | None = None) -> list[Any]:
-    """Of a code object what it does: neither where it stands nor its docstring."""
-    constants = [
-        _of_code(one)
-        if hasattr(one, "co_code")
-        else sorted(map(repr, one))
-        if isinstance(one, frozenset)
-        else repr(one)
-        for one in (None if doc is not None and each == doc else each for each in code.co_consts)
-    ]
-    return [code.co_code.hex(), constants, code.co_names, code.co_varnames[: code.co_argcount]]
 
 
 def _in_words(value: Any) -> str:

@@ -48,7 +48,7 @@ class EMAMixin(TrainerBase):
 
     Args:
         ema_decay: decay d of the average, between 0 and 1; None (default) for no average.
-        ema_warmup: use `min(d, 1 - (1 + step)**(-2/3))` as the decay at each step, for runs that are short compared with
+        ema_warmup: use `min(d, 1 - step**(-2/3))` as the decay after each step, from 1, for runs that are short compared with
             `1 / (1 - d)` steps.
 
     Attributes:

@@ -147,7 +147,8 @@ class MIROMixin(PenaltyMixin):
         if isinstance(dataset, datasets.Dataset | datasets.IterableDataset):
             dataset = self._remove_unused_columns(dataset, description="training")
         sample = dataset[0] if hasattr(dataset, "__getitem__") else next(iter(dataset))
-        return self.data_collator([sample])
+        # Of other data sets the Trainer removes what the model does not take only here.
+        return self._get_collator_with_removed_columns(self.data_collator, "training")([sample])
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """As the Trainer's; the variances learn ten times as fast, without weight decay."""

@@ -1,6 +1,7 @@
 """SWAD: the average of all weights between the end of fitting and the start of overfitting."""
 
 import json
+import math
 import warnings
 from collections import deque
 from collections.abc import Mapping
@@ -37,7 +38,8 @@ class LossValley(Generic[T]):
     The start is the first segment whose loss is the lowest of the `PATIENCE_TO_START` that begin with it. From then
     on, the threshold is `tolerance` times the mean of these losses; the end is reached when `PATIENCE_TO_END`
     segments in a row are above it, and the last segment of the average is the one before them. Where training ends before
-    there is a start, the average is the last segment, as in the authors' code; Algorithm 1 leaves it open.
+    there is a start, the average is the last segment, as in the authors' code; Algorithm 1 leaves it open. A segment whose loss
+    is NaN or infinite begins no average and joins none: its weights may be NaN.
 
     Source: Cha et al., "SWAD: Domain Generalization by Seeking Flat Minima", NeurIPS 2021, Algorithm 1 (arXiv 2102.08604).
     The authors' code differs from it, and from this, in two more places: once it has the start, it adds the segments just
@@ -60,14 +62,14 @@ class LossValley(Generic[T]):
         if self.ended:
             return []
         self.count += 1
-        self.pending.append((loss, segment))
+        self.pending.append((math.inf if math.isnan(loss) else loss, segment))
         if self.start is None:
             self._look_for_start()
             return []
+        accepted = []
         if len(self.pending) > PATIENCE_TO_END:
-            accepted = [self.pending.popleft()[1]]
-        else:
-            accepted = []
+            loss, segment = self.pending.popleft()
+            accepted = [segment] if math.isfinite(loss) else []
         window = [loss for loss, _ in self.pending]
         if len(window) == PATIENCE_TO_END and min(window) > self.threshold:
             self.ended = True
@@ -79,9 +81,10 @@ class LossValley(Generic[T]):
 
         The last one alone where no start was found: the validation loss was still falling.
         """
-        left = [segment for _, segment in self.pending]
         if self.start is None:
-            left = left[-1:]
+            left = [segment for _, segment in self.pending][-1:]
+        else:
+            left = [segment for loss, segment in self.pending if math.isfinite(loss)]
         self.pending.clear()
         return left
 
@@ -89,7 +92,7 @@ class LossValley(Generic[T]):
         if len(self.pending) > PATIENCE_TO_START:
             self.pending.popleft()
         losses = [loss for loss, _ in self.pending]
-        if len(losses) == PATIENCE_TO_START and losses[0] == min(losses):
+        if len(losses) == PATIENCE_TO_START and losses[0] == min(losses) and all(map(math.isfinite, losses)):
             self.start = self.count - PATIENCE_TO_START
             self.threshold = self.tolerance * sum(losses) / len(losses)
 
@@ -129,7 +132,8 @@ class SWADMixin(TrainerBase):
 
     The weights after every step between two evaluations are averaged into a segment (buffers included), and the validation
     loss at its end decides about the segment, as `LossValley` says; so evaluate often (`eval_strategy="steps"`). `train` ends
-    with the average in the model: evaluations and `save_model` after it are of the average. Where the validation loss never
+    with the average in the model and an evaluation of it, which model card and hyperparameter search go by: `evaluate` and
+    `save_model` after it are of the average. Where the validation loss never
     stopped falling, that is the average since the evaluation before the last one, and a warning says so. Batch normalizations whose statistics are trained have averaged ones then;
     `torch.optim.swa_utils.update_bn` counts them again.
 
@@ -175,16 +179,18 @@ class SWADMixin(TrainerBase):
     def _start_swad(self) -> None:
         self.swad_valley: LossValley[WeightAverage] = LossValley(self.swad_tolerance)
         self.swad_segment, self.swad_average = WeightAverage(), WeightAverage()
+        self._evaluated_with: tuple[tuple, dict[str, Any]] = ((), {})
 
     def validation_loss(self, metrics: Mapping[str, float]) -> float:
-        """The loss that decides about a segment: `eval_loss`, or the mean of those of several evaluation sets.
+        """The loss that decides about a segment: `eval_loss`, or the mean of the `eval_<name>_loss` of several evaluation sets.
 
         Raises:
             SetupError: there is none.
         """
         if "eval_loss" in metrics:
             return metrics["eval_loss"]
-        losses = [value for name, value in metrics.items() if name.endswith("_loss")]
+        sets: Any = self.eval_dataset if isinstance(self.eval_dataset, Mapping) else {}
+        losses = [metrics[name] for name in (f"eval_{each}_loss" for each in sets) if name in metrics]
         if not losses:
             labels = ", ".join(map(repr, self.label_names))
             raise SetupError(
@@ -199,6 +205,7 @@ class SWADMixin(TrainerBase):
         """As the Trainer's; during training it ends a segment."""
         metrics = super().evaluate(eval_dataset, *args, **kwargs)
         if eval_dataset is None and self.is_in_train:
+            self._evaluated_with = (args, kwargs)
             self._take(self.swad_valley.add(self.validation_loss(metrics), self.swad_segment))
             self.swad_segment = WeightAverage()
         return metrics
@@ -209,7 +216,7 @@ class SWADMixin(TrainerBase):
         return super()._inner_training_loop(*args, **kwargs)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As the Trainer's; the model ends with the average."""
+        """As the Trainer's; the model ends with the average, and is evaluated once more."""
         output = super().train(*args, **kwargs)
         self._take(self.swad_valley.finish())
         output.metrics["swad_steps"] = self.swad_average.count
@@ -227,7 +234,22 @@ class SWADMixin(TrainerBase):
             model.load_state_dict(
                 {name: mean.to(like[name].dtype) for name, mean in self.swad_average.mean.items()}
             )
+        if self.hp_search_backend is None:
+            self._evaluate_average()
+        else:
+            self.objective = None  # the search evaluates a model for which there is none
         return output
+
+    def _evaluate_average(self) -> None:
+        given, keywords = self._evaluated_with
+        args = self.args
+        full = args.fp16_full_eval, args.bf16_full_eval
+        # After training these would leave the model in half precision.
+        args.fp16_full_eval = args.bf16_full_eval = False
+        try:
+            self.evaluate(None, *given, **keywords)
+        finally:
+            args.fp16_full_eval, args.bf16_full_eval = full
 
     def _take(self, segments: list[WeightAverage]) -> None:
         for segment in segments:

@@ -4,7 +4,7 @@ import json
 import os
 import shlex
 import shutil
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import HfApi
@@ -49,7 +49,7 @@ MODEL_FILES = (
 )
 """What makes up a saved model, as patterns of file names: weights, configuration, what prepares its inputs, its code."""
 
-RUN_FOLDERS = ("run-*/*", "*/run-*/*", "*-seed[0-9]*/*")
+RUN_FOLDERS = ("run-[0-9]*/*", "*/run-[0-9]*/*", "*-seed[0-9]*/*")
 """What is in the folders of single runs, as patterns: those of a hyperparameter search's trials, and those of `compare`."""
 
 _OF_A_RUN = (
@@ -256,10 +256,17 @@ def model_files(folder: Path) -> list[str]:
 
 
 def _run_folders(folder: Path) -> list[str]:
-    """The names of a folder's sub-folders that `RUN_FOLDERS` leaves out, sorted."""
-    inside = {f"{path.name}/file": path.name for path in folder.iterdir() if path.is_dir()}
-    pushed = filter_repo_objects(inside, ignore_patterns=list(RUN_FOLDERS))
-    return sorted(inside[name] for name in {*inside} - {*pushed})
+    """The folders below `folder`, at any depth, that `RUN_FOLDERS` leaves out, sorted: paths, of nested ones the outermost."""
+    inside = {
+        f"{name}/file": name
+        for path in folder.rglob("*")
+        if path.is_dir()
+        for name in [path.relative_to(folder).as_posix()]
+    }
+    left = {
+        inside[name] for name in {*inside} - {*filter_repo_objects(inside, ignore_patterns=list(RUN_FOLDERS))}
+    }
+    return sorted(name for name in left if not left & {str(parent) for parent in PurePosixPath(name).parents})
 
 
 def _strip_paths(state: Path) -> None:

@@ -211,7 +211,11 @@ class WeightingMixin(TrainerBase):
         state = rule.state_dict()
         if state and self.args.should_save:
             config = {"weighting": json.dumps(rule.get_config())}
-            tensors = {name: value.detach().contiguous() for name, value in state.items()}
+            # One tensor may stand under two names, which the file format does not take.
+            tensors = {
+                name: value.detach().clone(memory_format=torch.contiguous_format)
+                for name, value in state.items()
+            }
             save_file(tensors, str(Path(output_dir) / STATE_NAME), metadata=config)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:

@@ -82,7 +82,7 @@ OF_RUNS = [
 OWN = [
     *("figure.png", "run-of-mine.txt", "my-seed.txt", "checkpoints.md", "eval_results.json"),
     *("1_Pooling/config.json", "other/adapter_model.safetensors", "onnx/model.onnx", "code/__init__.py"),
-    "runs-of-mine/table.csv",
+    *("runs-of-mine/table.csv", "run-notes/notes.md"),
 ]
 
 
@@ -104,6 +104,8 @@ def test_what_runs_write_is_not_pushed_at_any_depth(ready, hub, tmp_path, deep):
     model = {".gitattributes", "README.md", "config.json", "model.safetensors"}
     for out in (pushed, told):
         assert set(repository(hub, out.name).files) == model | {deep + name for name in OWN}
+        named = ", ".join(f"{deep}{name}" for name in ("kl_tau_2-seed10", "run-0"))
+        assert f"Not pushed from {out}: {named}, which" in ready.log.read_text()
 
 
 def test_the_folder_of_a_comparison_and_a_search_is_pushed_without_their_runs(ready, hub, tmp_path):

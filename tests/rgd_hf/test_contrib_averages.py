@@ -1,5 +1,6 @@
 """SWAD and EMA against their definitions, on the library's Trainer and on the stock one, resumed at any step."""
 
+import math
 import warnings
 
 import numpy as np
@@ -9,6 +10,7 @@ from transformers import Trainer
 
 from rgd_hf import ReweightedTrainer, ReweightedTrainingArguments
 from rgd_hf.contrib import EMAMixin, LossValley, SetupError, SWADMixin, WeightAverage, swad
+from rgd_hf.hub.scores import last_scores
 from tests.helpers.tiny import classification_data, tiny_bert
 from tests.helpers.weights_kept import Keep
 
@@ -62,12 +64,16 @@ def mean_of(states):
 
 
 def paper_rule(losses, tolerance):
-    """Algorithm 1 of SWAD, evaluation by evaluation, on the whole list: the segments of the average."""
+    """Algorithm 1 of SWAD, evaluation by evaluation, on the whole list: the segments of the average.
+
+    Losses that are not finite, of which it does not speak, are infinite ones whose segments are left out.
+    """
+    losses = [loss if math.isfinite(loss) else math.inf for loss in losses]
     start, end, threshold = None, len(losses) - 1, None
     for i in range(len(losses)):
         if start is None:
             window = losses[i - swad.PATIENCE_TO_START + 1 : i + 1]
-            if i + 1 >= swad.PATIENCE_TO_START and window[0] == min(window):
+            if i + 1 >= swad.PATIENCE_TO_START and window[0] == min(window) and max(window) < math.inf:
                 start = i - swad.PATIENCE_TO_START + 1
                 threshold = tolerance * sum(window) / swad.PATIENCE_TO_START
         elif i - swad.PATIENCE_TO_END + 1 >= start and threshold < min(
@@ -75,16 +81,23 @@ def paper_rule(losses, tolerance):
         ):
             end = i - swad.PATIENCE_TO_END
             break
-    return list(range(len(losses)))[-1:] if start is None else list(range(start, end + 1))
+    if start is None:
+        return list(range(len(losses)))[-1:]
+    return [i for i in range(start, end + 1) if losses[i] < math.inf]
 
 
+@pytest.mark.parametrize("bad", [None, math.nan, math.inf])
 @pytest.mark.parametrize("seed", range(40))
-def test_loss_valley_is_the_paper_rule(seed):
+def test_loss_valley_is_the_paper_rule(seed, bad):
     random = np.random.RandomState(seed)
     steps = np.arange(random.randint(1, 40))
     losses = (
         np.abs(steps - random.randint(1, 20)) * random.rand() * 0.2 + random.rand(len(steps)) * 0.5
     ).tolist()
+    if bad is not None:
+        losses = [
+            bad if random.rand() < 0.1 or i > random.randint(1, 60) else loss for i, loss in enumerate(losses)
+        ]
     valley, taken = LossValley(1.2), []
     for number, loss in enumerate(losses):
         taken += valley.add(loss, number)
@@ -162,7 +175,56 @@ def test_swad_resumes_before_in_and_after_its_valley(step, tmp_path):
 def test_swad_goes_by_the_mean_loss_of_several_evaluation_sets(tmp_path):
     trainer = trainer_of(SWADTrainer, tmp_path, {})
     assert trainer.validation_loss({"eval_loss": 3.0, "eval_a_loss": 1.0}) == 3.0
-    assert trainer.validation_loss({"eval_a_loss": 1.0, "eval_b_loss": 2.0, "eval_a_accuracy": 9.0}) == 1.5
+    trainer.eval_dataset = dict.fromkeys("ab", trainer.eval_dataset)
+    losses = {"eval_a_loss": 1.0, "eval_b_loss": 2.0}
+    assert trainer.validation_loss({**losses, "eval_a_accuracy": 9.0, "eval_a_hinge_loss": 9.0}) == 1.5
+    with pytest.raises(SetupError, match="evaluation gave none, only eval_hinge_loss"):
+        trainer.validation_loss({"eval_hinge_loss": 9.0})
+
+
+def loss_of(trainer) -> float:
+    rows = trainer.eval_dataset
+    batch = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+    with torch.no_grad():
+        return trainer.model.eval()(**batch).loss.item()
+
+
+@pytest.mark.parametrize("losses", [[2.0, 1.0, 1.1, 1.2, 1.1], [1.0, 1.0, 1.0, math.nan, math.nan]])
+def test_swad_ends_with_one_evaluation_of_its_average(losses, tmp_path):
+    """It is what the card reports; the weights stay as precise as they were."""
+    trainer, keep = swad_with(losses, tmp_path, bf16_full_eval=True)
+    trainer.train()
+    after = trainer.state.log_history[-1]
+    evaluated = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert len(evaluated) == 6 and evaluated[-1] is after
+    assert after["eval_loss"] == pytest.approx(loss_of(trainer), rel=1e-5) != evaluated[-2]["eval_loss"]
+    assert [score.value for score in last_scores(trainer)] == [after["eval_loss"]]
+    assert_same_weights(
+        trainer.model.state_dict(), mean_of(keep.seen[2:] if losses[0] == 2.0 else keep.seen[:6])
+    )
+
+
+def test_a_search_ranks_trials_by_the_average_of_swad(tmp_path):
+    pytest.importorskip("optuna")
+    made = trainer_of(SWADTrainer, tmp_path, {})
+    trainer = SWADTrainer(
+        args=made.args,
+        model_init=lambda trial=None: tiny_bert(),
+        train_dataset=made.train_dataset,
+        eval_dataset=made.eval_dataset,
+    )
+    trainer.validation_loss = lambda metrics: 1.0
+    ends = []
+    train = trainer.train
+    trainer.train = lambda **given: (train(**given), ends.append(loss_of(trainer)))[0]
+    rates = [0.05, 0.2]
+    best = trainer.hyperparameter_search(
+        hp_space=lambda trial: {"learning_rate": trial.suggest_float("learning_rate", *rates)},
+        n_trials=2,
+        direction="minimize",
+        backend="optuna",
+    )
+    assert len(ends) == 2 and best.objective == pytest.approx(min(ends), rel=1e-5)
 
 
 # --- EMA ------------------------------------------------------------------------------------------------------------

@@ -214,6 +214,15 @@ def test_miro_begins_with_each_model_that_model_init_makes(tmp_path):
     torch.testing.assert_close(parameters_of(trainer.model), expected)
 
 
+@pytest.mark.parametrize("rows", [list, tuple, Dataset.from_list])
+def test_miro_begins_with_columns_that_the_model_does_not_take(rows, tmp_path):
+    made = trainer_of(MIROTrainer, tmp_path)
+    named = [{**row, "text": f"row {i}"} for i, row in enumerate(made.train_dataset.to_list())]
+    trainer = MIROTrainer(model=tiny_bert(), args=made.args, train_dataset=rows(named))
+    assert {*trainer.example_batch()} == {"input_ids", "labels"}
+    trainer.train()
+
+
 class CORALThenMIRO(CORALMixin, MIROMixin, ReweightedTrainer):
     pass
 

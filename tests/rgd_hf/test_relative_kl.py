@@ -2,6 +2,7 @@
 
 import math
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from transformers import TrainerCallback
 
 from rgd_hf import ReweightedTrainer, ReweightedTrainingArguments
 from rgd_hf.items import Items
-from rgd_hf.weightings import RelativeKL
+from rgd_hf.weightings import RelativeKL, Weighting
 from rgd_hf.weightings.trainer import STATE_NAME
 from tests.helpers.processes import run_on
 from tests.helpers.quiet import QUIET
@@ -148,3 +149,38 @@ def train_on_this_process(folder):
 
 if __name__ == "__main__":
     train_on_this_process(sys.argv[1])
+
+
+@dataclass
+class LastAndBest(Weighting):
+    """After its first step its state has one tensor under two names."""
+
+    def initial_state(self):
+        return {"last": torch.tensor(math.inf), "best": torch.tensor(math.inf)}
+
+    def weights(self, items):
+        return torch.where(items.losses > self.state["best"], 2.0, 1.0)
+
+    def sums(self, items):
+        return torch.stack([(items.reference * items.losses).sum(), items.reference.sum()])
+
+    def update(self, sums):
+        mean = sums[0] / sums[1]
+        self.state["best"] = mean if self.steps == 0 else torch.minimum(self.state["best"], mean)
+        self.state["last"] = mean
+        self.steps += 1
+
+    steps = 0
+
+
+def test_one_tensor_may_stand_for_two_parts_of_a_state(tmp_path):
+    args = arguments(
+        tmp_path, reweighting="none", reweighting_args=None, save_strategy="steps", save_steps=1, max_steps=1
+    )
+    trainer = ReweightedTrainer(
+        model=tiny_bert(), args=args, train_dataset=classification_data(8), reweighting=LastAndBest()
+    )
+    trainer.train()
+    assert trainer.weighting.state["last"] is trainer.weighting.state["best"]
+    saved = load_file(str(tmp_path / "checkpoint-1" / STATE_NAME))
+    assert saved["last"] == saved["best"] == trainer.weighting.state["last"]

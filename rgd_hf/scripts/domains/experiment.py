@@ -65,8 +65,6 @@ class Experiment:
         """Train, evaluate and save one run with what `make_trainer` made; what is recorded of it (see `scores_of`)."""
         trainer.stop_on_non_finite_loss = True
         output = trainer.train(resume_from_checkpoint=checkpoint)
-        if not trainer.keeps_best:
-            trainer.evaluate()  # its model is none of those that were evaluated
         scores = scores_of(trainer.state.log_history, self.held_out, trainer.training_domains)
         trainer.save_state()
         if scores["step"] != trainer.state.global_step or not trainer.predictions:
