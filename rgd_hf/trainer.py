@@ -17,6 +17,7 @@ from transformers.utils import ModelOutput
 
 from rgd_hf.batches.columns import SAMPLE_WEIGHT, WithColumns
 from rgd_hf.batches.flattened import has_several_samples
+from rgd_hf.batches.last_batch import LastBatchMixin
 from rgd_hf.batches.resumed_streams import ResumedStreams
 from rgd_hf.batches.trainer import ColumnsMixin
 from rgd_hf.class_weights import as_setting, check_counted
@@ -51,6 +52,7 @@ class ReweightingMixin(
     ModelCardMixin,
     WeightingMixin,
     ColumnsMixin,
+    LastBatchMixin,
     LogsMixin,
     PlainEvaluationMixin,
     OptimizerStepMixin,
