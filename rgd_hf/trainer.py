@@ -16,13 +16,11 @@ from transformers.trainer_pt_utils import find_batch_size
 from transformers.utils import ModelOutput
 
 from rgd_hf.batches.columns import SAMPLE_WEIGHT, WithColumns
-from rgd_hf.batches.flattened import has_several_samples
 from rgd_hf.batches.last_batch import LastBatchMixin
 from rgd_hf.batches.resumed_streams import ResumedStreams
 from rgd_hf.batches.trainer import ColumnsMixin
 from rgd_hf.class_weights import as_setting, check_counted
 from rgd_hf.evaluation import PlainEvaluationMixin, with_loss
-from rgd_hf.gradients import check_gradients_can_be_rescaled, steps_in_backward
 from rgd_hf.hub.model_card import ModelCardMixin
 from rgd_hf.hub.push import PushMixin
 from rgd_hf.items import (
@@ -33,14 +31,15 @@ from rgd_hf.items import (
     reference_at_level,
     zero_uncounted,
 )
-from rgd_hf.loss_sources import BatchLosses, CustomLosses, HeadLosses, PerSampleLossFn
+from rgd_hf.loss_sources import BatchLosses, HeadLosses, PerSampleLossFn
 from rgd_hf.loss_sources.trainer import PerSampleLossesMixin
 from rgd_hf.observers.logs import LogsMixin
 from rgd_hf.observers.statistics import NonFiniteLossError
 from rgd_hf.optimizer_step import OptimizerStepMixin
 from rgd_hf.overrides import argument, check_order, in_front, parameters_to_the_right
+from rgd_hf.set_up import SetUpMixin
 from rgd_hf.trainer_arguments import ArgumentsMixin
-from rgd_hf.training_args import ReweightingArguments, check_read, check_reweighting, take_weighting
+from rgd_hf.training_args import ReweightingArguments, check_read, take_weighting
 from rgd_hf.weightings.trainer import WeightingMixin
 
 __all__ = ["NonFiniteLossError", "ReweightedSeq2SeqTrainer", "ReweightedTrainer", "ReweightingMixin"]
@@ -48,6 +47,7 @@ __all__ = ["NonFiniteLossError", "ReweightedSeq2SeqTrainer", "ReweightedTrainer"
 
 class ReweightingMixin(
     ArgumentsMixin,
+    SetUpMixin,
     PushMixin,
     ModelCardMixin,
     WeightingMixin,
@@ -148,65 +148,6 @@ class ReweightingMixin(
         rest = {name: value for name, value in keywords.items() if name not in names or name in elsewhere}
         return given, rest
 
-    # --- settings and where the losses come from --------------------------------------------------------------------
-
-    def _check_set_up(self) -> None:
-        args, rule = self.args, self.weighting
-        check_reweighting(args, rule)
-        self._check_columns_are_kept()
-        self._check_one_loss_function()
-        if max(self.get_cp_size(), self.get_sp_size(), self.get_tp_size()) > 1:
-            raise NotImplementedError(
-                "Re-weighting is not written for context, sequence or tensor parallelism, where one process sees a "
-                "part of a sample or several see the same: use data parallelism (DDP, FSDP, DeepSpeed ZeRO)."
-            )
-        source = self._loss_source()
-        if source is None:
-            if self._needs_weights:
-                raise self._cannot_unreduce()
-            return
-        self._check_scale()
-        level = self._level()
-        if rule.compares_items and level == "sample" and args.train_batch_size == 1:
-            raise self._nothing_to_compare()
-        # Settings of TRL's SFTTrainer: the first packed row may have a single sample, so batches do not tell.
-        joined = getattr(self, "padding_free", False)
-        if level == "sample" and joined and (self._packs or args.train_batch_size > 1):
-            raise self._several_samples_in_a_row()
-        if self.per_sample_loss_fn is None and getattr(args, "loss_type", "nll") == "dft":
-            raise ValueError(
-                "loss_type='dft' of TRL's SFTTrainer has its own weights of tokens, which re-weighted training would "
-                "silently ignore: set loss_type='nll'."
-            )
-        if isinstance(source, CustomLosses) and args.label_smoothing_factor:
-            raise ValueError(
-                "label_smoothing_factor does not reach a per_sample_loss_fn: smooth the labels inside that function "
-                "and leave label_smoothing_factor at 0."
-            )
-        if self._accumulates and steps_in_backward(args):
-            raise ValueError(
-                f"optim={args.optim!r} takes a step inside every backward pass, so that the micro-batches of an "
-                "accumulated step would be steps of their own: set gradient_accumulation_steps=1."
-            )
-        if self._rescales:
-            check_gradients_can_be_rescaled(args, self.is_deepspeed_enabled, self._needs_rescaling())
-
-    def _nothing_to_compare(self) -> ValueError:
-        return ValueError(
-            f"{self.weighting.method_name()} compares the samples of one micro-batch with one another, but there is only one: "
-            "raise per_device_train_batch_size (and lower gradient_accumulation_steps)."
-        )
-
-    def _check_scale(self) -> None:
-        for cls in type(self).__mro__:
-            if cls is OptimizerStepMixin:
-                return
-            if "loss_is_scaled_for_ga" in cls.__dict__:
-                raise ValueError(
-                    f"{cls.__name__}.loss_is_scaled_for_ga describes the scale of that class's own compute_loss, but here "
-                    "the loss is that of ReweightingMixin, which knows its scale: remove it from the class."
-                )
-
     # --- batch -> model -> unreduced losses -> weights -> one scalar ------------------------------------------------
 
     def compute_loss(
@@ -296,26 +237,19 @@ class ReweightingMixin(
         return self._loss_calls is not None or self._trains_by_itself
 
     def _objective(self, batch: BatchLosses, inputs: Any, num_items: Any) -> Tensor:
-        losses, level, sample_weight = batch.losses, self._level(), inputs.get(SAMPLE_WEIGHT)
-        of_rows = batch.reference
-        if self.is_in_train and not self._weights_looked_at:
-            self._check_sample_weights(inputs)
-            if level == "sample" and has_several_samples(inputs, of_rows > 0):
-                raise self._several_samples_in_a_row()
-            # Only here it is known of a function's losses, and of a batch size that was made smaller.
-            if self.weighting.compares_items and losses.numel() == 1:
-                raise self._nothing_to_compare()
-            self._check_rows_can_be_left_out(self._samples_of(inputs), losses)
-            self._weights_looked_at = True
+        losses, token_reference = batch.losses, batch.reference
+        level, sample_weight = self._level(), inputs.get(SAMPLE_WEIGHT)
+        self._check_first_batch(losses, token_reference, inputs)
         left_out = self._left_out if sample_weight is not None and not self._has_sample_weights else None
         if left_out is not None and sample_weight.numel() != len(losses):
-            of_rows, sample_weight = of_rows * self._counts_or_not(left_out, losses), None
+            token_reference = token_reference * self._counts_or_not(left_out, losses)
+            sample_weight = None
         if self.args.class_weights is not None:
             check_counted(self.args.class_weights, self.train_dataset)
-            losses = zero_uncounted(losses, of_rows)
-        losses = losses_at_level(losses, of_rows, level)
-        reference = reference_at_level(of_rows, level, sample_weight)
-        if sample_weight is not None or of_rows is not batch.reference:
+            losses = zero_uncounted(losses, token_reference)
+        losses = losses_at_level(losses, token_reference, level)
+        reference = reference_at_level(token_reference, level, sample_weight)
+        if sample_weight is not None or token_reference is not batch.reference:
             losses = zero_uncounted(losses, reference)
         items = Items(losses.detach(), reference, inputs)
         if not self.is_in_train:
@@ -347,7 +281,7 @@ class ReweightingMixin(
         self._steps_begun = self._step_finished = self._logged_step = 0
         self._step_is_open, self._divided_later = False, None
         self._start_rule()
-        self._warned = self._weights_looked_at = self._trial_ends = self._has_sample_weights = False
+        self._warned = self._first_batch_checked = self._trial_ends = self._has_sample_weights = False
 
     def _begin_step(self, batch_samples: list) -> None:
         # Before repeats are left out by weights of this package's own.

@@ -78,7 +78,6 @@ class ColumnsMixin(TrainerBase):
     hidden_columns: tuple[str, ...] = ()
     # Whether the training batches come from the Trainer's own dataloader.
     _makes_batches = False
-    _weights_looked_at = False
     _prepared = _Prepared()
 
     if TYPE_CHECKING:
