@@ -13,7 +13,7 @@ IGNORE_INDEX = -100
 
 
 def single_label_losses(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy of each sample: sequence, image, video and audio classification.
+    """Cross-entropy of each sample: sequence, image, video and audio classification, multiple choice.
 
     Args:
         logits: `[batch, classes]`, any floating-point dtype.
@@ -60,27 +60,11 @@ def regression_losses(logits: Tensor, labels: Tensor) -> Tensor:
     return (predictions - labels.float().reshape(predictions.shape)).square().mean(dim=-1)
 
 
-def multiple_choice_losses(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy of each sample over its choices.
-
-    Args:
-        logits: `[batch, choices]`, any floating-point dtype.
-        labels: index of the right choice, `[batch]` (or `[batch, 1]`), -100 where ignored.
-        label_smoothing: as in `single_label_losses`.
-
-    Returns:
-        float32 `[batch]`.
-    """
-    return F.cross_entropy(
-        logits.float(), labels.reshape(-1).long(), reduction="none", label_smoothing=label_smoothing
-    )
-
-
 def token_losses(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Cross-entropy of each token, logits and labels at the same position.
 
-    Token classification, masked language modelling, and the decoder of an encoder-decoder, whose inputs are already
-    shifted.
+    Token classification, masked language modelling, the decoder of an encoder-decoder, whose inputs are already
+    shifted, and causal language modelling, whose labels `shift_left` shifts.
 
     Args:
         logits: `[batch, positions, classes]`, any floating-point dtype. Positions in front of the labels' (virtual
@@ -94,9 +78,9 @@ def token_losses(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -
     Raises:
         ValueError: there are fewer logits than labels.
     """
-    in_front = positions_in_front(logits.shape[1], labels.shape[1])
+    unlabelled = positions_in_front(logits.shape[1], labels.shape[1])
     # The labels are padded, and the losses cut, because either is smaller by the number of classes than the logits.
-    targets = F.pad(labels.long(), (in_front, 0), value=IGNORE_INDEX)
+    targets = F.pad(labels.long(), (unlabelled, 0), value=IGNORE_INDEX)
     losses = F.cross_entropy(
         logits.flatten(0, 1).float(),
         targets.flatten(),
@@ -104,7 +88,7 @@ def token_losses(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -
         reduction="none",
         label_smoothing=label_smoothing,
     )
-    return losses.view(targets.shape)[:, in_front:]
+    return losses.view(targets.shape)[:, unlabelled:]
 
 
 def positions_in_front(positions: int, tokens: int) -> int:
@@ -119,22 +103,6 @@ def positions_in_front(positions: int, tokens: int) -> int:
             "together with the inputs."
         )
     return positions - tokens
-
-
-def causal_lm_losses(logits: Tensor, next_tokens: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy of each next token, as `ForCausalLMLoss` of transformers before its mean.
-
-    Args:
-        logits: `[batch, positions, vocabulary]`, any floating-point dtype. Positions in front of the labels' have no
-            loss.
-        next_tokens: the token that follows each position, `[batch, tokens]`, -100 where ignored; `shift_left`
-            makes it from labels.
-        label_smoothing: as in `single_label_losses`.
-
-    Returns:
-        float32 `[batch, tokens]`.
-    """
-    return token_losses(logits, next_tokens, label_smoothing)
 
 
 def shift_left(labels: Tensor) -> Tensor:

@@ -149,7 +149,8 @@ def _multiple_choice_valid(inputs: Inputs, config: Any) -> Tensor:
 
 def _multiple_choice_losses(outputs: Any, inputs: Inputs, config: Any, label_smoothing: float) -> Tensor:
     logits = logits_of(outputs)
-    return un_reduced.multiple_choice_losses(logits, inputs["labels"].to(logits.device), label_smoothing)
+    labels = inputs["labels"].reshape(-1).to(logits.device)
+    return un_reduced.single_label_losses(logits, labels, label_smoothing)
 
 
 def _check_multiple_choice(inputs: Inputs, config: Any) -> None:

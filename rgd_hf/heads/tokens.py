@@ -161,7 +161,7 @@ def _causal_valid(inputs: Inputs, config: Any) -> Tensor:
 
 def _causal_losses(outputs: Any, inputs: Inputs, config: Any, label_smoothing: float) -> Tensor:
     logits = logits_of(outputs)
-    return un_reduced.causal_lm_losses(logits, _next_tokens(inputs).to(logits.device), label_smoothing)
+    return un_reduced.token_losses(logits, _next_tokens(inputs).to(logits.device), label_smoothing)
 
 
 CAUSAL_LM = Head(
@@ -185,9 +185,9 @@ def _prompted_losses(outputs: Any, inputs: Inputs, config: Any, label_smoothing:
     logits, labels = logits_of(outputs), inputs["labels"]
     labels = labels.to(logits.device)
     # The position before the first token is a virtual one, so that the first token is predicted too.
-    in_front = logits.shape[1] - labels.shape[1] - 1
-    targets = nn.functional.pad(labels, (in_front, 1), value=un_reduced.IGNORE_INDEX)
-    return un_reduced.causal_lm_losses(logits, targets, label_smoothing)[:, in_front:-1]
+    virtual = logits.shape[1] - labels.shape[1] - 1
+    targets = nn.functional.pad(labels, (virtual, 1), value=un_reduced.IGNORE_INDEX)
+    return un_reduced.token_losses(logits, targets, label_smoothing)[:, virtual:-1]
 
 
 PROMPTED_CAUSAL_LM = dataclasses.replace(

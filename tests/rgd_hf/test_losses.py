@@ -79,7 +79,7 @@ def test_smoothed_tokens_have_the_mean_of_transformers_label_smoother() -> None:
     expected = LabelSmoother(epsilon=0.1)({"logits": TOKEN_LOGITS}, TOKENS.clone())
     torch.testing.assert_close(losses.sum() / (TOKENS != -100).sum(), expected)
     next_tokens = un_reduced.shift_left(TOKENS)
-    losses = un_reduced.causal_lm_losses(TOKEN_LOGITS, next_tokens, 0.1)
+    losses = un_reduced.token_losses(TOKEN_LOGITS, next_tokens, 0.1)
     expected = LabelSmoother(epsilon=0.1)({"logits": TOKEN_LOGITS}, TOKENS.clone(), shift_labels=True)
     torch.testing.assert_close(losses.sum() / (next_tokens != -100).sum(), expected)
 
@@ -90,7 +90,7 @@ def test_language_models_have_the_mean_of_transformers_losses() -> None:
         masked.sum() / (TOKENS != -100).sum(), ForMaskedLMLoss(TOKEN_LOGITS, TOKENS, 5)
     )
     next_tokens = un_reduced.shift_left(TOKENS)
-    causal = un_reduced.causal_lm_losses(TOKEN_LOGITS, next_tokens)
+    causal = un_reduced.token_losses(TOKEN_LOGITS, next_tokens)
     torch.testing.assert_close(
         causal.sum() / (next_tokens != -100).sum(), ForCausalLMLoss(TOKEN_LOGITS, TOKENS, 5)
     )
@@ -195,5 +195,5 @@ def test_the_logits_are_not_copied() -> None:
         return sum(sizes)
 
     own = kept(lambda: ForCausalLMLoss(logits, labels, 1000))
-    ours = kept(lambda: un_reduced.causal_lm_losses(logits, un_reduced.shift_left(labels)))
+    ours = kept(lambda: un_reduced.token_losses(logits, un_reduced.shift_left(labels)))
     assert ours <= own + 2 * labels.numel()
