@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rgd_hf.batches.columns import SAMPLE_INDEX
 from rgd_hf.batches.datasets import check_numbered
-from rgd_hf.items import Items
+from rgd_hf.items import Items, losses_at_level, reference_at_level
 from rgd_hf.observers.base import Observer
 
 
@@ -152,17 +152,7 @@ def add_by_sample(sums: Tensor, indices: Tensor, items: Items, weights: Tensor) 
             f"The batch has {indices.numel()} samples, but losses of shape {list(items.losses.shape)}: if samples "
             "are packed into one row, the loss of each sample is not known. Turn packing off, or turn hard examples off (record_examples=False, or no add_observer)."
         )
-    if items.losses.dim() == 1:
-        # One item per sample: half the operations, which small models notice.
-        seen = (items.reference > 0).to(items.losses.dtype)
-        means = torch.stack([seen * weights, seen * items.losses, seen], dim=1)
-    else:
-        rows = indices.numel()
-        reference = items.reference.reshape(rows, -1)
-        mass = reference.sum(dim=1)
-        share = reference / torch.where(mass > 0, mass, 1.0)[:, None]
-        losses, weights = items.losses.reshape(rows, -1), weights.reshape(rows, -1)
-        means = torch.stack(
-            [(share * weights).sum(dim=1), (share * losses).sum(dim=1), (mass > 0).to(share.dtype)], dim=1
-        )
-    sums.index_add_(0, indices.to(sums.device), means.to(sums.dtype))
+    seen = (reference_at_level(items.reference, "sample") > 0).to(items.losses.dtype)
+    means = [losses_at_level(values, items.reference, "sample") for values in (weights, items.losses)]
+    added = torch.stack([*(seen * mean for mean in means), seen], dim=1)
+    sums.index_add_(0, indices.to(sums.device), added.to(sums.dtype))
