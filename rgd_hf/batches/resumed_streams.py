@@ -20,9 +20,8 @@ class ResumedStreams(TrainerCallback):
         goes_on = 0 < state.global_step < state.max_steps
         if not goes_on or has_length(train_dataloader) or args.ignore_data_skip:
             return
-        if (
-            state.epoch or 0
-        ) <= 1:  # exactly 1 at the end of an earlier `max_steps` that the first pass had room for
+        # It is exactly 1 at the end of an earlier `max_steps` that the first pass had room for.
+        if (state.epoch or 0) <= 1:
             return
         warnings.warn(
             f"This training resumes at step {state.global_step}, in pass {int(state.epoch) + 1} over a training set of unknown "

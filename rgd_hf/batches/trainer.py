@@ -42,15 +42,17 @@ else:
     TrainerBase = object
 
 _LIKE_WEIGHTS = {
-    *("weight", "weights", "sample_weights", "sampleweight", "sample-weight"),
-    *(
-        "example_weight",
-        "example_weights",
-        "instance_weight",
-        "instance_weights",
-        "loss_weight",
-        "loss_weights",
-    ),
+    "weight",
+    "weights",
+    "sample_weights",
+    "sampleweight",
+    "sample-weight",
+    "example_weight",
+    "example_weights",
+    "instance_weight",
+    "instance_weights",
+    "loss_weight",
+    "loss_weights",
 }
 
 

@@ -65,7 +65,7 @@ def find_failure(error: BaseException, page: str = "", writing: bool = False) ->
         if isinstance(one, GatedRepoError) or (
             isinstance(one, DatasetNotFoundError) and "is a gated dataset" in str(one)
         ):
-            return _gated(one, page)
+            return _gated(page)
     for one in chain:
         if isinstance(one, HfHubHTTPError) and one.response is not None:
             return _answered(one, writing)
@@ -88,7 +88,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         ]
 
 
-def _gated(error: BaseException, page: str) -> HubFailure:
+def _gated(page: str) -> HubFailure:
     where = f" ({constants.ENDPOINT}/{page})" if page else ""
     log_in = "" if get_token() else " and log in with `hf auth login`, or put its token into HF_TOKEN"
     return HubFailure(

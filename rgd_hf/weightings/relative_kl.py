@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rgd_hf.items import Items
+from rgd_hf.items import SMALLEST, Items
 from rgd_hf.weightings.base import Weighting, check_losses
 from rgd_hf.weightings.divergence import CITATION, PAPER, check_tau
 
@@ -65,7 +65,7 @@ class RelativeKL(Weighting):
     def weights(self, items: Items) -> Tensor:
         """The weights; the largest one for a NaN or infinite loss."""
         check_losses(items.losses)
-        relative = items.losses.float() / self.scale().clamp(min=torch.finfo(torch.float32).tiny)
+        relative = items.losses.float() / self.scale().clamp(min=SMALLEST)
         # Before there is a scale, an infinite loss over an infinite scale is NaN too.
         relative = relative.nan_to_num(nan=self.tau, posinf=self.tau).clamp(max=self.tau)
         return torch.exp(relative / (self.tau + 1))
