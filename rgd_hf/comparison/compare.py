@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from transformers import Trainer, set_seed
 from transformers.trainer_utils import denumpify_detensorize
 
@@ -25,6 +24,7 @@ from rgd_hf.comparison.run_settings import (
 from rgd_hf.description import method_name
 from rgd_hf.json_lines import append_line, read_lines, write_json
 from rgd_hf.overrides import behind, in_front
+from rgd_hf.processes import same_everywhere as _same_everywhere
 from rgd_hf.trainer import ReweightingMixin
 from rgd_hf.weightings.choice import as_weighting
 
@@ -326,8 +326,3 @@ def _slug(label: str) -> str:
 def _say(line: str) -> None:
     if PartialState().is_main_process:
         print(line, flush=True)
-
-
-def _same_everywhere(value: Any) -> Any:
-    """The main process's `value`, on every process."""
-    return broadcast_object_list([value])[0]

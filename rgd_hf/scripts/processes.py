@@ -1,20 +1,15 @@
-"""What the processes of one training do together: agree, act once, end."""
+"""What the processes of one training do together: act once, end."""
 
 import gc
 from collections.abc import Callable
 from typing import Any
 
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from torch import distributed
 
 from rgd_hf.hub.errors import HubError
+from rgd_hf.processes import same_everywhere
 from rgd_hf.scripts.errors import UserError
-
-
-def same_everywhere(value: Any) -> Any:
-    """The main process's `value`, on every process: called by each, it waits for all."""
-    return broadcast_object_list([value])[0]
 
 
 def on_main_process(action: Callable[[], Any]) -> None:

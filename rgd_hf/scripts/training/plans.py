@@ -16,10 +16,11 @@ from rgd_hf.comparison.compare import SETTINGS_NAME
 from rgd_hf.comparison.run_settings import TEXT_TOKENS
 from rgd_hf.description import method_name
 from rgd_hf.observers.hard_examples import HardExamples
+from rgd_hf.processes import same_everywhere
 from rgd_hf.scripts.cli import check_rule
 from rgd_hf.scripts.errors import UserError
 from rgd_hf.scripts.messages import say
-from rgd_hf.scripts.processes import on_main_process, same_everywhere
+from rgd_hf.scripts.processes import on_main_process
 from rgd_hf.scripts.ranges import check_seed
 from rgd_hf.scripts.training.hard_examples import HARD_EXAMPLES
 from rgd_hf.scripts.training.predictions import PREDICTIONS

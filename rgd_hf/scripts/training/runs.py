@@ -13,9 +13,10 @@ from rgd_hf import ReweightedTrainingArguments, ReweightingArguments
 from rgd_hf.batches.datasets import number_of_samples
 from rgd_hf.checkpoints import last_checkpoint, passed_over
 from rgd_hf.json_lines import write_json
+from rgd_hf.processes import same_everywhere
 from rgd_hf.scripts.errors import UserError, settings_explained
 from rgd_hf.scripts.messages import say
-from rgd_hf.scripts.processes import on_main_process, same_everywhere
+from rgd_hf.scripts.processes import on_main_process
 from rgd_hf.scripts.training.hard_examples import InspectedTrainer, TrainingSamples, list_hard_examples
 from rgd_hf.scripts.training.plans import (
     ROWS,
