@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rgd_hf.heads import Head, bare_model, doubt, find_head
+from rgd_hf.heads import Head, find_head, why_unverified, without_peft
 from rgd_hf.heads.classification import CLASSIFICATION, SINGLE_LABEL_CLASSIFICATION
 from rgd_hf.heads.tokens import ALIGNED_LM, CAUSAL_LM, MASKED_LM, TOKEN_CLASSIFICATION
 from rgd_hf.items import Items, token_reference
@@ -68,29 +68,29 @@ class RGDLoss:
                 f"{self.weighting.method_name()} reads other columns of the batch or keeps a state over the steps, which a "
                 "loss function of the stock Trainer has no access to: use ReweightedTrainer."
             )
-        bare = bare_model(model)
+        base = without_peft(model)
         head = find_head(model)
-        if head is not None and getattr(bare.config, "is_encoder_decoder", False):
+        if head is not None and getattr(base.config, "is_encoder_decoder", False):
             raise NotImplementedError(
-                f"{type(bare).__name__} makes the inputs of its decoder from the labels, which the stock Trainer withholds "
+                f"{type(base).__name__} makes the inputs of its decoder from the labels, which the stock Trainer withholds "
                 "from a model with a compute_loss_func. Use ReweightedTrainer or ReweightedSeq2SeqTrainer."
             )
         if head is None or head not in _FROM_LABELS_ALONE:
             raise NotImplementedError(
-                f"RGDLoss cannot compute per-sample losses of {type(bare).__name__} from its outputs and labels alone. Use "
+                f"RGDLoss cannot compute per-sample losses of {type(base).__name__} from its outputs and labels alone. Use "
                 "ReweightedTrainer (with per_sample_loss_fn where the head is not known)."
             )
-        if why := doubt(model):
+        if why := why_unverified(model):
             raise NotImplementedError(
-                f"{type(bare).__name__} {why}, and RGDLoss cannot compare its losses with the model's own, which it never "
+                f"{type(base).__name__} {why}, and RGDLoss cannot compare its losses with the model's own, which it never "
                 "sees. Use ReweightedTrainer, which does so on the first batch."
             )
         self.head: Head = head
-        self.model, self.config = bare, bare.config
+        self.model, self.config = base, base.config
         self._checked = False
-        if head is CAUSAL_LM and getattr(bare, "loss_type", None) is None:
+        if head is CAUSAL_LM and getattr(base, "loss_type", None) is None:
             # The Trainer leaves out position 0, which nothing predicts, only for models that name their loss.
-            bare.loss_type = "ForCausalLM"
+            base.loss_type = "ForCausalLM"
 
     def __call__(self, outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
         """The sum of the weighted losses divided by the number of items.
@@ -129,5 +129,5 @@ class RGDLoss:
             return torch.ones_like(items.losses, dtype=torch.float32)
         with torch.no_grad():
             rule = self.weighting
-            weights = checked_weights(rule.weights(items), items.losses, lambda: rule.giver)
+            weights = checked_weights(rule.weights(items), items.losses, lambda: rule.name_in_errors)
             return torch.where(items.reference > 0, weights, 1.0)

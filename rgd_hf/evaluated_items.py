@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rgd_hf.batches.repeats import Share, cannot_leave_out, share_of_dispatched_batch, share_of_last_batch
 
-_TOLD_APART = (
+_ONE_ROW_PER_SAMPLE = (
     "Return losses as [batch, tokens], one row for each sample; or set per_device_eval_batch_size=1, or evaluate on one "
     "process."
 )
@@ -67,7 +67,7 @@ class EvaluatedItems:
             return rows
         samples_are_rows = rows == share.samples and not in_row
         if share.divides and not samples_are_rows and not in_row:
-            raise cannot_leave_out(share, f"losses of {rows} rows", _TOLD_APART)
+            raise cannot_leave_out(share, f"losses of {rows} rows", _ONE_ROW_PER_SAMPLE)
         if not self.at_end:
             return rows
         return share.kept if samples_are_rows else rows * (share.kept > 0)

@@ -19,7 +19,7 @@ from rgd_hf.batches.columns import SAMPLE_WEIGHT
 from rgd_hf.gradients import PendingGradients, gradients_can_be_rescaled
 from rgd_hf.items import reference_at_level
 from rgd_hf.loss_sources import HeadLosses
-from rgd_hf.overrides import in_front, set_on
+from rgd_hf.overrides import overrides_before, set_on
 from rgd_hf.step_guard import LossCall, Passes, StepGuardMixin
 
 _SEES_THE_NUMBER = (
@@ -45,17 +45,17 @@ class OptimizerStepMixin(StepGuardMixin):
 
     # --- the items of a step ----------------------------------------------------------------------------------------
 
-    def _uncounted(self) -> str | None:
+    def _why_not_counted(self) -> str | None:
         """What keeps the items of a step from being counted before its forward passes; None where they are counted."""
-        return "normalize_weights" if self.args.normalize_weights else self._source_of_other_items()
+        return "normalize_weights" if self.args.normalize_weights else self._what_may_change_items()
 
-    def _source_of_other_items(self) -> str | None:
+    def _what_may_change_items(self) -> str | None:
         """What may give the loss other items than are counted in a batch before the forward pass; None for nothing."""
         source = self._loss_source()
         if not isinstance(source, HeadLosses):
             return source.name if source is not None else None
         changing = [
-            *in_front(self, OptimizerStepMixin, "compute_loss"),
+            *overrides_before(self, OptimizerStepMixin, "compute_loss"),
             *self._overrides("training_step"),
             *self._overrides("_prepare_inputs"),
             *self._overrides("_prepare_input"),
@@ -66,14 +66,14 @@ class OptimizerStepMixin(StepGuardMixin):
         """What the gradients of accumulated steps are rescaled because of, for messages."""
         unknown = "a training set of unknown length"
         counts = isinstance(self._loss_source(), HeadLosses) and not self.args.normalize_weights
-        return unknown if counts and self._is_endless else self._uncounted() or unknown
+        return unknown if counts and self._is_endless else self._why_not_counted() or unknown
 
     @property
     def _rescales(self) -> bool:
         """Whether the step's scale is known only after its forward passes, so that gradients are rescaled."""
         if not self._accumulates or self._loss_source() is None:
             return False
-        if self._uncounted() is not None:
+        if self._why_not_counted() is not None:
             return True
         return self._is_endless and gradients_can_be_rescaled(self.args, self.is_deepspeed_enabled)
 
@@ -108,7 +108,7 @@ class OptimizerStepMixin(StepGuardMixin):
         if self._rescales and self._is_endless:
             return None
         # Labels that an override makes may be missing on some processes only; all of them have to come to the reduction.
-        missing = self._uncounted() is not None and any(map(source.missing_labels, batch_samples))
+        missing = self._why_not_counted() is not None and any(map(source.missing_labels, batch_samples))
         masses = {} if missing else {id(batch): self._mass(batch) for batch in batch_samples}
         counts = torch.tensor([0.0, missing], device=self.args.device)
         if masses:
@@ -166,7 +166,7 @@ class OptimizerStepMixin(StepGuardMixin):
         if rescales:
             # Any number that is the same on every process will do where the gradients are rescaled afterwards.
             mass, total = None, self._step_size if total is None else total
-        elif total is not None and self._uncounted() is not None:
+        elif total is not None and self._why_not_counted() is not None:
             mass = total = None
         self._scale_pending = rescales
         with ExitStack() as stack:

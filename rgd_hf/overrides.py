@@ -1,4 +1,7 @@
-"""What users override around a mixin: in classes before and behind it, and on the Trainer object itself."""
+"""What users override around a mixin: in classes before and after it, and on the Trainer object itself.
+
+Before and after as in the method resolution order.
+"""
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -48,7 +51,7 @@ class Override(NamedTuple):
     function: Any
 
 
-def in_front(trainer: Any, mixin: type, method: str) -> tuple[Override, ...]:
+def overrides_before(trainer: Any, mixin: type, method: str) -> tuple[Override, ...]:
     """The overrides of `method` that are called before that of `mixin`, outermost first."""
     cls: type = type(trainer)
     of_classes, _ = _overrides(cls, mixin, method)
@@ -58,17 +61,23 @@ def in_front(trainer: Any, mixin: type, method: str) -> tuple[Override, ...]:
     return of_classes if function is None else (Override(f"trainer.{method}", function), *of_classes)
 
 
-def behind(trainer: Any, mixin: type, method: str) -> Override | None:
-    """The first override of `method` behind `mixin`; None without one."""
+def override_after(trainer: Any, mixin: type, method: str) -> Override | None:
+    """The first override of `method` after `mixin`; None without one."""
     cls: type = type(trainer)
     _, of_classes = _overrides(cls, mixin, method)
     return of_classes[0] if of_classes else None
 
 
+def all_overrides(trainer: Any, mixin: type, method: str) -> list[Override]:
+    """The overrides of `method` before `mixin`, and the first one after it, in the order in which they are called."""
+    after = override_after(trainer, mixin, method)
+    return [*overrides_before(trainer, mixin, method), *([after] if after else [])]
+
+
 # Asked for many times in every step.
 @lru_cache(maxsize=1000)
 def _overrides(trainer: type, mixin: type, method: str) -> tuple[tuple[Override, ...], tuple[Override, ...]]:
-    """The overrides in classes before `mixin`, and those behind it."""
+    """The overrides in classes before `mixin`, and those after it."""
     order = trainer.__mro__
     at = order.index(mixin)
     return _defined(order[:at], method), _defined(order[at + 1 :], method)
@@ -123,7 +132,7 @@ def _mentions(code: CodeType, name: str) -> bool:
 
 
 def parameters_to_the_right(cls: type, mixin: type, names: Iterable[str]) -> dict[str, type]:
-    """Which of `names` a class behind `mixin` takes in its `__init__` by that very name, and the class."""
+    """Which of `names` a class after `mixin` takes in its `__init__` by that very name, and the class."""
     wanted = set(names)
     found: dict[str, type] = {}
     order = cls.__mro__
@@ -137,7 +146,7 @@ def parameters_to_the_right(cls: type, mixin: type, names: Iterable[str]) -> dic
 
 
 def argument(cls: type, mixin: type, name: str, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> Any:
-    """An argument, by keyword or position, of the first `__init__` behind `mixin` that is not this package's; or None."""
+    """An argument, by keyword or position, of the first `__init__` after `mixin` that is not this package's; or None."""
     if name in keywords:
         return keywords[name]
     order = cls.__mro__

@@ -10,7 +10,7 @@ from transformers.trainer_pt_utils import find_batch_size
 
 from rgd_hf.batches.columns import SAMPLE_WEIGHT
 from rgd_hf.items import columns_of
-from rgd_hf.overrides import Override, behind, in_front, set_on
+from rgd_hf.overrides import Override, all_overrides, set_on
 
 if TYPE_CHECKING:
     from rgd_hf.loss_sources.trainer import PerSampleLossesMixin as TrainerBase
@@ -107,8 +107,7 @@ class StepGuardMixin(TrainerBase):
 
     def _overrides(self, method: str) -> list[Override]:
         """Overrides of `method` that this package has not looked at, the first that is called first."""
-        last = behind(self, StepGuardMixin, method)
-        return [*in_front(self, StepGuardMixin, method), *([last] if last else [])]
+        return all_overrides(self, StepGuardMixin, method)
 
     @property
     def _accumulates(self) -> bool:

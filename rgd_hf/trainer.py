@@ -36,7 +36,7 @@ from rgd_hf.loss_sources.trainer import PerSampleLossesMixin
 from rgd_hf.observers.logs import LogsMixin
 from rgd_hf.observers.statistics import NonFiniteLossError
 from rgd_hf.optimizer_step import OptimizerStepMixin
-from rgd_hf.overrides import argument, check_order, in_front, parameters_to_the_right
+from rgd_hf.overrides import argument, check_order, overrides_before, parameters_to_the_right
 from rgd_hf.set_up import SetUpMixin
 from rgd_hf.trainer_arguments import ArgumentsMixin
 from rgd_hf.training_args import ReweightingArguments, check_read, take_weighting
@@ -210,7 +210,7 @@ class ReweightingMixin(
 
     def _shows(self, return_outputs: bool) -> bool:
         """Whether the outputs that `compute_loss` returns are used: not when only the loss is evaluated."""
-        asked = in_front(self, ReweightingMixin, "compute_loss")
+        asked = overrides_before(self, ReweightingMixin, "compute_loss")
         return return_outputs and bool(asked or not self._evaluates_loss_only)
 
     def _is_plain(self) -> bool:
@@ -256,7 +256,7 @@ class ReweightingMixin(
             self._end_step()
         if not self.is_in_train or not self._is_cut:
             self._tell_rule([items], of_all_processes=False)
-        elif self._counts_ahead and self._in_step and self._source_of_other_items() is not None:
+        elif self._counts_ahead and self._in_step and self._what_may_change_items() is not None:
             self._compare_counts(items)
         weights = self._weights_of(items, inputs)
         weighted = reference * weights
@@ -295,7 +295,7 @@ class ReweightingMixin(
         """The items of a step's micro-batches before their losses are known, which are 0."""
         source, level = self._head_ahead(), self._level()
         for batch in batches:
-            if source is not None and not (self._uncounted() and source.missing_labels(batch)):
+            if source is not None and not (self._why_not_counted() and source.missing_labels(batch)):
                 reference = source.reference(batch)
             else:
                 # What counts is known only after the forward pass.

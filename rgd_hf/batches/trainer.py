@@ -29,7 +29,7 @@ from rgd_hf.batches.datasets import (
     number_of_samples,
 )
 from rgd_hf.batches.flattened import SAMPLE_LENGTHS, SampleLengthsCollator
-from rgd_hf.heads import bare_model
+from rgd_hf.heads import without_peft
 from rgd_hf.items import without
 from rgd_hf.overrides import set_on
 
@@ -89,6 +89,8 @@ class ColumnsMixin(TrainerBase):
         @property
         def unreduces_losses(self) -> bool: ...  # noqa: D102
 
+        def _bare_model(self) -> nn.Module: ...
+
     def _columns_read(self) -> tuple[str, ...]:
         """The columns that the rule and the observers read."""
         observed = [column for observer in self.observers for column in observer.columns]
@@ -133,8 +135,7 @@ class ColumnsMixin(TrainerBase):
         def without_columns(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
             if hidden.isdisjoint(kwargs):
                 return args, kwargs
-            unwrapped = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-            named = inspect.signature(bare_model(unwrapped).forward).parameters
+            named = inspect.signature(without_peft(self._bare_model()).forward).parameters
             return args, {k: v for k, v in kwargs.items() if k not in hidden or k in named}
 
         hook = model.register_forward_pre_hook(without_columns, with_kwargs=True)

@@ -23,7 +23,7 @@ from rgd_hf.comparison.run_settings import (
 )
 from rgd_hf.description import method_name
 from rgd_hf.json_lines import append_line, read_lines, write_json
-from rgd_hf.overrides import behind, in_front
+from rgd_hf.overrides import all_overrides
 from rgd_hf.processes import same_everywhere as _same_everywhere
 from rgd_hf.trainer import ReweightingMixin
 from rgd_hf.weightings.choice import as_weighting
@@ -34,7 +34,7 @@ SETTINGS_NAME = "run_settings.json"
 _MEASURED = {f"eval_{name}" for name in ("runtime", "samples_per_second", "steps_per_second")} | {"epoch"}
 """What `evaluate` adds that is no score."""
 
-_TOLD_APART = (
+_OTHER_NAMES = (
     "give each function a name of its own (def), or other settings by functools.partial(function, name=value), or give objects "
     "of rgd_hf.weightings with different settings"
 )
@@ -235,8 +235,7 @@ def _check_trainer(trainer: Any, seed: int, reweighting: Any) -> None:
 def _evaluates_by_itself(trainer: Any) -> bool:
     """Whether a class of the user's own may know what it is evaluated on."""
     for name in ("evaluate", "get_eval_dataloader"):
-        last = behind(trainer, ReweightingMixin, name)
-        overrides = [*in_front(trainer, ReweightingMixin, name), *([last] if last else [])]
+        overrides = all_overrides(trainer, ReweightingMixin, name)
         modules = [getattr(override.function, "__module__", "") for override in overrides]
         if not all(module.startswith("transformers.") for module in modules):
             return True
@@ -294,7 +293,7 @@ def _labels(reweightings: Sequence[Any]) -> dict[str, Any]:
     if twice or len(names) < 2:
         raise ValueError(
             f"reweightings must be two or more different ones, not {names}."
-            + (f" {', '.join(map(repr, twice))} is there more than once: {_TOLD_APART}." if twice else "")
+            + (f" {', '.join(map(repr, twice))} is there more than once: {_OTHER_NAMES}." if twice else "")
         )
     return dict(zip(names, reweightings, strict=True))
 
@@ -313,7 +312,7 @@ def _check_method(method: str, label: str, methods: dict[str, str]) -> None:
     for other in methods:
         if other != label and methods[other] == method:
             raise ValueError(
-                f"The re-weightings {other!r} and {label!r} are both {method!r} in the table: {_TOLD_APART}, or leave one of "
+                f"The re-weightings {other!r} and {label!r} are both {method!r} in the table: {_OTHER_NAMES}, or leave one of "
                 "them out. Finished runs are kept."
             )
     methods[label] = method

@@ -5,24 +5,24 @@ loss; and from the model's outputs, the loss of each of them. The first gives th
 optimizer step before any forward pass.
 """
 
-from rgd_hf.heads.base import Head, Inputs, bare_model, logits_of
+from rgd_hf.heads.base import Head, Inputs, logits_of, without_peft
 from rgd_hf.heads.fused import FusedHead
 from rgd_hf.heads.table import EXCLUDED, HEADS, OWN_HEADS, find_head, why_unknown
-from rgd_hf.heads.verification import READ, doubt, hooks_on_outputs, verify
+from rgd_hf.heads.verification import VERIFIED_CLASSES, hooks_on_outputs, verify, why_unverified
 
 __all__ = [
     "EXCLUDED",
     "HEADS",
     "OWN_HEADS",
-    "READ",
+    "VERIFIED_CLASSES",
     "FusedHead",
     "Head",
     "Inputs",
-    "bare_model",
-    "doubt",
     "find_head",
     "hooks_on_outputs",
     "logits_of",
     "verify",
     "why_unknown",
+    "why_unverified",
+    "without_peft",
 ]

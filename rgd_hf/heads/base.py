@@ -69,7 +69,7 @@ class Head:
     classes: Callable[[Inputs, Any], Tensor] | None = None
 
 
-def bare_model(model: Any) -> Any:
+def without_peft(model: Any) -> Any:
     """The transformers model inside a PEFT model; any other model unchanged."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 

@@ -86,7 +86,7 @@ class FusedHead:
     """The LM head of a model, asked for token losses in place of logits.
 
     Args:
-        model: the bare model, without wrappers; its `get_output_embeddings()` is the head.
+        model: the model without wrappers; its `get_output_embeddings()` is the head.
         positions_after: number of positions of the head's input after that of the last target.
     """
 

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 from transformers.models.auto import modeling_auto as auto
 
-from rgd_hf.heads.base import Head, bare_model, transformers_class
+from rgd_hf.heads.base import Head, transformers_class, without_peft
 from rgd_hf.heads.classification import CLASSIFICATION, MULTIPLE_CHOICE, SINGLE_LABEL_CLASSIFICATION
 from rgd_hf.heads.question_answering import QUESTION_ANSWERING
 from rgd_hf.heads.segmentation import SEMANTIC_SEGMENTATION
@@ -252,12 +252,12 @@ def find_head(model: nn.Module) -> Head | None:
 
 def why_unknown(model: nn.Module) -> str:
     """Why `find_head` knows no head of `model`, for messages: `"it has its own `forward`, ..."`."""
-    bare = bare_model(model)
-    known = transformers_class(bare)
+    base = without_peft(model)
+    known = transformers_class(base)
     if known is not None and known.__name__ in HEADS:
-        if getattr(bare, "_loss_function", None) is not None:
+        if getattr(base, "_loss_function", None) is not None:
             return "its `loss_function` was replaced, so that its per-sample losses are not known"
-        if next(cls for cls in type(bare).__mro__ if "forward" in vars(cls)) not in known.__mro__:
+        if next(cls for cls in type(base).__mro__ if "forward" in vars(cls)) not in known.__mro__:
             return "it has its own `forward`, whose per-sample losses are not known"
     return "it is not a transformers task head that rgd_hf supports"
 

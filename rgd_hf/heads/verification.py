@@ -17,18 +17,18 @@ from accelerate import PartialState
 from accelerate.utils import gather
 from torch import Tensor, nn
 
-from rgd_hf.heads.base import Head, Inputs, bare_model, transformers_class
+from rgd_hf.heads.base import Head, Inputs, transformers_class, without_peft
 from rgd_hf.heads.question_answering import QUESTION_ANSWERING, with_whole_answers
 from rgd_hf.losses import IGNORE_INDEX
 
-READ = frozenset(files("rgd_hf.heads").joinpath("read_classes.txt").read_text().split())
+VERIFIED_CLASSES = frozenset(files("rgd_hf.heads").joinpath("verified_classes.txt").read_text().split())
 """Classes of transformers whose source was read: their loss is the one of their head in the table."""
 
 # Their hooks and wrappers leave a model's loss as it is.
 _LIBRARIES = ("torch.", "accelerate.", "deepspeed.", "rgd_hf.")
 
 
-def doubt(model: nn.Module) -> str | None:
+def why_unverified(model: nn.Module) -> str | None:
     """Why the loss of a model whose head is in the table may be another; None where its source was read for this release.
 
     Args:
@@ -37,23 +37,23 @@ def doubt(model: nn.Module) -> str | None:
     Returns:
         What follows the name of its class in a sentence: `"derives from LlamaForCausalLM"`.
     """
-    bare = bare_model(model)
+    base = without_peft(model)
     # FSDP derives a class of its own from the model's.
-    cls = next(cls for cls in type(bare).__mro__ if not cls.__module__.startswith(_LIBRARIES))
-    known = transformers_class(bare)
-    if known is None or known.__name__ not in READ:
+    cls = next(cls for cls in type(base).__mro__ if not cls.__module__.startswith(_LIBRARIES))
+    known = transformers_class(base)
+    if known is None or known.__name__ not in VERIFIED_CLASSES:
         return "is newer than this release of rgd_hf"
     if cls is not known:
         return f"derives from {known.__name__}"
     forward: Any = getattr(known, "forward", None)
-    if not getattr(forward, "__module__", "").startswith("transformers.") or not _is_of_class(bare):
+    if not getattr(forward, "__module__", "").startswith("transformers.") or not _is_of_class(base):
         return "has another forward than that of transformers"
     if hooks_on_outputs(model):
         return "has forward hooks"
-    loss_type = getattr(bare, "loss_type", None)
+    loss_type = getattr(base, "loss_type", None)
     if loss_type is not None and loss_type not in cls.__name__:
         return f"has the loss type {loss_type!r}"
-    tuner = getattr(model, "base_model", None) if bare is not model else None
+    tuner = getattr(model, "base_model", None) if base is not model else None
     owner = next((cls for cls in type(tuner).__mro__ if "forward" in vars(cls)), None)
     if (
         owner is not None
@@ -66,7 +66,7 @@ def doubt(model: nn.Module) -> str | None:
 
 def hooks_on_outputs(model: nn.Module) -> bool:
     """Whether the user has hooks on the outputs of `model` (without wrappers except PEFT's)."""
-    hooks = {**model._forward_hooks, **bare_model(model)._forward_hooks}
+    hooks = {**model._forward_hooks, **without_peft(model)._forward_hooks}
     return any(
         not (getattr(hook, "__module__", None) or "").startswith(_LIBRARIES) for hook in hooks.values()
     )
@@ -84,7 +84,7 @@ def _is_of_class(model: nn.Module) -> bool:
     return forward is None or getattr(forward, "__func__", None) is type(model).forward
 
 
-def verify(head: Head, bare: nn.Module, model: nn.Module, inputs: Inputs, why: str) -> bool:
+def verify(head: Head, base: nn.Module, model: nn.Module, inputs: Inputs, why: str) -> bool:
     """Compare the mean of the unreduced losses, plus the auxiliary loss, with the model's own loss.
 
     Two forward passes without gradient, in evaluation mode, with labels and without; of a model in training mode a third
@@ -95,11 +95,11 @@ def verify(head: Head, bare: nn.Module, model: nn.Module, inputs: Inputs, why: s
 
     Args:
         head: the head of the task that transformers lists the model's class for.
-        bare: the model without wrappers.
+        base: the model without wrappers.
         model: the model as training calls it. Every process has to call this function, as for any forward pass; all make
             the same passes and come to the same end, whatever their batches.
         inputs: a batch with its labels.
-        why: the `doubt`.
+        why: what `why_unverified` says.
 
     Returns:
         Whether a batch of any process was conclusive: one that has no item with a loss, or whose loss is not finite, is not.
@@ -109,12 +109,12 @@ def verify(head: Head, bare: nn.Module, model: nn.Module, inputs: Inputs, why: s
     """
     if isinstance(model, nn.DataParallel):
         model = model.module  # its loss would be one for each device
-    batch = _comparable(head, inputs, bare.config)
-    items = head.valid(batch, bare.config).sum()
+    batch = _comparable(head, inputs, base.config)
+    items = head.valid(batch, base.config).sum()
 
     def mean_of(outputs: Any) -> Tensor:
-        mean = head.losses(outputs, batch, bare.config, 0.0).float().sum() / items
-        auxiliary = head.auxiliary(outputs, bare.config, bare)
+        mean = head.losses(outputs, batch, base.config, 0.0).float().sum() / items
+        auxiliary = head.auxiliary(outputs, base.config, base)
         return mean if auxiliary is None else mean + auxiliary
 
     with torch.no_grad():
@@ -124,10 +124,10 @@ def verify(head: Head, bare: nn.Module, model: nn.Module, inputs: Inputs, why: s
             withheld = {*head.label_names, *head.optional_label_names}
             forward = {name: value for name, value in batch.items() if name not in withheld}
             with _state_kept(model):
-                outputs = model(**forward, **head.prepare(bare, batch))
+                outputs = model(**forward, **head.prepare(base, batch))
             pairs, shape = [(own, mean_of(outputs), "")], _logits_shape(outputs)
             del outputs  # logits may be all that the memory has room for
-        if bare.training:
+        if base.training:
             with _state_kept(model):
                 own, outputs = _loss_and_outputs(model(**batch))
             # A fused loss, or logits of labelled tokens alone, leave nothing to compare.
@@ -138,10 +138,10 @@ def verify(head: Head, bare: nn.Module, model: nn.Module, inputs: Inputs, why: s
     told = torch.tensor([[problem is not None, all(conclusive for (conclusive, _), _ in compared)]])
     differs, conclusive = gather(told.int().to(PartialState().device)).amax(0).tolist()
     if problem is not None:
-        raise NotImplementedError(_message(head, bare, why, *problem))
+        raise NotImplementedError(_message(head, base, why, *problem))
     if differs:
         raise NotImplementedError(
-            f"{type(bare).__name__} {why}, and on another process the two losses differ: the error of that process says how."
+            f"{type(base).__name__} {why}, and on another process the two losses differ: the error of that process says how."
         )
     return bool(conclusive)
 
@@ -171,9 +171,9 @@ def _logits_shape(outputs: Any) -> torch.Size | None:
     return next((value.shape for value in outputs if isinstance(value, Tensor) and value.dim()), None)
 
 
-def _message(head: Head, bare: nn.Module, why: str, says: str, found: Tensor) -> str:
+def _message(head: Head, base: nn.Module, why: str, says: str, found: Tensor) -> str:
     return (
-        f"{type(bare).__name__} {why}, so its loss was compared with that of its head, {head.name}, whose losses average to "
+        f"{type(base).__name__} {why}, so its loss was compared with that of its head, {head.name}, whose losses average to "
         f"{found.item():.6g} on the first batch, but the model{says}. Pass per_sample_loss_fn=(outputs, labels) "
         "-> unreduced losses, one element per sample or token; or write a compute_per_sample_losses(self, model, inputs) "
         "(docs/subclasses.md shows how); or train on the model's own loss with transformers.Trainer."

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.modelcard import TASK_TAG_TO_NAME_MAPPING
 
 from rgd_hf.description import describe_weights, settings_in_use
+from rgd_hf.heads import without_peft
 from rgd_hf.hub.evaluated_sets import EvaluatedSetsMixin
 from rgd_hf.hub.loading_snippet import find_task, loading_snippet, quoted, resized_vocabulary
 from rgd_hf.hub.scores import Score, last_scores
@@ -88,9 +89,9 @@ class ModelCardMixin(EvaluatedSetsMixin):
         """
         if not self.is_world_process_zero():
             return
-        model = self._bare_model()
+        model = without_peft(self._bare_model())
         task = find_task(model)
-        is_adapter = isinstance(getattr(self._adapter(), "peft_config", None), Mapping)
+        is_adapter = isinstance(getattr(self._bare_model(), "peft_config", None), Mapping)
         origin = finetuned_from or (self._base_of_adapter() if is_adapter else None) or _origin(model)
         base_model = origin if is_on_hub(origin) else None
         config: Any = getattr(model, "config", None)
@@ -156,20 +157,17 @@ class ModelCardMixin(EvaluatedSetsMixin):
         repository = self.hub_model_id or self.args.hub_model_id
         return repository.split("/")[-1] if repository else self._folder()
 
-    def _adapter(self) -> Any:
-        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-
     def _base_of_adapter(self) -> str | None:
         """The base model that the configuration of a PEFT adapter names, a repository or a folder; None if there is none."""
         return next(iter(self._bases_of_adapters().values()), None)
 
     def _bases_of_adapters(self) -> dict[str, str]:
         """The base model that the saved configuration of each PEFT adapter names, by the adapter's name."""
-        configs = getattr(self._adapter(), "peft_config", None)
+        configs = getattr(self._bare_model(), "peft_config", None)
         if not isinstance(configs, Mapping):
             return {}
         # PEFT fills in what an adapter that was added later does not name.
-        origin = _origin(self._bare_model())
+        origin = _origin(without_peft(self._bare_model()))
         named = {
             name: getattr(config, "base_model_name_or_path", None) or origin
             for name, config in configs.items()
@@ -223,7 +221,7 @@ class ModelCardMixin(EvaluatedSetsMixin):
         has_processor = (
             self.processing_class is not None or getattr(self.data_collator, "tokenizer", None) is not None
         )
-        model, base = self._bare_model(), origin if is_adapter else None
+        model, base = without_peft(self._bare_model()), origin if is_adapter else None
         notes = [] if repository else [_FOLDER.format(name)]
         vocabulary = resized_vocabulary(model, [origin, _origin(model)]) if is_adapter else None
         if base and not is_on_hub(base):

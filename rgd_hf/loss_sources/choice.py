@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from rgd_hf import class_weights as classes
-from rgd_hf.heads import bare_model, find_head
+from rgd_hf.heads import find_head, without_peft
 from rgd_hf.loss_sources.base import PerSampleLossFn
 from rgd_hf.loss_sources.head import HeadLosses
 from rgd_hf.loss_sources.user import CustomLosses
@@ -43,11 +43,11 @@ def find_loss_source(
             "per_sample_loss_fn."
         )
     if per_sample_loss_fn is not None:
-        return CustomLosses(per_sample_loss_fn, label_names, bare_model(model))
+        return CustomLosses(per_sample_loss_fn, label_names, without_peft(model))
     if head is None:
         return None
     weights = None
     if class_weights is not None and not classes.uncounted(class_weights, train_dataset):
-        num_labels = bare_model(model).config.num_labels
+        num_labels = without_peft(model).config.num_labels
         weights = classes.class_weights_of(class_weights, num_labels, train_dataset, *head.label_names)
     return HeadLosses(head, model, None if weights is None else weights.to(device), router_coefficient)

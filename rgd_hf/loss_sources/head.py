@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from rgd_hf import class_weights as classes
 from rgd_hf.batches.columns import SAMPLE_WEIGHT
-from rgd_hf.heads import OWN_HEADS, FusedHead, Head, bare_model, doubt, hooks_on_outputs, verify
+from rgd_hf.heads import OWN_HEADS, FusedHead, Head, hooks_on_outputs, verify, why_unverified, without_peft
 from rgd_hf.items import check_columns, token_reference
 from rgd_hf.loss_sources.base import BatchLosses
 
@@ -34,9 +34,9 @@ class HeadLosses:
         class_weights: Tensor | None,
         router_coefficient: float | None = None,
     ):
-        self.head, self.unwrapped, self.class_weights = head, model, class_weights
+        self.head, self.bare_model, self.class_weights = head, model, class_weights
         self.router_coefficient = router_coefficient
-        self.model = bare_model(model)
+        self.model = without_peft(model)
         self.name, self.token_level = head.name, head.token_level
         self._smoothing_said = False
         self._known: frozenset[bool] = frozenset()  # training modes in which the model's loss is known
@@ -106,7 +106,7 @@ class HeadLosses:
                 inside its LM head where that is exact (`FusedHead`).
 
         Raises:
-            NotImplementedError: it is not known how the model computes its loss (see `doubt`), and on the first batch
+            NotImplementedError: it is not known how the model computes its loss (see `why_unverified`), and on the first batch
                 of training, or of evaluation, it is not the mean of these.
         """
         head, config = self.head, self.model.config
@@ -122,7 +122,7 @@ class HeadLosses:
             _say_if_not_smoothed(config)
         losses = None
         # Hooks may read logits, or change them.
-        hooked = head.targets is not None and hooks_on_outputs(self.unwrapped)
+        hooked = head.targets is not None and hooks_on_outputs(self.bare_model)
         if logits or hooked or head.targets is None or isinstance(model, nn.DataParallel):
             outputs = model(**forward)
         else:
@@ -137,7 +137,7 @@ class HeadLosses:
         return BatchLosses(outputs, losses, valid, reference, auxiliary)
 
     def _know(self, model: nn.Module, inputs: Mapping[str, Any]) -> None:
-        why = doubt(self.unwrapped)
+        why = why_unverified(self.bare_model)
         if why is None:
             self._known = frozenset({True, False})
             return

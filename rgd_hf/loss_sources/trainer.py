@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from rgd_hf.heads import bare_model, why_unknown
+from rgd_hf.heads import why_unknown, without_peft
 from rgd_hf.loss_sources import (
     CustomLosses,
     HeadLosses,
@@ -13,7 +13,7 @@ from rgd_hf.loss_sources import (
     PerSampleLossFn,
     find_loss_source,
 )
-from rgd_hf.overrides import Override, behind, in_front, may_call
+from rgd_hf.overrides import Override, may_call, override_after, overrides_before
 
 if TYPE_CHECKING:
     from transformers import Trainer as TrainerBase
@@ -73,9 +73,9 @@ class PerSampleLossesMixin(TrainerBase):
             `PerSampleLosses`, or a plain tuple `(losses, outputs)` or `(losses, outputs, valid)`. Label smoothing,
             which only training has, is in the losses of this method.
         """
-        behind = getattr(super(), "compute_per_sample_losses", None)
-        if behind is not None:
-            return behind(model, inputs)
+        inherited = getattr(super(), "compute_per_sample_losses", None)
+        if inherited is not None:
+            return inherited(model, inputs)
         source = self._loss_source()
         if isinstance(source, OverriddenLosses):
             source.default_used = True
@@ -92,12 +92,12 @@ class PerSampleLossesMixin(TrainerBase):
 
     def _overridden_losses(self) -> Override | None:
         """The `compute_per_sample_losses` that is used in place of this class's."""
-        left = in_front(self, PerSampleLossesMixin, "compute_per_sample_losses")
-        return left[0] if left else behind(self, PerSampleLossesMixin, "compute_per_sample_losses")
+        left = overrides_before(self, PerSampleLossesMixin, "compute_per_sample_losses")
+        return left[0] if left else override_after(self, PerSampleLossesMixin, "compute_per_sample_losses")
 
     def _loss_source(self) -> HeadLosses | CustomLosses | OverriddenLosses | None:
         """The source of the unreduced losses; None where everything is the stock Trainer's."""
-        replaced = in_front(self, PerSampleLossesMixin, "compute_loss")
+        replaced = overrides_before(self, PerSampleLossesMixin, "compute_loss")
         functions = (
             self.per_sample_loss_fn,
             self.compute_loss_func,
@@ -119,7 +119,7 @@ class PerSampleLossesMixin(TrainerBase):
         """The head whose items a batch will have, as far as is known before the forward pass."""
         source = self._loss_source()
         if isinstance(source, OverriddenLosses):
-            overrides = in_front(self, PerSampleLossesMixin, "compute_per_sample_losses")
+            overrides = overrides_before(self, PerSampleLossesMixin, "compute_per_sample_losses")
             asked = [may_call(override.function, "compute_per_sample_losses") for override in overrides]
             source = source.default if asked and all(asked) else None
         return source if isinstance(source, HeadLosses) else None
@@ -134,12 +134,12 @@ class PerSampleLossesMixin(TrainerBase):
         if not self._has_own_losses and (
             # A user's loss that is already reduced is left to the stock Trainer.
             self.compute_loss_func is not None
-            or behind(self, PerSampleLossesMixin, "compute_loss")
+            or override_after(self, PerSampleLossesMixin, "compute_loss")
             or (not self._needs_weights and self._never_weighed())
         ):
             return None
         source = find_loss_source(
-            self.accelerator.unwrap_model(self.model, keep_torch_compile=False),
+            self._bare_model(),
             self.per_sample_loss_fn,
             self.label_names,
             self.args.class_weights,
@@ -163,7 +163,7 @@ class PerSampleLossesMixin(TrainerBase):
 
     def _never_weighed(self) -> bool:
         """Whether an override of `compute_loss` cannot come to that of this package, which it does not mention."""
-        overrides = in_front(self, PerSampleLossesMixin, "compute_loss")
+        overrides = overrides_before(self, PerSampleLossesMixin, "compute_loss")
         return any(not may_call(override.function, "compute_loss") for override in overrides)
 
     @property
@@ -230,15 +230,16 @@ class PerSampleLossesMixin(TrainerBase):
                 f"per_sample_loss_fn=(outputs, labels) -> unreduced losses instead; or {self._without_weights}."
             )
         name = type(self).__name__
-        if bypassed := behind(self, PerSampleLossesMixin, "compute_loss"):
+        if bypassed := override_after(self, PerSampleLossesMixin, "compute_loss"):
             return NotImplementedError(
                 f"{bypassed.name} computes its own loss, which {name} would never call: reduced "
                 f"to one number, it cannot be re-weighted. Give {name} a method compute_per_sample_losses(self, model, "
                 "inputs) that returns (losses, outputs), with one loss per sample or token before any reduction "
                 f"(docs/subclasses.md shows how); or {self._without_weights} to train on that loss as it is."
             )
+        base = without_peft(self._bare_model())
         return NotImplementedError(
-            f"The per-sample losses of {type(self._bare_model()).__name__} are not known: {why_unknown(self._bare_model())}. "
+            f"The per-sample losses of {type(base).__name__} are not known: {why_unknown(base)}. "
             "Pass per_sample_loss_fn=(outputs, labels) -> unreduced losses, one "
             f"element per sample or token; or, where that needs the inputs or another model, give {name} a method "
             "compute_per_sample_losses(self, model, inputs) that returns (losses, outputs); or "
@@ -246,4 +247,5 @@ class PerSampleLossesMixin(TrainerBase):
         )
 
     def _bare_model(self) -> nn.Module:
-        return bare_model(self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
+        """The model without the wrappers of distributed training and compilation."""
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)

@@ -49,7 +49,7 @@ class CustomLosses(_Broadcasts):
     Args:
         function: `(outputs, labels) -> losses`, or `-> (losses, valid)`.
         label_names: columns of the batch that go to `function` and not to the model, unless it cannot do without.
-        model: the bare model, without wrappers.
+        model: the model without wrappers.
     """
 
     name = "per_sample_loss_fn"

@@ -117,9 +117,9 @@ class LogsMixin(ObserversMixin):
         bad_loss, bad_weight = self.statistics.first_bad_steps(self.accelerator.gather)
         # A loss that is not finite may well have such a weight, but not the other way round within a step.
         if bad_weight < bad_loss:
-            giver = self.weigh_override or self.weighting.giver
+            name = self.weigh_override or self.weighting.name_in_errors
             raise WeightsError(
-                f"{giver} returned a negative, NaN or infinite weight at optimizer step {bad_weight:.0f}, so the parameters "
+                f"{name} returned a negative, NaN or infinite weight at optimizer step {bad_weight:.0f}, so the parameters "
                 f"are no longer usable. Weights have to be finite and at least 0: clamp them. Checkpoints in "
                 f"{self.args.output_dir!r} were written before that step and are kept."
             )

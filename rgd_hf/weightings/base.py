@@ -185,7 +185,7 @@ class Weighting:
         return None
 
     @property
-    def giver(self) -> str:
+    def name_in_errors(self) -> str:
         """The rule as the subject of error messages about wrong weights."""
         return f"The rule {self.method_name()}"
 
@@ -220,26 +220,26 @@ def qualified_name(thing: Any) -> str:
     return f"{getattr(thing, '__module__', type(thing).__module__)}.{name}"
 
 
-def checked_weights(weights: Any, losses: Tensor, giver: Callable[[], str]) -> Tensor:
+def checked_weights(weights: Any, losses: Tensor, name: Callable[[], str]) -> Tensor:
     """`weights`, detached and float32; none of this waits for the device.
 
     Args:
         weights: the return value of a rule.
         losses: the losses that the rule was given.
-        giver: gives the name of the rule in error messages.
+        name: gives the name of the rule in error messages.
 
     Raises:
         WeightsError: `weights` is not a tensor, or does not have the shape of the losses.
     """
     if not isinstance(weights, Tensor):
-        raise WeightsError(f"{giver()} returned {type(weights).__name__} instead of a tensor of weights")
+        raise WeightsError(f"{name()} returned {type(weights).__name__} instead of a tensor of weights")
     if weights.shape != losses.shape:
         raise WeightsError(
-            f"{giver()} returned weights of shape {list(weights.shape)} for losses of shape {list(losses.shape)}: "
+            f"{name()} returned weights of shape {list(weights.shape)} for losses of shape {list(losses.shape)}: "
             "it must return one weight per loss"
         )
     if weights.is_complex():
-        raise WeightsError(f"{giver()} returned complex weights, {weights.dtype}")
+        raise WeightsError(f"{name()} returned complex weights, {weights.dtype}")
     return weights.detach().float()
 
 

@@ -59,7 +59,7 @@ class Function(Weighting):
         return qualified_name(_innermost(self.function))
 
     @property
-    def giver(self) -> str:
+    def name_in_errors(self) -> str:
         """The function as the subject of error messages about wrong weights."""
         return f"The weighting function {self.function_name}"
 
@@ -79,7 +79,7 @@ class Function(Weighting):
         return weights.view(items.losses.shape)
 
     def _call(self, losses: Tensor, *reference: Tensor) -> Tensor:
-        return checked_weights(self.function(losses, *reference), losses, lambda: self.giver)
+        return checked_weights(self.function(losses, *reference), losses, lambda: self.name_in_errors)
 
     def _depends_on_own_loss_alone(self, losses: Tensor) -> bool | None:
         """Whether items get the same weights alone as together with others; None where that cannot be decided."""

@@ -125,7 +125,7 @@ class WeightingMixin(TrainerBase):
         rule = self.weighting
         try:
             weights = checked_weights(
-                self.weigh(items, inputs), items.losses, lambda: self.weigh_override or rule.giver
+                self.weigh(items, inputs), items.losses, lambda: self.weigh_override or rule.name_in_errors
             )
         except WeightsError as error:
             raise WeightsError(f"{error} (optimizer step {self.state.global_step + 1}).") from None

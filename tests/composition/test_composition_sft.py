@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from rgd_hf import ReweightedTrainer, ReweightingMixin, rgd_surrogate
-from rgd_hf.heads import doubt
+from rgd_hf.heads import why_unverified
 from rgd_hf.weightings import GroupDRO
 from tests.helpers.language import llama, text, tokenizer
 
@@ -284,7 +284,7 @@ def test_another_loss_type_is_refused(reweighting, make_args):
 
 def test_its_forward_leaves_the_loss_of_the_model_known_and_another_one_does_not(make_args):
     """What TRL puts around a forward of the model's class is not doubted; it made full logits of the first batch."""
-    assert doubt(trainer_of(ReweightedSFTTrainer, make_args).model) is None
+    assert why_unverified(trainer_of(ReweightedSFTTrainer, make_args).model) is None
     model = llama()
     plain = model.forward
 

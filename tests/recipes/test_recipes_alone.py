@@ -58,7 +58,7 @@ def test_the_wheel_has_the_whole_package_and_nothing_else(wheel):
     files = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     package = (path for path in (ROOT / "rgd_hf").rglob("*") if path.is_file())
     assert files == {str(path.relative_to(ROOT)) for path in package if path.suffix != ".pyc"}
-    assert {"rgd_hf/py.typed", "rgd_hf/heads/read_classes.txt"} <= files
+    assert {"rgd_hf/py.typed", "rgd_hf/heads/verified_classes.txt"} <= files
 
 
 def test_every_recipe_trains_alone_with_the_wheel(wheel, tiny_model_dir, write_rows, tmp_path):

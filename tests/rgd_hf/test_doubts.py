@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from rgd_hf import ReweightedTrainer, ReweightedTrainingArguments, RGDLoss, rgd_surrogate
-from rgd_hf.heads import doubt
+from rgd_hf.heads import why_unverified
 from tests.helpers.fused_heads import VOCABULARY, batch, llama
 from tests.helpers.tiny import (
     classification_data,
@@ -215,13 +215,13 @@ def test_a_forward_that_is_no_function_is_compared(make_args):
     plain = model.forward
     called = functools.partial(lambda self, **inputs: plain(**inputs))
     model.forward = types.MethodType(called, model)
-    assert doubt(model) == "has another forward than that of transformers"
+    assert why_unverified(model) == "has another forward than that of transformers"
     ReweightedTrainer(model, make_args(remove_unused_columns=False), train_dataset=texts()).train()
 
 
 def test_known_classes_and_lora_are_not_doubted():
-    assert doubt(tiny_bert()) is None and doubt(llama()) is None
-    assert doubt(adapted(LoraConfig)) is None
+    assert why_unverified(tiny_bert()) is None and why_unverified(llama()) is None
+    assert why_unverified(adapted(LoraConfig)) is None
 
 
 @pytest.mark.parametrize("fused", [True, False])

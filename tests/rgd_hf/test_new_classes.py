@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from rgd_hf import ReweightedTrainer, RGDLoss
-from rgd_hf.heads import HEADS, READ, doubt
+from rgd_hf.heads import HEADS, VERIFIED_CLASSES, why_unverified
 from tests.helpers.tiny import classification_data, parameters_of, tiny_bert, tiny_config
 
 
@@ -60,9 +60,9 @@ def tokens(n=8, length=7):
 
 
 def test_a_class_in_the_list_is_read_and_a_new_one_is_not(monkeypatch):
-    assert doubt(tiny_bert()) is None
-    assert doubt(classifier(monkeypatch)) == "is newer than this release of rgd_hf"
-    assert "BertForSequenceClassification" in READ
+    assert why_unverified(tiny_bert()) is None
+    assert why_unverified(classifier(monkeypatch)) == "is newer than this release of rgd_hf"
+    assert "BertForSequenceClassification" in VERIFIED_CLASSES
 
 
 @pytest.mark.parametrize("reweighting", ["kl", "none"])

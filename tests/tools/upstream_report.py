@@ -15,7 +15,7 @@ sys.path[:0] = [str(ROOT / "tests" / "tools"), str(ROOT / "tests" / "rgd_hf"), s
 from test_heads_table import differing_losses  # noqa: E402
 from test_upstream_private import PRIVATE, is_there  # noqa: E402
 
-from rgd_hf.heads import HEADS, READ  # noqa: E402
+from rgd_hf.heads import HEADS, VERIFIED_CLASSES  # noqa: E402
 
 WATCHED = ("torch", "transformers", "accelerate", "peft", "trl", "datasets")
 
@@ -39,7 +39,7 @@ def new_versions() -> list[str]:
 
 def new_classes() -> list[str]:
     """Classes in the auto classes' lists that nobody has read, each with what to do about it."""
-    unread = set(HEADS) - READ
+    unread = set(HEADS) - VERIFIED_CLASSES
     different: dict[str, list[str]] = {}
     for name, loss in differing_losses(unread):
         different.setdefault(name, []).append(loss)
@@ -47,7 +47,7 @@ def new_classes() -> list[str]:
         f"{name}: its source has {' and '.join(different[name])}, which is not known to be the loss of {HEADS[name].name}: "
         "read its forward, then give it a row in rgd_hf/heads/table.py or a name in EXCLUDED"
         if name in different
-        else f"{name}: its source has the loss of {HEADS[name].name}: add it to rgd_hf/heads/read_classes.txt"
+        else f"{name}: its source has the loss of {HEADS[name].name}: add it to rgd_hf/heads/verified_classes.txt"
         for name in sorted(unread)
     ]
 
