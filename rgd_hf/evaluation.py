@@ -18,13 +18,7 @@ from rgd_hf.batches.repeats import ignore_repeats_in_row
 from rgd_hf.evaluated_items import EvaluatedItems
 from rgd_hf.items import columns_of, without
 from rgd_hf.overrides import set_on
-
-# A mixin stands to the left of the Trainer class that it is mixed into; type checkers see the Trainer below it.
-if TYPE_CHECKING:
-    from transformers import Trainer as TrainerBase
-else:
-    TrainerBase = object
-
+from rgd_hf.trainer_base import TrainerBase
 
 _WITHOUT_REPEATS = "Set per_device_eval_batch_size=1, or evaluate on one process."
 

@@ -1,14 +1,9 @@
 """The arguments of a Trainer, which have the settings of re-weighting whatever the user gives it or sets on it."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from rgd_hf.trainer_base import TrainerBase
 from rgd_hf.training_args import GivenArguments, ReweightingArguments, with_settings
-
-# A mixin stands to the left of the Trainer class that it is mixed into; type checkers see the Trainer below it.
-if TYPE_CHECKING:
-    from transformers import Trainer as TrainerBase
-else:
-    TrainerBase = object
 
 
 class ArgumentsMixin(TrainerBase):

@@ -14,11 +14,7 @@ from rgd_hf.batches.repeats import (
     share_of_dispatched_batch,
     share_of_last_batch,
 )
-
-if TYPE_CHECKING:
-    from transformers import Trainer as TrainerBase
-else:
-    TrainerBase = object
+from rgd_hf.trainer_base import TrainerBase
 
 _REMEDY = (
     "Set dataloader_drop_last=True (drop_last of a DataLoader of your own), or per_device_train_batch_size=1 with more "

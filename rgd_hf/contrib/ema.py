@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import load_model, save_model
@@ -17,11 +17,7 @@ from rgd_hf.contrib.checkpoints import is_checkpoint, state_file
 from rgd_hf.contrib.errors import SetupError
 from rgd_hf.contrib.swad import SWADMixin
 from rgd_hf.overrides import check_order, set_on
-
-if TYPE_CHECKING:
-    from transformers import Trainer as TrainerBase
-else:
-    TrainerBase = object
+from rgd_hf.trainer_base import TrainerBase
 
 EMA_NAME = "ema.safetensors"
 WARMUP_POWER = 2 / 3

@@ -6,7 +6,7 @@ import warnings
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from safetensors import safe_open
@@ -17,11 +17,7 @@ from transformers import TrainerCallback
 from rgd_hf.contrib.checkpoints import state_file
 from rgd_hf.contrib.errors import SetupError
 from rgd_hf.overrides import check_order
-
-if TYPE_CHECKING:
-    from transformers import Trainer as TrainerBase
-else:
-    TrainerBase = object
+from rgd_hf.trainer_base import TrainerBase
 
 SWAD_NAME = "swad.safetensors"
 AVERAGE, SEGMENT, PENDING = "average", "segment", "pending"

@@ -1,14 +1,10 @@
 """Which data the logged evaluations were of: the log alone tells them apart by their prefix, and most have the same."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rgd_hf.hub.scores import EvaluatedSet, split_of
-
-if TYPE_CHECKING:
-    from transformers import Trainer as TrainerBase
-else:
-    TrainerBase = object
+from rgd_hf.trainer_base import TrainerBase
 
 
 class EvaluatedSetsMixin(TrainerBase):

@@ -16,11 +16,7 @@ from transformers.utils.hub import PushInProgress
 
 from rgd_hf.hub.checks import check_base_model, check_may_write, explained
 from rgd_hf.hub.errors import HubError, find_failure
-
-if TYPE_CHECKING:
-    from transformers import Trainer as TrainerBase
-else:
-    TrainerBase = object
+from rgd_hf.trainer_base import TrainerBase
 
 logger = logging.get_logger(__name__)
 

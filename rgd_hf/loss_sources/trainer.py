@@ -14,13 +14,10 @@ from rgd_hf.loss_sources import (
     find_loss_source,
 )
 from rgd_hf.overrides import Override, may_call, override_after, overrides_before
+from rgd_hf.trainer_base import TrainerBase
 
 if TYPE_CHECKING:
-    from transformers import Trainer as TrainerBase
-
     from rgd_hf.weightings import Weighting
-else:
-    TrainerBase = object
 
 
 class _Identity:

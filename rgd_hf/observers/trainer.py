@@ -1,7 +1,7 @@
 """How a Trainer runs its observers: every micro-batch goes to them, their results to the log, their state to checkpoints."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -10,12 +10,7 @@ from rgd_hf.items import Items
 from rgd_hf.observers.base import Observer
 from rgd_hf.observers.statistics import WeightStatistics
 from rgd_hf.observers.summary import WeightsSummary
-
-# A mixin stands to the left of the Trainer class that it is mixed into; type checkers see the Trainer below it.
-if TYPE_CHECKING:
-    from transformers import Trainer as TrainerBase
-else:
-    TrainerBase = object
+from rgd_hf.trainer_base import TrainerBase
 
 
 class ObserversMixin(TrainerBase):

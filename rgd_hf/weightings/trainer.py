@@ -12,15 +12,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rgd_hf.items import Items
+from rgd_hf.trainer_base import TrainerBase
 from rgd_hf.weightings import WEIGHTINGS, Weighting, WeightsError
 from rgd_hf.weightings.base import checked_weights, qualified_name
 from rgd_hf.weightings.choice import option_names, weighting_of
-
-# A mixin stands to the left of the Trainer class that it is mixed into; type checkers see the Trainer below it.
-if TYPE_CHECKING:
-    from transformers import Trainer as TrainerBase
-else:
-    TrainerBase = object
 
 STATE_NAME = "weighting.safetensors"
 
