@@ -24,7 +24,7 @@ from rgd_hf.comparison.run_settings import (
 from rgd_hf.description import method_name
 from rgd_hf.json_lines import append_line, read_lines, write_json
 from rgd_hf.overrides import all_overrides
-from rgd_hf.processes import same_everywhere as _same_everywhere
+from rgd_hf.processes import same_everywhere
 from rgd_hf.trainer import ReweightingMixin
 from rgd_hf.weightings.choice import as_weighting
 
@@ -103,13 +103,13 @@ def compare(
         trainer: Any = make_trainer(seed, labels[label])
         _check_trainer(trainer, seed, labels[label])
         if finished is None:  # only now the processes know each other
-            lines = _same_everywhere(read_lines(folder / RUNS_NAME))
+            lines = same_everywhere(read_lines(folder / RUNS_NAME))
             finished = {(line["reweighting"], line["seed"]): line for line in lines}
         if greater_is_better is None:
             greater_is_better = _direction(trainer, metric)
         others = [other for other in finished.values() if other["reweighting"] == label]
         # Of the main process: others may get their weights from it only when the model is wrapped.
-        settings = _same_everywhere(with_changing(run_settings(trainer), changing))
+        settings = same_everywhere(with_changing(run_settings(trainer), changing))
         _check_settings(settings, seed, others, folder)
         _check_method(method_name(trainer.args, trainer.weighting), label, methods)
         return trainer, settings
@@ -168,7 +168,7 @@ def _train(
 ) -> dict[str, Any]:
     """Train and evaluate one run; adds to `changing` the settings that its training changed."""
     trainer.args.output_dir = str(folder)
-    checkpoint = None if anew else _same_everywhere(last_checkpoint(folder))
+    checkpoint = None if anew else same_everywhere(last_checkpoint(folder))
     left = passed_over(folder)
     if left:
         _say(left)
@@ -267,7 +267,7 @@ def _check_settings(
 def _check_interrupted(now: Mapping[str, Any], folder: Path) -> None:
     """Raise where the checkpoint in `folder` is not one of an interrupted run with these settings."""
     path = folder / SETTINGS_NAME
-    before = _same_everywhere(json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None)
+    before = same_everywhere(json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None)
     if before is None:
         raise ValueError(
             f"{folder} holds a checkpoint, but no {SETTINGS_NAME}, which interrupted runs have, and {RUNS_NAME} has no line of "
