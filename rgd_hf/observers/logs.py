@@ -82,9 +82,9 @@ class LogsMixin(ObserversMixin):
 
         Overrides may log a loss too, on one process or in the middle of a step.
         """
-        step = self.state.global_step
-        finished = not self._in_training_step and step == self._globalstep_last_logged != self._logged_step
-        return "loss" in logs and finished
+        if "loss" not in logs or not self.is_in_train or self._in_training_step:
+            return False
+        return self.state.global_step == self._globalstep_last_logged != self._logged_step
 
     def _weighs_without_rule(self) -> bool:
         """Whether class or sample weights are in the loss, on any process; every process has to call it."""
