@@ -241,7 +241,7 @@ def _attributes(thing: Any, is_the_rule: bool) -> dict[str, Any]:
     if is_a_module:
         of_all_modules = vars(nn.Module())
         found = {name: value for name, value in found.items() if name not in of_all_modules}
-        found |= {**thing._buffers, **thing._modules}
+        found |= dict(thing.named_buffers(recurse=False)) | dict(thing.named_children())
     return found
 
 

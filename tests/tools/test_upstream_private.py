@@ -42,6 +42,7 @@ PRIVATE: dict[str, tuple[Any, str]] = {
     "_set_signature_columns_if_needed": (Trainer, "columns that the losses read are kept"),
     # --- read or called ---
     "_clip_grad_norm": (Trainer, "overhead.py times the parts of a step"),
+    "_get_collator_with_removed_columns": (Trainer, "MIRO reads rows as the Trainer's collator gets them"),
     "_globalstep_last_logged": (inspect.getsource(Trainer), "which logs are the Trainer's own"),
     "_prepare_inputs": (Trainer, "a batch goes to the device as in training"),
     "_remove_unused_columns": (Trainer, "collators that are wrapped drop columns as the Trainer does"),
