@@ -181,6 +181,8 @@ class ReweightingMixin(
                 "label_smoothing_factor does not reach a per_sample_loss_fn: smooth the labels inside that function "
                 "and leave label_smoothing_factor at 0."
             )
+        if isinstance(source, HeadLosses):
+            source.check_smoothing(args.label_smoothing_factor)
         if self._accumulates and steps_in_backward(args):
             raise ValueError(
                 f"optim={args.optim!r} takes a step inside every backward pass, so that the micro-batches of an "
