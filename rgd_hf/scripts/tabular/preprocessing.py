@@ -222,7 +222,7 @@ def as_categories(values: pd.Series, known: Sequence[str] | None = None) -> np.n
     """
     objects = values.astype(object)
     categories = np.array([_as_category(value) for value in objects], dtype=object)
-    unknown = [] if known is None else np.flatnonzero(~pd.Series(categories).isin(known))
+    unknown: Any = () if known is None else np.flatnonzero(~pd.Series(categories).isin(known))
     if len(unknown):
         meant = _by_meaning(known or ())
         for row in unknown:
