@@ -45,6 +45,7 @@ from rgd_hf.scripts.text.text_classification import (
     tokenize,
 )
 from rgd_hf.scripts.training.best_metric import check_metric
+from rgd_hf.scripts.training.class_order import in_order_of_model
 from rgd_hf.scripts.training.hard_examples import TrainingSamples
 from rgd_hf.scripts.training.metrics import make_compute_metrics, metric_names
 from rgd_hf.scripts.training.plans import RunArguments, prepare_runs
@@ -202,8 +203,12 @@ def describe(args: DataArguments, task: GlueTask | None, train: Dataset) -> tupl
     return columns, labels, OWN_METRICS[labels.kind]
 
 
-def check_classifier(args: ModelArguments, labels: Labels) -> None:
-    """Raise `UserError` where the pretrained model has a classifier for other classes that is not to be replaced."""
+def check_classifier(args: ModelArguments, labels: Labels) -> Labels:
+    """The labels in the order of the pretrained model's classifier, if it has one for the same classes.
+
+    Raises:
+        UserError: it has one for another number of classes that is not to be replaced.
+    """
     name = args.model_name_or_path
     config = load_pretrained(AutoConfig.from_pretrained, name)
     has_head = any("SequenceClassification" in architecture for architecture in config.architectures or [])
@@ -213,6 +218,9 @@ def check_classifier(args: ModelArguments, labels: Labels) -> None:
             f"{name} has a classifier for {config.num_labels} classes, but the data {needed}. --ignore_mismatched_sizes "
             "puts a new, untrained classifier in its place."
         )
+    if not has_head or config.num_labels != len(labels.names) or labels.multi_hot:
+        return labels
+    return labels.in_order(in_order_of_model(name, config.id2label, labels.names))
 
 
 def cut(data: DatasetDict, args: DataArguments, labels: Labels) -> DatasetDict:
@@ -248,8 +256,8 @@ def main(argv: list[str] | None = None) -> dict:
     with training_args.main_process_first(desc="data preparation"):
         data = load_data(data_args, task)
         columns, labels, metric = describe(data_args, task, data["train"])
-        check_classifier(model_args, labels)
-        raw = cut(data, data_args, labels)
+        ordered = check_classifier(model_args, labels)
+        raw, labels = cut(data, data_args, labels), ordered
         tokenizer = load_pretrained(AutoTokenizer.from_pretrained, model_name)
         data = tokenize(raw, tokenizer, columns, data_args.label_column, labels, data_args.max_seq_length)
     validation = {split.removeprefix("validation_"): rows for split, rows in data.items() if split != "train"}
@@ -276,7 +284,7 @@ def main(argv: list[str] | None = None) -> dict:
             data_collator=DataCollatorWithPadding(
                 tokenizer, pad_to_multiple_of=8 if args.fp16 or args.bf16 else None
             ),
-            compute_metrics=make_compute_metrics(metric),
+            compute_metrics=make_compute_metrics(metric, labels.numbers_of_data),
             record_examples=run_args.hard_examples > 0,
         )
 

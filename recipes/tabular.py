@@ -170,7 +170,7 @@ def main(argv: list[str] | None = None) -> dict:
         directory = Path(str(run.args.output_dir))
         if run_args.save_models:
             trained.trainer.save_model(str(directory))
-        write_card(trained.trainer, directory, prepared.name, f"{model_args.network}, {run.method}")
+        write_card(trained.trainer, directory, prepared, f"{model_args.network}, {run.method}")
         trained.trainer.save_state()
         if run_args.hard_examples:
             names = shown_columns(prepared.frame, prepared.columns, column_args)

@@ -106,11 +106,8 @@ def _losses(
 
 def _classes(inputs: Inputs, config: Any, problem_type: str | None = None) -> Tensor:
     labels = inputs["labels"]
-    if (problem_type or config.problem_type) != _SINGLE_LABEL:
-        raise ValueError(
-            f"class_weights are for single-label classification, but this is {config.problem_type}: weight the "
-            "losses of its outputs in a per_sample_loss_fn instead."
-        )
+    if problem_type is None:
+        check_exclusive_classes(CLASSIFICATION, config, "class_weights")
     if labels.is_floating_point() and labels.numel() != labels.shape[0]:
         return labels
     return labels.reshape(-1).long()
@@ -125,6 +122,23 @@ CLASSIFICATION = Head(
     classes=_classes,
 )
 """Single-label, multi-label or regression, by `config.problem_type`."""
+
+
+def check_exclusive_classes(head: Head | None, config: Any, setting: str) -> None:
+    """Raise `ValueError` where `setting` needs mutually exclusive classes and the model is known to have none.
+
+    Where `config.problem_type` is still None, the first batch decides and this is asked again.
+    """
+    if head is not CLASSIFICATION:
+        return
+    kind = getattr(config, "problem_type", None) or (
+        "regression" if config.num_labels == 1 else _SINGLE_LABEL
+    )
+    if kind != _SINGLE_LABEL:
+        raise ValueError(
+            f"{setting} needs mutually exclusive classes, which {kind} (problem_type of the model's configuration) does not "
+            f"have: leave {setting} out. A column 'sample_weight' in the training data weights its samples."
+        )
 
 
 def _check_audio(inputs: Inputs, config: Any) -> None:

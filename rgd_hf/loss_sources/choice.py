@@ -7,6 +7,7 @@ import torch
 
 from rgd_hf import class_weights as classes
 from rgd_hf.heads import find_head, without_peft
+from rgd_hf.heads.classification import check_exclusive_classes
 from rgd_hf.loss_sources.base import PerSampleLossFn
 from rgd_hf.loss_sources.head import HeadLosses
 from rgd_hf.loss_sources.user import CustomLosses
@@ -46,6 +47,8 @@ def find_loss_source(
         return CustomLosses(per_sample_loss_fn, label_names, without_peft(model))
     if head is None:
         return None
+    if class_weights is not None:
+        check_exclusive_classes(head, without_peft(model).config, "class_weights")
     weights = None
     if class_weights is not None and not classes.uncounted(class_weights, train_dataset):
         num_labels = without_peft(model).config.num_labels

@@ -240,6 +240,17 @@ def test_settings_that_do_not_fit_are_explained_before_anything_is_trained(
         glue.main([*tiny_run, *options, *compare])
 
 
+@pytest.mark.parametrize("option", [["--class_weights", "balanced"], ["--label_smoothing_factor", "0.1"]])
+@pytest.mark.parametrize(
+    "label", [lambda row: row["label"] + 0.5, lambda row: ["a", "b"][: row["label"] + 1]]
+)
+def test_what_needs_exclusive_classes_is_refused_before_training(option, label, tiny_run, write_rows):
+    file = write_rows("rows.jsonl", [{**row, "label": label(row)} for row in sentences(24)])
+    with pytest.raises(UserError, match=f"{option[0][2:]} needs mutually exclusive classes"):
+        glue.main([*changed(tiny_run, train_file=file, validation_file=file), *option])
+    assert not [*output_of(tiny_run).glob("*")]
+
+
 def test_a_classifier_for_other_classes_is_replaced_where_asked(tiny_run, tiny_model_dir, tmp_path):
     trained = tmp_path / "three"
     AutoModelForSequenceClassification.from_pretrained(tiny_model_dir, num_labels=3).save_pretrained(trained)

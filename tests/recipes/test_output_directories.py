@@ -51,6 +51,41 @@ def test_nothing_is_discarded_before_the_first_run_begins(options, error, compla
     assert again["settings"]["tau"] == 3 and not list(output_of(short).glob("*.parquet"))
 
 
+def test_the_model_of_a_discarded_run_goes_with_it_and_the_users_files_stay(short):
+    folder, mine = (
+        output_of(short),
+        ("vocab_of_mine.txt", "notes.txt", "README.txt", "analysis.py", "my.model"),
+    )
+    folder.mkdir()
+    for name in mine[:3]:
+        (folder / name).write_text("mine")
+    glue.main(short)
+    saved = {path.name for path in folder.iterdir()} - {*mine}
+    assert {"model.safetensors", "config.json", "tokenizer.json", "README.md", "trainer_state.json"} <= saved
+    for name in mine[3:]:  # while nothing runs
+        (folder / name).write_text("mine")
+    (folder / "adapter_config.json").write_text("{}")  # not of the run either, though a model may have one
+    glue.main([*short, "--overwrite_output_dir", "--save_models", "false"])
+    left = {path.name for path in folder.iterdir() if path.is_file()}
+    assert left == {
+        *mine,
+        "adapter_config.json",
+        "README.md",
+        "trainer_state.json",
+        "all_results.json",
+        "run_settings.json",
+    }
+    assert all((folder / name).read_text() == "mine" for name in mine)
+
+
+def test_a_model_that_is_trained_further_in_its_own_directory_is_not_discarded(short):
+    glue.main(short)
+    folder = output_of(short)
+    options = changed(short, model_name_or_path=str(folder))
+    found = glue.main([*options, "--overwrite_output_dir", "--compare"])
+    assert list(found["runs"]) == ["erm", "kl"] and (folder / "model.safetensors").is_file()
+
+
 def test_a_table_that_does_not_fit_discards_nothing(tmp_path):
     options = [
         "--data",

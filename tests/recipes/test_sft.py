@@ -89,6 +89,14 @@ def test_trains_evaluates_and_leaves_a_model(kind, options, command, tmp_path):
     AutoModelForCausalLM.from_pretrained(out)
 
 
+def test_a_whole_model_in_the_place_of_adapters_is_loaded_without_them(command, tmp_path):
+    sft.main(command("text", "--lora_rank=2"))
+    sft.main(command("text", "--overwrite_output_dir"))
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert not any("lora" in name for name, _ in loaded.named_parameters())
+    assert not [*(tmp_path / "out").glob("adapter_*")]
+
+
 def test_learns_and_needs_no_logits(command, monkeypatch):
     from rgd_hf.heads import FusedHead
 

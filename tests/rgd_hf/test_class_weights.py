@@ -267,9 +267,43 @@ def test_heads_without_classes_are_refused(make_args):
             class_weights="1,1,1",
             per_sample_loss_fn=lambda outputs, labels: outputs,
         )
-    trainer = ReweightedTrainer(tiny_bert(num_labels=1), make_args(), class_weights="2")
-    with pytest.raises(ValueError, match="this is regression"):
-        trainer.compute_loss(trainer.model, stack(classification_data(4)) | {"labels": torch.rand(4)})
+    with pytest.raises(ValueError, match="which regression"):
+        ReweightedTrainer(tiny_bert(num_labels=1), make_args(), class_weights="2")
+
+
+FLOATS = [{**row, "labels": torch.tensor([1.0, 0.0, 1.0])} for row in classification_data(8)]
+NUMBERS = [{**row, "labels": torch.tensor(0.5)} for row in classification_data(8)]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"class_weights": "balanced"}, {"class_weights": "1,2,3"}, {"label_smoothing_factor": 0.1}],
+    ids=str,
+)
+@pytest.mark.parametrize("reweighting", ["kl", "none"])
+@pytest.mark.parametrize(
+    ("kind", "rows", "known"),
+    [
+        ("multi_label_classification", FLOATS, True),
+        ("regression", NUMBERS, True),
+        ("multi_label_classification", FLOATS, False),  # the first batch tells
+    ],
+)
+def test_settings_of_exclusive_classes_are_refused_where_there_are_none(
+    settings, reweighting, kind, rows, known, make_args
+):
+    if not known and settings.get("class_weights") == "balanced":
+        pytest.skip("labels that are no integers are not counted")
+    model = tiny_bert(problem_type=kind if known else None, num_labels=1 if kind == "regression" else 3)
+    (setting,) = settings
+    smooth, weights = (settings, {}) if "smoothing" in setting else ({}, settings)
+    refused = rf"{setting} needs mutually exclusive classes, which {kind} .* leave {setting} out"
+    with pytest.raises(ValueError, match=refused):
+        trainer = ReweightedTrainer(
+            model, make_args(**smooth), train_dataset=rows, reweighting=reweighting, **weights
+        )
+        assert not known or smooth
+        trainer._check_set_up() if known else trainer.train()
 
 
 @pytest.mark.parametrize("reweighting", ["kl", "none"])

@@ -103,7 +103,7 @@ def typed_tables(
 
     A column that several tables have gets one type, so that a split's column of digits stays text where it is text in
     another. Numbers with leading zeros are codes, thus text. A column of numbers may have some of `MISSING_NUMBERS`,
-    which are counted in a message.
+    which are counted in a message. The marks in numbers, `decimal` and `thousands`, are added to the tables' metadata.
 
     Args:
         tables: columns of strings; those of other types are left as they are.
@@ -151,7 +151,14 @@ def typed_tables(
     ]
     if commas:
         warn(f"{where}: {len(commas)} column(s) are read with decimal commas: {listed(commas)}.")
-    return [_converted(table, chosen) for table in tables]
+    marks = {"decimal": "," if commas else "."}
+    thousands = {known.thousands for known, _ in chosen.values()} & {",", r"\."}
+    if len(thousands) == 1:
+        marks["thousands"] = thousands.pop()[-1]
+    return [
+        _converted(table, chosen).replace_schema_metadata({**(table.schema.metadata or {}), **marks})
+        for table in tables
+    ]
 
 
 def _converted(table: pa.Table, chosen: dict[str, tuple[NumberFormat, pa.DataType]]) -> pa.Table:

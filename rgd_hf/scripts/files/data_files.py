@@ -71,7 +71,8 @@ def _read_one(path: Path, warn: Callable[[str], Any]) -> pa.Table:
     if nameless:
         warn(f"{path}: {len(nameless)} column(s) without a name and without values are skipped.")
         table = table.select([i for i in range(table.num_columns) if i not in nameless])
-    return table.rename_columns(column_names(table.column_names, str(path), warn))
+    named = table.rename_columns(column_names(table.column_names, str(path), warn))
+    return named.replace_schema_metadata(table.schema.metadata)
 
 
 def _is_empty(column: pa.ChunkedArray) -> bool:

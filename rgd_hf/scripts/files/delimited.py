@@ -51,7 +51,7 @@ def read_delimited(path: Path, warn: Callable[[str], Any]) -> pa.Table:
     """Read a file of delimited text, plain or gzip, into columns of strings; an empty cell is an empty string.
 
     Args:
-        path: the file. Its first record is the header; a line `sep=;` before it, as Excel writes it, is followed.
+        path: the file. Its separator is in the table's metadata. Its first record is the header; a line `sep=;` before it, as Excel writes it, is followed.
         warn: called with a sentence for everything that could have been read differently, or is skipped.
 
     Raises:
@@ -73,7 +73,9 @@ def read_delimited(path: Path, warn: Callable[[str], Any]) -> pa.Table:
             )
         table = _table(text, survey, path, warn)
     _say_if_header_looks_like_a_row(table, path, warn)
-    return table
+    return table.replace_schema_metadata(
+        {"separator": r"\s+" if survey.separator == " " else survey.separator}
+    )
 
 
 def _with_line_ends_of_several_kinds(

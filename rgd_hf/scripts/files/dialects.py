@@ -16,8 +16,8 @@ ROW_NAMES = "row_names"
 # In this order where several divide every row: commas are also met in texts and decimals.
 SEPARATORS = {"\t": "tab", ";": "semicolon", "|": "bar", ",": "comma"}
 _SPACES = " "
-_NO_SEPARATOR = "\x1f"
-_NAMES = {**SEPARATORS, _SPACES: "white space", _NO_SEPARATOR: "none"}
+NO_SEPARATOR = "\x1f"
+_NAMES = {**SEPARATORS, _SPACES: "white space", NO_SEPARATOR: "none"}
 SHOWN = 5
 
 
@@ -61,7 +61,7 @@ class Survey:
 
     def blank(self, record: list[str]) -> bool:
         """Whether a record is an empty line, not a row of one empty cell."""
-        return not record or (len(record) == 1 and self.separator != _NO_SEPARATOR and not record[0].strip())
+        return not record or (len(record) == 1 and self.separator != NO_SEPARATOR and not record[0].strip())
 
     def records(self, text: str) -> Iterator[tuple[int, list[str]]]:
         """Line number and cells of every record, the header's first."""
@@ -167,7 +167,7 @@ def best_survey(
     first_line = text.lstrip("\r\n").splitlines()[0]
     found = [s for separator in separators if separator in first_line for s in _readings(text, separator)]
     several = [survey for survey in found if len(survey.header) > 1 or survey.error]
-    candidates = several or _by_spaces(text) or list(_readings(text, _NO_SEPARATOR))
+    candidates = several or _by_spaces(text) or list(_readings(text, NO_SEPARATOR))
     fitting = [survey for survey in candidates if survey.fits] or [
         named for survey in candidates if (named := _with_row_names(text, survey))
     ]
@@ -175,7 +175,7 @@ def best_survey(
         raise UserError(_complaint(min(candidates, key=lambda s: len(s.wrong)), text, skipped_lines, path))
     best = next((survey for survey in fitting if survey.quoted), fitting[0])
     literal = [s for s in fitting if not s.quoted and s.separator == best.separator and s is not best]
-    if literal and best.line_breaks and best.separator != _NO_SEPARATOR:
+    if literal and best.line_breaks and best.separator != NO_SEPARATOR:
         raise UserError(
             f"{path} can be read in two ways: as {best.rows:,} rows, {best.line_breaks:,} of them with line breaks "
             f"between quotation marks, or as {literal[0].rows:,} rows with quotation marks in the text. Say which, and "
@@ -197,7 +197,7 @@ def best_survey(
             f"{path} is read with white space as separator, which gives the columns {listed(best.header[:SHOWN])}. If it "
             "has one column, enclose its cells in quotation marks."
         )
-    if best.separator == _NO_SEPARATOR and (divided := _divides_the_rest(text)):
+    if best.separator == NO_SEPARATOR and (divided := _divides_the_rest(text)):
         warn(
             f"{path} is read as one column, {best.header[0]!r}, although the {divided} divides every row after the first "
             "line. If lines stand before the header, take them away."

@@ -4,34 +4,44 @@ import re
 from pathlib import Path
 from typing import Any
 
+from rgd_hf.scripts.files.dialects import NO_SEPARATOR
+from rgd_hf.scripts.tabular.splits import PreparedTable
 from rgd_hf.scripts.tabular.trainer import TabularTrainer
 
+_NAMES = {"separator": "sep"}
+_PANDAS_OWN = {"separator": (",", NO_SEPARATOR), "decimal": (".",)}
+_MISSING = ["", "?", "-", ".", "NA", "N/A", "#N/A", "NaN", "nan", "null", "None", "missing"]
 _FIRST_CODE = re.compile(r"(?s)```python\n.*?\n```")
 
 
-def write_card(trainer: TabularTrainer, folder: Path, data: str, method: str) -> None:
+def write_card(trainer: TabularTrainer, folder: Path, table: PreparedTable, method: str) -> None:
     """Write `README.md` into `folder`, where `trainer`'s model is saved; every process has to call it.
 
     Args:
         trainer: trained; its output directory becomes `folder`.
         folder: the folder of the model.
-        data: name of the table.
+        table: what it was trained on.
         method: name of the method.
     """
     trainer.args.output_dir = str(folder)
     trainer.evaluate()  # of the weights that are saved; those of the last epoch are not
     config: Any = trainer.model.config  # type: ignore[union-attr]
     task = "tabular-regression" if config.problem_type == "regression" else "tabular-classification"
-    trainer.create_model_card(tags=["tabular", task], tasks=task, model_name=f"{data} {method}", dataset=data)
+    trainer.create_model_card(
+        tags=["tabular", task], tasks=task, model_name=f"{table.name} {method}", dataset=table.name
+    )
     if not trainer.is_world_process_zero():
         return
+    reading = _reading(table)
     columns = ", ".join(f"{column['name']!r}" for column in config.columns[:20])
     more = ", ..." if len(config.columns) > 20 else ""
     code = "\n".join(
         [
             "```python",
+            *(["import pandas as pd"] if reading else []),
             "from transformers import AutoModel",
             "",
+            *reading,
             f'model = AutoModel.from_pretrained("{folder.name}", trust_remote_code=True)',
             "model.predict(frame)  # a pandas DataFrame with the columns",
             f"# {columns}{more}",
@@ -45,3 +55,23 @@ def write_card(trainer: TabularTrainer, folder: Path, data: str, method: str) ->
     path = folder / "README.md"
     text = path.read_text(encoding="utf-8")
     path.write_text(_FIRST_CODE.sub(lambda _: code, text, count=1), encoding="utf-8")
+
+
+def _reading(table: PreparedTable) -> list[str]:
+    """The call of pandas that reads a file like that of the table as training did; none where it was no delimited text."""
+    if not table.marks:
+        return []
+    texts = [column["name"] for column in table.columns if column["kind"] != "numeric"]
+    numbers = [column["name"] for column in table.columns if column["kind"] == "numeric"]
+    decimal = table.marks["decimal"]
+    # Beside another word pandas leaves the numbers of a column as they stand, which matters where that is with commas.
+    gaps = [name for name in numbers if decimal != "." and table.frame[name].isna().any()]
+    options = {name: mark for name, mark in table.marks.items() if mark not in _PANDAS_OWN.get(name, ())}
+    given = [f"{_NAMES.get(name, name)}={mark!r}" for name, mark in options.items()]
+    given += [f"dtype=dict.fromkeys({texts!r}, str)"] if texts else []
+    given += ["keep_default_na=False"]
+    given += [f"na_values=dict.fromkeys({gaps!r}, {_MISSING!r})" if gaps else 'na_values=[""]']
+    return [
+        "# As for training: codes and words as they stand.",
+        f'frame = pd.read_csv("FILE", {", ".join(given)})',
+    ]

@@ -8,6 +8,7 @@
 This file and those it imports are saved with the model, so the folder works without the recipe.
 """
 
+import warnings
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -105,9 +106,12 @@ class TabularModel(PreTrainedModel):
     def predict(self, frame: Any, batch_size: int = 4096) -> np.ndarray:
         """The predicted target of every row of a pandas DataFrame.
 
+        Warns, once a column, of values that are no category of the training rows, no number or no date. Where the file has
+        better ones, it was read in another way than for training; the model card shows the call that reads it alike.
+
         Args:
             frame: has the columns that the model was trained on, in any order; more are ignored, missing values and
-                unseen categories are allowed.
+                unseen categories are allowed. Truth values and numbers match categories that were written as texts.
             batch_size: rows that go through the network together.
 
         Returns:
@@ -130,6 +134,11 @@ class TabularModel(PreTrainedModel):
     @torch.no_grad()
     def _logits(self, frame: Any, batch_size: int) -> np.ndarray:
         x_num, x_cat = self._fitted_preprocessor().transform(frame)
+        for doubt in self._fitted_preprocessor().doubts(frame):
+            warnings.warn(
+                f"{doubt} If the file says more than that, read it as the model card (README.md) shows.",
+                stacklevel=3,
+            )
         was_training = self.training
         self.eval()
         rows = []

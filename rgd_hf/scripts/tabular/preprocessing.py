@@ -5,6 +5,9 @@ no code when it is loaded.
 """
 
 import json
+import re
+from collections.abc import Iterable, Sequence
+from decimal import Decimal
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,11 @@ VERSIONS_NAME = "preprocessing_versions.json"
 MISSING = "<missing>"
 MAX_CATEGORIES = 200
 _NOISE = 1e-5
+_SHOWN = 5
+_NO_TEXTS = (bool, np.bool_, int, float, np.number)
+_WRITTEN_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
+# What pandas reads as missing; without that, columns of numbers have these texts.
+_MISSING_WORDS = frozenset(("", "na", "n/a", "#n/a", "nan", "null", "none", "<na>"))
 _ENDS_WITH_YEAR = r"^\s*(\d{1,2})([-/.])(\d{1,2})\2\d{2,4}\b"
 
 
@@ -123,6 +131,7 @@ class TablePreprocessor:
                 f"{', '.join(map(repr, map(str, frame.columns)))}."
             )
         numeric, categories = [], []
+        known = self._known_categories()
         for column in self.columns:
             values = frame[column["name"]]
             if column["kind"] == "numeric":
@@ -131,12 +140,47 @@ class TablePreprocessor:
                 day_first = column["name"] in self.encoders.get("day_first", ())
                 numeric.append(date_parts(values, day_first))
             else:
-                categories.append(as_categories(values)[:, None])
+                categories.append(as_categories(values, known.get(column["name"]))[:, None])
         rows = len(frame)
         return (
             np.hstack(numeric) if numeric else np.empty((rows, 0)),
             np.hstack(categories) if categories else np.empty((rows, 0), dtype=object),
         )
+
+    def _known_categories(self) -> dict[str, list[str]]:
+        """The categories of the training rows by column, once the encoders are fitted."""
+        if "ordinal" not in self.encoders:
+            return {}
+        names = [column["name"] for column in self.columns if column["kind"] == "categorical"]
+        return dict(zip(names, (known.tolist() for known in self.encoders["ordinal"].categories_)))
+
+    def doubts(self, frame: pd.DataFrame) -> list[str]:
+        """A sentence for every column with values that the network cannot use, often because the table was read in another way.
+
+        They are categories that no training row has, numbers that may be one of several, texts in a column of numbers, and
+        what is no date.
+        """
+        known, found = self._known_categories(), []
+        for column in self.columns:
+            name, kind = column["name"], column["kind"]
+            values = frame[name]
+            more = "."
+            if kind == "categorical":
+                lost = _unknown(values, known[name])
+                what = "none of the categories of training, or may be several, and taken as unknown"
+                more = f"; known are {_listed(map(repr, known[name]))}."
+            else:
+                day_first = name in self.encoders.get("day_first", ())
+                read = as_dates(values, day_first).isna() if kind == "date" else np.isnan(as_numbers(values))
+                lost = values.notna().to_numpy() & np.asarray(read)
+                lost[lost] = [str(value).strip().lower() not in _MISSING_WORDS for value in values[lost]]
+                what = f"no {'dates' if kind == 'date' else 'finite numbers'} and taken as missing"
+            if lost.any():
+                examples = dict.fromkeys(map(repr, values[lost].astype(object)))
+                found.append(
+                    f"column {name!r}: {int(lost.sum()):,} of {len(values):,} values are {what}: {_listed(examples)}{more}"
+                )
+        return found
 
     def save_pretrained(self, directory: str | PathLike) -> None:
         """Write the fitted encoders, and the versions that they were written with, into `directory`."""
@@ -168,9 +212,53 @@ def as_numbers(values: pd.Series) -> np.ndarray:
     return numbers
 
 
-def as_categories(values: pd.Series) -> np.ndarray:
-    """A column as strings without spaces around them, `MISSING` where it is missing; 1 and 1.0 are the same category."""
-    return np.array([_as_category(value) for value in values.astype(object)], dtype=object)
+def as_categories(values: pd.Series, known: Sequence[str] | None = None) -> np.ndarray:
+    """A column as strings without spaces around them, `MISSING` where it is missing; 1 and 1.0 are the same category.
+
+    Args:
+        values: values of any type.
+        known: categories of the training rows. A truth value or number that is none of them is the one that writes it in
+            another way (True: "true", 7: "007"), if there is one alone.
+    """
+    objects = values.astype(object)
+    categories = np.array([_as_category(value) for value in objects], dtype=object)
+    unknown: Any = () if known is None else np.flatnonzero(~pd.Series(categories).isin(known))
+    if len(unknown):
+        meant = _by_meaning(known or ())
+        for row in unknown:
+            written = meant.get(_meaning(categories[row]), ())
+            if isinstance(objects.iloc[row], _NO_TEXTS) and len(written) == 1:
+                categories[row] = written[0]
+    return categories
+
+
+def _unknown(values: pd.Series, known: Sequence[str]) -> np.ndarray:
+    """Which values are none of the categories, or numbers and truth values that several of them write, bool `[rows]`."""
+    categories = pd.Series(as_categories(values, known))
+    lost = ~categories.isin(known).to_numpy()
+    if not any(category.lower() in _MISSING_WORDS for category in known):
+        lost &= (categories != MISSING).to_numpy()  # it is missing however the table is read
+    several = {name for names in _by_meaning(known).values() if len(names) > 1 for name in names}
+    for row in np.flatnonzero(categories.isin(several)):
+        lost[row] |= isinstance(values.iloc[row], _NO_TEXTS)
+    return lost
+
+
+def _by_meaning(known: Sequence[str]) -> dict[Any, list[str]]:
+    found: dict[Any, list[str]] = {}
+    for category in known:
+        found.setdefault(_meaning(category), []).append(category)
+    return found
+
+
+def _meaning(category: str) -> Any:
+    """What different writings of a number or truth value have in common."""
+    return Decimal(category) if _WRITTEN_NUMBER.fullmatch(category) else category.casefold()
+
+
+def _listed(names: Iterable[str]) -> str:
+    shown = [*names]
+    return ", ".join(shown[:_SHOWN]) + (", ..." if len(shown) > _SHOWN else "")
 
 
 def _as_category(value: Any) -> str:

@@ -1,8 +1,8 @@
 """Tables from files, from the Hub, and from scikit-learn's embedded data sets."""
 
 import io
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from sklearn import datasets as embedded
 
 from rgd_hf.scripts.errors import UserError, listed
 from rgd_hf.scripts.files.column_types import column_names, say_what_looks_alike
-from rgd_hf.scripts.files.data_files import SUFFIXES, read_arrow, require_file, suffix_of
+from rgd_hf.scripts.files.data_files import SUFFIXES, TEXT_SUFFIXES, read_arrow, require_file, suffix_of
 from rgd_hf.scripts.files.hub import load_hub_dataset
 from rgd_hf.scripts.messages import say_warning
 from rgd_hf.scripts.vision.decoding import UnreadableImageError, open_image
@@ -42,12 +42,14 @@ class Table:
         frame: all rows and columns, the target among them; its index counts the rows from 0, in their order.
         target: name of the target column.
         max_rows: number of rows of a random subset to use, None for all.
+        marks: of a file of delimited text its `separator`, `decimal` mark and `thousands` mark, if any; empty elsewhere.
     """
 
     name: str
     frame: pd.DataFrame
     target: str
     max_rows: int | None = None
+    marks: Mapping[str, str] = field(default_factory=dict)
 
 
 def load_table(name: str, target: str | None, warn: Callable[[str], Any] = say_warning) -> Table:
@@ -61,11 +63,15 @@ def load_table(name: str, target: str | None, warn: Callable[[str], Any] = say_w
     Raises:
         UserError: there is no such data, it cannot be read, it has no rows, or the target is missing.
     """
+    marks: dict[str, str] = {}
     if name in EMBEDDED and not Path(name).exists():
         return _load_embedded(name, target)
     if suffix_of(name) in SUFFIXES or Path(name).exists():
         require_file(name, f"give one file ({', '.join(SUFFIXES)}) as --data")
-        frame, short = to_frame(read_arrow({name: name}, target, warn)[name]), _short_name(Path(name))
+        table = read_arrow({name: name}, target, warn)[name]
+        frame, short = to_frame(table), _short_name(Path(name))
+        if suffix_of(name) in TEXT_SUFFIXES:
+            marks = {key.decode(): mark.decode() for key, mark in (table.schema.metadata or {}).items()}
     elif name.count("/") == 1:
         hint = "--data FILE.csv or FILE.parquet, and --target COLUMN"
         data = load_hub_dataset(name, local_hint=hint, splits=[["train"]])
@@ -99,7 +105,7 @@ def load_table(name: str, target: str | None, warn: Callable[[str], Any] = say_w
         )
     if not len(frame):
         raise UserError(f"{name} has columns {listed(frame)} but no rows.")
-    return Table(short, flatten_images(frame, name), target)
+    return Table(short, flatten_images(frame, name), target, marks=marks)
 
 
 def _load_embedded(name: str, asked: str | None) -> Table:

@@ -1,6 +1,7 @@
 """Training, validation and test rows, encoded once for all methods."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -100,6 +101,7 @@ class PreparedTable:
         test_size: share of all rows.
         validation_size: share of the rows that are not for the test.
         split_seed: random seed of the test rows.
+        marks: as `Table` has them.
     """
 
     name: str
@@ -110,6 +112,7 @@ class PreparedTable:
     test_size: float = 0.2
     validation_size: float = 0.2
     split_seed: int = 0
+    marks: Mapping[str, str] = field(default_factory=dict)
 
     def split(self, seed: int) -> Splits:
         """The same test rows for every seed, validation rows that depend on the seed; all encoded.

@@ -85,4 +85,4 @@ def prepare_table(args: TableArguments, columns_args: ColumnArguments, smoothing
     task = "regression" if target.is_regression else f"{len(target.classes)} classes"
     say(f"{table.name}: predicting {target.name!r} ({task}) of {len(frame):,} rows from {described} columns")
     sizes = (args.test_size, args.validation_size, args.split_seed)
-    return PreparedTable(table.name, frame, y, target, columns, *sizes)
+    return PreparedTable(table.name, frame, y, target, columns, *sizes, table.marks)

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -30,6 +29,9 @@ from rgd_hf.scripts.training.results import RESULTS_NAME, read_results, settings
 ROWS = "rows"
 """The key under which the numbers of samples are recorded among the settings of a run."""
 
+OWN_FILES = "own_files"
+"""The key under which a run records the files that it found in its directory, which are the user's."""
+
 WAYS_OUT = "Choose another --output_dir, or give --overwrite_output_dir to discard it and start again."
 
 # The settings of re-weighting that plain training has too; all others belong to the rule that is compared with it.
@@ -39,6 +41,7 @@ SETTINGS_OF_ALL_METHODS = ("reweighting_level", "class_weights", "fused_lm_head"
 REPORTING_SETTINGS = (
     "hub_", "push_to_hub", "logging_", "log_", "disable_tqdm", "report_to", "run_name", "project", "trackio_",
     "output_dir", "overwrite_output_dir", "compare", "seeds", "dataloader_num_workers", "ddp_", "hard_examples", "save_predictions",
+    OWN_FILES,
 )  # fmt: skip
 
 
@@ -64,7 +67,7 @@ class RunArguments:
     overwrite_output_dir: bool = field(
         default=False,
         metadata={
-            "help": "Discard the checkpoints and results in the output directory and start again; they are kept until data, "
+            "help": "Discard the checkpoints, results and models of runs in the output directory and start again; they are kept until data, "
             "settings and model have been checked and the first run begins. Without it an interrupted run "
             "resumes from its last checkpoint, and a finished run is not repeated."
         },
@@ -229,21 +232,6 @@ def all_settings(run: Run, settings: Mapping[str, Any]) -> dict[str, Any]:
     )
     chosen = {**{name: getattr(run.args, name) for name in always}, **settings_of(run.args)}
     return {**settings, **chosen, "world_size": run.args.world_size}
-
-
-def discard(plan: RunPlan) -> None:
-    """Remove what `--overwrite_output_dir` discards: checkpoints, results and lists of the plan's runs."""
-    for directory in {plan.root, *(Path(str(run.args.output_dir)) for run in plan.runs)}:
-        for checkpoint in directory.glob("checkpoint-*"):
-            shutil.rmtree(checkpoint)
-        left = (
-            directory / RESULTS_NAME,
-            directory / SETTINGS_NAME,
-            *directory.glob(f"{PREDICTIONS}*.parquet"),
-            *directory.glob(f"{HARD_EXAMPLES}.*"),
-        )
-        for path in left:
-            path.unlink(missing_ok=True)
 
 
 def recorded_runs(plan: RunPlan) -> dict[str, Any]:

@@ -17,15 +17,16 @@ from rgd_hf.processes import same_everywhere
 from rgd_hf.scripts.errors import UserError, settings_explained
 from rgd_hf.scripts.messages import say
 from rgd_hf.scripts.processes import on_main_process
+from rgd_hf.scripts.training.discarding import discard, own_files
 from rgd_hf.scripts.training.hard_examples import InspectedTrainer, TrainingSamples, list_hard_examples
 from rgd_hf.scripts.training.plans import (
+    OWN_FILES,
     ROWS,
     SETTINGS_NAME,
     WAYS_OUT,
     Run,
     RunPlan,
     all_settings,
-    discard,
     recorded_runs,
     recorded_settings,
 )
@@ -190,6 +191,7 @@ def _record_run(
             reports = {
                 "hard_examples": plan.options.hard_examples,
                 "save_predictions": plan.options.save_predictions,
+                OWN_FILES: own_files(directory),
             }
             write_json(directory / SETTINGS_NAME, {**settings, **reports})
         return checkpoint

@@ -141,6 +141,19 @@ def build_image_classifier(args: ImageModelArguments, classes: Sequence[str]) ->
     return _transformers_classifier(args, name, classes)
 
 
+def classes_of_model(args: ImageModelArguments) -> dict[int, str] | None:
+    """The classes, by their numbers, of a pretrained classifier of transformers whose head is trained further; None elsewhere."""
+    name = args.model_name_or_path
+    if name is None or name.startswith(TIMM) or args.from_scratch:
+        return None
+    config = load_pretrained(AutoConfig.from_pretrained, name)
+    return dict(config.id2label) if _has_head(config) else None
+
+
+def _has_head(config: Any) -> bool:
+    return any("Classification" in architecture for architecture in config.architectures or [])
+
+
 # --- timm -----------------------------------------------------------------------------------------------------------
 
 
@@ -228,8 +241,7 @@ def _check_number(name: str, trained: int, needed: int, replace: bool) -> None:
 def _transformers_classifier(args: ImageModelArguments, name: str, classes: Sequence[str]) -> ImageClassifier:
     changes = {"problem_type": "single_label_classification", **label_config(classes)}
     config = load_pretrained(AutoConfig.from_pretrained, name)
-    has_head = any("Classification" in architecture for architecture in config.architectures or [])
-    if has_head and not args.from_scratch:
+    if _has_head(config) and not args.from_scratch:
         _check_number(name, config.num_labels, len(classes), args.ignore_mismatched_sizes)
     config = load_pretrained(AutoConfig.from_pretrained, name, num_labels=len(classes), **changes)
     is_timm = isinstance(config, TimmWrapperConfig)
