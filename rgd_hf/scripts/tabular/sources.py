@@ -42,7 +42,7 @@ class Table:
         frame: all rows and columns, the target among them; its index counts the rows from 0, in their order.
         target: name of the target column.
         max_rows: number of rows of a random subset to use, None for all.
-        marks: of a file of delimited text its `separator`, `decimal` mark and `thousands` mark, if any; empty elsewhere.
+        marks: `separator`, `decimal` mark and `thousands` mark (if any) of a file of delimited text; empty elsewhere.
     """
 
     name: str

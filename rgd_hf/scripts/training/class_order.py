@@ -1,4 +1,4 @@
-"""The order of the classes where training goes on from a classifier that has one already."""
+"""The order of the classes where training begins with a classifier that has one already."""
 
 import re
 from collections.abc import Mapping, Sequence
