@@ -125,7 +125,7 @@ def make_compute_metrics(
 
     Args:
         name: one of `FUNCTIONS`.
-        numbers: the data's number of every class in the model's order, for a single label,, where that is another: F1 is that
+        numbers: the data's number of every class in the model's order, for a single label, where that is another: F1 is that
             of class 1 of the data.
     """
     metric = TextClassificationMetric(config_name=name, keep_in_memory=True)
