@@ -9,6 +9,7 @@ from typing import Any
 
 from accelerate import PartialState
 from transformers import Trainer, set_seed
+from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import denumpify_detensorize
 
 from rgd_hf.checkpoints import last_checkpoint, passed_over
@@ -172,6 +173,13 @@ def _train(
     left = passed_over(folder)
     if left:
         _say(left)
+    lost = _state_is_lost(trainer)
+    if checkpoint is not None and lost:
+        _say(
+            f"An interrupted run begins anew: the state of {lost} could not be restored, as its constructor does not take the "
+            "arguments that its state() names."
+        )
+        checkpoint = None
     if checkpoint is not None:
         _check_interrupted(settings, folder)
         # Else early stopping would count its patience from 0.
@@ -194,6 +202,17 @@ def _train(
         "settings": settings,
         "seconds": round(time.perf_counter() - started, 1),
     }
+
+
+def _state_is_lost(trainer: Any) -> str | None:
+    """The class of a callback that the Trainer cannot make again from a checkpoint, as of early stopping of one's own."""
+    for each in trainer.callback_handler.callbacks:
+        if isinstance(each, ExportableState):
+            try:
+                type(each)(**each.state().get("args", {}))
+            except Exception:
+                return type(each).__name__
+    return None
 
 
 def _check_trainer(trainer: Any, seed: int, reweighting: Any) -> None:

@@ -83,7 +83,15 @@ class Interrupt(TrainerCallback):
         self.ended.append(state.global_step)
 
 
-def test_early_stopping_counts_on_where_it_was_interrupted(make_args, tmp_path):
+class Patience(EarlyStoppingCallback):
+    """The Trainer cannot make it again from what its state names."""
+
+    def __init__(self):
+        super().__init__(3)
+
+
+@pytest.mark.parametrize("stopping", [lambda: EarlyStoppingCallback(3), Patience], ids=["stock", "own"])
+def test_early_stopping_counts_on_where_it_was_interrupted(stopping, make_args, tmp_path):
     """The loss is best at first, so that it stops after as many evaluations as its patience."""
     options = {
         "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "max_steps": 9,
@@ -96,7 +104,7 @@ def test_early_stopping_counts_on_where_it_was_interrupted(make_args, tmp_path):
         compare(
             builder(
                 make_args,
-                callbacks=lambda: (EarlyStoppingCallback(3), Interrupt(interrupted, ended)),
+                callbacks=lambda: (stopping(), Interrupt(interrupted, ended)),
                 **options,
             ),
             **given,

@@ -249,11 +249,7 @@ def _train_run(
     directory, options = str(run.args.output_dir), plan.options
     trainer = checked_trainer(build_trainer, run, plan)
     trainer.stop_on_non_finite_loss = True
-    checkpoint = begin(rows_of(trainer))
-    if checkpoint is not None:
-        # Else early stopping would count its patience from 0.
-        trainer.args.restore_callback_states_from_checkpoint = True
-    training = trainer.train(resume_from_checkpoint=checkpoint)
+    training = trainer.train(resume_from_checkpoint=begin(rows_of(trainer)))
     metrics = {**training.metrics, **trainer.evaluate()}
     if options.save_models:
         trainer.save_model(_internal_call=True)  # else it would be pushed now, before the results
