@@ -34,7 +34,6 @@ from rgd_hf.scripts.cli import parse_args, run_recipe
 from rgd_hf.scripts.errors import UserError
 from rgd_hf.scripts.messages import say
 from rgd_hf.scripts.training.best_metric import check_metric
-from rgd_hf.scripts.training.class_order import in_order_of_model
 from rgd_hf.scripts.training.hard_examples import TrainingSamples
 from rgd_hf.scripts.training.plans import RunArguments, RunPlan, prepare_runs
 from rgd_hf.scripts.training.results import print_results, read_results, settings_of
@@ -48,6 +47,7 @@ from rgd_hf.scripts.vision.augmentation import (
     train_transform,
 )
 from rgd_hf.scripts.vision.batches import AugmentedImages, ImageCollator, PreparedImages
+from rgd_hf.scripts.vision.class_order import in_models_order
 from rgd_hf.scripts.vision.classes import readable_names
 from rgd_hf.scripts.vision.data import (
     ImageDataArguments,
@@ -62,7 +62,7 @@ from rgd_hf.scripts.vision.metrics import (
     make_image_metrics,
     shot_groups,
 )
-from rgd_hf.scripts.vision.models import ImageModelArguments, build_image_classifier, classes_of_model
+from rgd_hf.scripts.vision.models import ImageModelArguments, build_image_classifier
 from rgd_hf.scripts.vision.plots import plot_curves, plot_weights, read_history
 from rgd_hf.scripts.vision.sets import ImageSet
 from rgd_hf.scripts.vision.stream import StreamedImages
@@ -169,29 +169,6 @@ def load_images(args: ImageDataArguments, training_args: ReweightedTrainingArgum
         return Images(train, validation, {})
     train_images, validation_images = load_image_sets(args)
     return Images(train_images, validation_images, shot_groups(train_images.counts()))
-
-
-def in_models_order(images: Images, args: ImageModelArguments) -> Images:
-    """The images, their classes numbered as by the pretrained classifier that is trained further, if it has the same ones.
-
-    Raises:
-        UserError: they are streamed, and it numbers them in another way.
-    """
-    trained = classes_of_model(args)
-    if trained is None or len(trained) != len(images.classes):
-        return images
-    shown = readable_names(images.classes)
-    ordered = in_order_of_model(str(args.model_name_or_path), trained, shown)
-    if ordered == shown:
-        return images
-    if isinstance(images.train, ImageStream) or isinstance(images.validation, ImageStream):
-        raise UserError(
-            f"{args.model_name_or_path} has the same classes as the data in another order, which streamed labels cannot be put "
-            "into: leave out --streaming."
-        )
-    classes = [images.classes[shown.index(name)] for name in ordered]
-    train, validation = (each.in_order_of(classes) for each in (images.train, images.validation))
-    return Images(train, validation, shot_groups(train.counts()) if images.groups else {})
 
 
 def make_dataset(
@@ -307,7 +284,9 @@ def train(
     bad = BadImages(data_args.bad_images, Path(str(training_args.output_dir)) / "bad_images.txt")
     with training_args.main_process_first(desc="data preparation"):
         images = load(data_args, training_args)
-        images = in_models_order(images, model_args)
+        train_images, validation_images = in_models_order(images.train, images.validation, model_args)
+        if train_images is not images.train and isinstance(train_images, ImageSet):
+            images = Images(train_images, validation_images, shot_groups(train_images.counts()))
     check_metric(training_args, [*image_metric_names(len(images.classes), images.groups), "loss"])
     facts = {}
     if isinstance(images.train, ImageSet) and isinstance(images.validation, ImageSet):

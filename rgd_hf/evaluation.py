@@ -72,7 +72,6 @@ class PlainEvaluationMixin(TrainerBase):
 
     The stock Trainer averages the means of the batches, so that its `eval_loss` depends on the batch size where
     batches hold different numbers of tokens, and on the repeats that fill up the last batch of several processes.
-    Nor does it leave out the last samples where `dataloader_drop_last` asks for full training batches.
     Where an override of `compute_loss` or `prediction_step` returns another loss than the plain one, `eval_loss` is
     what the stock Trainer makes of that.
 
@@ -99,24 +98,6 @@ class PlainEvaluationMixin(TrainerBase):
 
         @property
         def unreduces_losses(self) -> bool: ...  # noqa: D102
-
-    def _get_dataloader(
-        self,
-        dataset: Any,
-        description: str,
-        batch_size: int,
-        sampler_fn: Any = None,
-        is_training: bool = False,
-        dataloader_key: str | None = None,
-    ):
-        asked = self.args.dataloader_drop_last
-        self.args.dataloader_drop_last = asked and is_training
-        try:
-            return super()._get_dataloader(
-                dataset, description, batch_size, sampler_fn, is_training, dataloader_key
-            )
-        finally:
-            self.args.dataloader_drop_last = asked
 
     def plain_loss(self, losses: Tensor, valid: Tensor, auxiliary: Tensor | None = None) -> Tensor:
         """Mean of the valid `losses` of one evaluation batch (plus the model's auxiliary loss).

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from rgd_hf.batches.flattened import has_several_samples
 from rgd_hf.gradients import check_gradients_can_be_rescaled, steps_in_backward
-from rgd_hf.loss_sources import CustomLosses, HeadLosses
+from rgd_hf.loss_sources import CustomLosses
 from rgd_hf.optimizer_step import OptimizerStepMixin
 from rgd_hf.training_args import check_reweighting
 
@@ -64,8 +64,6 @@ class SetUpMixin(TrainerBase):
                 "label_smoothing_factor does not reach a per_sample_loss_fn: smooth the labels inside that function "
                 "and leave label_smoothing_factor at 0."
             )
-        if isinstance(source, HeadLosses):
-            source.check_smoothing(args.label_smoothing_factor)
         if self._accumulates and steps_in_backward(args):
             raise ValueError(
                 f"optim={args.optim!r} takes a step inside every backward pass, so that the micro-batches of an "

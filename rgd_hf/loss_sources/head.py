@@ -1,5 +1,6 @@
 """The losses of the head of a known model class."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,6 @@ from torch import Tensor, nn
 from rgd_hf import class_weights as classes
 from rgd_hf.batches.columns import SAMPLE_WEIGHT
 from rgd_hf.heads import OWN_HEADS, FusedHead, Head, hooks_on_outputs, verify, why_unverified, without_peft
-from rgd_hf.heads.classification import check_exclusive_classes
 from rgd_hf.items import check_columns, token_reference
 from rgd_hf.loss_sources.base import BatchLosses
 
@@ -38,6 +38,7 @@ class HeadLosses:
         self.router_coefficient = router_coefficient
         self.model = without_peft(model)
         self.name, self.token_level = head.name, head.token_level
+        self._smoothing_said = False
         self._known: frozenset[bool] = frozenset()  # training modes in which the model's loss is known
         self._fused_head = FusedHead(self.model, head.positions_after)
 
@@ -107,7 +108,6 @@ class HeadLosses:
         Raises:
             NotImplementedError: it is not known how the model computes its loss (see `why_unverified`), and on the first batch
                 of training, or of evaluation, it is not the mean of these.
-            ValueError: smoothing where there are no mutually exclusive classes.
         """
         head, config = self.head, self.model.config
         valid = self.valid(inputs)
@@ -117,7 +117,9 @@ class HeadLosses:
         withheld = {*head.label_names, *head.optional_label_names, SAMPLE_WEIGHT}
         forward = {k: v for k, v in inputs.items() if k not in withheld}
         forward |= head.prepare(self.model, inputs)
-        self.check_smoothing(label_smoothing)
+        if label_smoothing and not self._smoothing_said:
+            self._smoothing_said = True
+            _say_if_not_smoothed(config)
         losses = None
         # Hooks may read logits, or change them.
         hooked = head.targets is not None and hooks_on_outputs(self.bare_model)
@@ -134,11 +136,6 @@ class HeadLosses:
             losses = losses.masked_fill(~valid, 0.0)
         return BatchLosses(outputs, losses, valid, reference, auxiliary)
 
-    def check_smoothing(self, label_smoothing: float) -> None:
-        """Raise `ValueError` where losses would have to be smoothed over classes that the head does not have."""
-        if label_smoothing:
-            check_exclusive_classes(self.head, self.model.config, "label_smoothing_factor")
-
     def _know(self, model: nn.Module, inputs: Mapping[str, Any]) -> None:
         why = why_unverified(self.bare_model)
         if why is None:
@@ -148,3 +145,13 @@ class HeadLosses:
         own |= {name: inputs[name] for name in self.head.label_names}  # a rule may read them too
         if verify(self.head, self.model, model, own, why):
             self._known |= {self.model.training}
+
+
+def _say_if_not_smoothed(config: Any) -> None:
+    kind = getattr(config, "problem_type", None)
+    if kind in ("multi_label_classification", "regression"):
+        warnings.warn(
+            f"label_smoothing_factor has no effect here: it moves probability between mutually exclusive classes, which "
+            f"{kind} does not have. The losses are not smoothed.",
+            stacklevel=2,
+        )

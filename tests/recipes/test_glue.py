@@ -285,7 +285,7 @@ def test_what_was_inferred_is_said_and_recorded(tiny_run, write_rows, capsys):
 
 
 def test_faults_of_other_libraries_keep_their_traceback(tiny_run, monkeypatch):
-    monkeypatch.setattr(glue, "make_compute_metrics", lambda _: json.loads("{"))
+    monkeypatch.setattr(glue, "make_compute_metrics", lambda *_: json.loads("{"))
     with pytest.raises(json.JSONDecodeError):
         glue.main(tiny_run)
 

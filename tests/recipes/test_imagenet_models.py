@@ -61,7 +61,7 @@ def test_a_saved_run_is_a_model_to_go_on_from(tmp_path):
     again = built(model_name_or_path=str(tmp_path), model_args={"drop_path_rate": 0.1})
     assert torch.equal(again.model.timm_model.pos_embed, model.timm_model.pos_embed)
     assert again.model.config.id2label[2] == "class 2"
-    with pytest.raises(UserError, match="3 classes apart, but the data has 4"):
+    with pytest.raises(UserError, match="3 classes, but the data has 4"):
         built(4, model_name_or_path=str(tmp_path))
     assert built(4, model_name_or_path=str(tmp_path), ignore_mismatched_sizes=True).model.num_labels == 4
 
@@ -151,7 +151,7 @@ def test_layer_wise_learning_rates(tiny_vit):
             {"model_name_or_path": "timm/vit_small_patch16_224", "ignore_mismatched_sizes": True},
             "Without a network",
         ),
-        ({"model_name_or_path": "timm/vit_small_patch16_224"}, "1000 classes apart, but the data has 3"),
+        ({"model_name_or_path": "timm/vit_small_patch16_224"}, "1000 classes, but the data has 3"),
         ({"model_name_or_path": "no/such-model"}, "could not be loaded"),
     ],
 )

@@ -31,8 +31,10 @@ def losses_of(model_dir, rows: list[dict]) -> torch.Tensor:
     return torch.nn.functional.cross_entropy(logits, labels, reduction="none")
 
 
-def test_text_predictions_are_those_of_the_saved_model(tiny_run):
-    record = glue.main([*tiny_run, "--save_predictions", "--per_device_eval_batch_size", "5"])
+@pytest.mark.parametrize("drop_last", ["false", "true"])  # of training batches alone
+def test_text_predictions_are_those_of_the_saved_model(drop_last, tiny_run):
+    options = ["--per_device_eval_batch_size", "5", "--dataloader_drop_last", drop_last]
+    record = glue.main([*tiny_run, "--save_predictions", *options])
     out = output_of(tiny_run)
     table = pd.read_parquet(out / "predictions.parquet")
     rows = sentences(24, seed=1)

@@ -45,21 +45,6 @@ def test_without_a_gradient_the_loss_is_plain(make_args):
         assert trainer.compute_loss(trainer.model, stack(DATA)).item() == pytest.approx(plain(), rel=1e-5)
 
 
-@pytest.mark.parametrize("size", [5, 16])  # 13 samples
-def test_full_training_batches_leave_no_sample_of_an_evaluation_out(size, make_args):
-    args = make_args(
-        per_device_train_batch_size=5, per_device_eval_batch_size=size, dataloader_drop_last=True
-    )
-    trainer = ReweightedTrainer(
-        tiny_bert(), args, train_dataset=DATA, eval_dataset={"a": DATA, "b": DATA[:7]}
-    )
-    metrics = trainer.evaluate()
-    assert metrics["eval_a_loss"] == pytest.approx(plain(), rel=1e-5)
-    assert metrics["eval_b_loss"] == pytest.approx(plain(DATA[:7]), rel=1e-5)
-    assert len(trainer.predict(DATA).predictions) == 13
-    assert len(trainer.get_train_dataloader()) == 2 and args.dataloader_drop_last
-
-
 def test_an_evaluation_inside_compute_metrics_mixes_nothing_up(make_args):
     other = classification_data(7, seed=1)
     inner = []

@@ -25,12 +25,9 @@ def losses_of(rows=DATA):
     return cross_entropy(logits, batch["labels"], reduction="none")
 
 
-def trainer_of(
-    folder, size, rows=DATA, cls=ReweightedTrainer, config=None, model=None, drop_last=False, **keywords
-):
+def trainer_of(folder, size, rows=DATA, cls=ReweightedTrainer, config=None, model=None, **keywords):
     settings = {"per_device_train_batch_size": 4, "per_device_eval_batch_size": size, "num_train_epochs": 1}
     settings |= {"accelerator_config": config or {}, "learning_rate": 0.0, "eval_strategy": "epoch"}
-    settings |= {"dataloader_drop_last": drop_last}
     args = ReweightedTrainingArguments(output_dir=str(folder), **(QUIET | settings))
     keywords = {"train_dataset": DATA} | keywords
     return cls(model or tiny_bert(), args, eval_dataset=rows, **keywords)
@@ -87,7 +84,6 @@ def cuts(folder):
     expected = losses_of()
     for size in (1, 2, 4, 5, 16):
         check(trainer_of(folder, size), expected, size)
-    check(trainer_of(folder, 4, drop_last=True), expected, "full training batches")
     check(trainer_of(folder, 4, config={"split_batches": True}), expected, "split_batches")
     check(trainer_of(folder, 4, DATA[:6], config={"even_batches": False}), expected[:6], "even_batches")
     for size in (2, 4, 5):

@@ -281,6 +281,14 @@ def test_mixed_up_labels_have_the_soft_cross_entropy(class_name: str, label_smoo
     assert valid.all()
 
 
+def test_label_smoothing_is_for_single_labels_alone() -> None:
+    labels = torch.tensor([[0.0, 1, 1], [0, 0, 0], [1, 1, 1], [0, 1, 0]])
+    model = build("BertForSequenceClassification", num_labels=CLASSES)
+    smooth, _ = losses_and_valid(model, text_batch(labels=labels), 0.1)
+    plain, _ = losses_and_valid(model, text_batch(labels=labels), 0.0)
+    torch.testing.assert_close(smooth, plain, rtol=0, atol=0)
+
+
 def test_audio_models_ignore_the_problem_type() -> None:
     model = build("Wav2Vec2ForSequenceClassification", num_labels=CLASSES, problem_type="regression")
     inputs = {"input_values": torch.randn(BATCH, 800), "labels": torch.tensor([0, 1, 2, -100])}

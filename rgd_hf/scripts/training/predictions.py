@@ -33,6 +33,25 @@ class PredictionsMixin(TrainerBase):
         self.predictions: dict[str, pd.DataFrame] = {}
         super().__init__(*args, **kwargs)
 
+    def _get_dataloader(
+        self,
+        dataset: Any,
+        description: str,
+        batch_size: int,
+        sampler_fn: Any = None,
+        is_training: bool = False,
+        dataloader_key: str | None = None,
+    ) -> Any:
+        # The Trainer would leave out the last samples of an evaluation, too.
+        asked = self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = asked and is_training
+        try:
+            return super()._get_dataloader(
+                dataset, description, batch_size, sampler_fn, is_training, dataloader_key
+            )
+        finally:
+            self.args.dataloader_drop_last = asked
+
     def predicted(self, outputs: Any) -> np.ndarray:
         """The predictions in what the evaluation keeps of the model's outputs: here logits `[samples, classes]`.
 

@@ -12,7 +12,9 @@ from transformers import set_seed
 from rgd_hf import ReweightedTrainingArguments, ReweightingArguments
 from rgd_hf.batches.datasets import number_of_samples
 from rgd_hf.checkpoints import last_checkpoint, passed_over
+from rgd_hf.heads.classification import check_exclusive_classes
 from rgd_hf.json_lines import write_json
+from rgd_hf.loss_sources import HeadLosses
 from rgd_hf.processes import same_everywhere
 from rgd_hf.scripts.errors import UserError, settings_explained
 from rgd_hf.scripts.messages import say
@@ -273,6 +275,10 @@ def checked_trainer(
     """
     with settings_explained():
         trainer = build_trainer(run.args)
+        source = trainer._loss_source()
+        if trainer.args.label_smoothing_factor and isinstance(source, HeadLosses):
+            # The Trainer warns, but results and card would say that losses were smoothed.
+            check_exclusive_classes(source.head, source.model.config, "label_smoothing_factor")
         own, rule, given = trainer.args, trainer.weighting, trainer._given_rule is not None
         last = {f.name: getattr(plan.runs[-1].args, f.name) for f in fields(ReweightingArguments)}
         trainer.args = with_settings(own, last)
