@@ -174,6 +174,8 @@ class ReweightingMixin(
         Raises:
             NotImplementedError: a `training_step` asks for the loss without a gradient.
         """
+        if self._loss_call is not None:
+            self._loss_call.reached = True
         source = self._loss_source()
         given, columns, inputs = inputs, columns_of(inputs), self._columns_by_name(inputs)
         if source is None:
