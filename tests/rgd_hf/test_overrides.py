@@ -101,7 +101,9 @@ def test_an_own_loss_that_needs_the_number_of_the_step_is_told_what_to_write(use
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
             return model(**inputs).loss * use(num_items_in_batch)
 
-    with pytest.raises(NotImplementedError, match=r"Mine\.compute_loss never .* None here.*rename") as refusal:
+    with pytest.raises(
+        NotImplementedError, match=r"Mine\.compute_loss never .* None here.*rename"
+    ) as refusal:
         Mine(tiny_bert(), make_args(), train_dataset=data()).train()
     assert "NoneType" in str(refusal.value.__cause__)
 
