@@ -10,7 +10,7 @@ from transformers import BatchFeature
 
 from rgd_hf.batches.columns import SAMPLE_WEIGHT, WithColumns
 from rgd_hf.items import check_columns, columns_of, token_reference, zero_uncounted
-from rgd_hf.loss_sources.base import BatchLosses, PerSampleLosses, PerSampleLossFn
+from rgd_hf.loss_sources.base import BatchLosses, PerSampleLosses, PerSampleLossFn, by_name
 from rgd_hf.loss_sources.head import HeadLosses
 from rgd_hf.loss_sources.unmasked import not_ignored
 
@@ -219,7 +219,8 @@ def checked_losses(
 
 
 def _elements(outputs: Any) -> list[Any]:
-    if isinstance(outputs, Mapping):
+    outputs = by_name(outputs)
+    if isinstance(outputs, dict):
         return list(outputs.values())
     return list(outputs) if isinstance(outputs, tuple | list) else [outputs]
 
