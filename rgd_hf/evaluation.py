@@ -17,6 +17,7 @@ from rgd_hf.batches.flattened import SAMPLE_LENGTHS, labels_of_row
 from rgd_hf.batches.repeats import ignore_repeats_in_row
 from rgd_hf.evaluated_items import EvaluatedItems
 from rgd_hf.items import columns_of, without
+from rgd_hf.loss_sources.base import by_name
 from rgd_hf.overrides import set_on
 from rgd_hf.trainer_base import TrainerBase
 
@@ -136,11 +137,13 @@ class PlainEvaluationMixin(TrainerBase):
         def loss_and_outputs(*args: Any, **kwargs: Any) -> Any:
             returned = compute_loss(*args, **kwargs)
             if isinstance(returned, tuple) and len(returned) == 2:
-                loss, outputs = returned
-                if outputs is None:
-                    return loss, (loss,)
+                loss, outputs = returned[0], by_name(returned[1])
                 if isinstance(outputs, Tensor):
                     return loss, (loss, outputs)
+                # It has no elements that metrics could see.
+                if not hasattr(outputs, "__getitem__"):
+                    return loss, (loss,)
+                return loss, outputs
             return returned
 
         with set_on(self, "compute_loss", loss_and_outputs):

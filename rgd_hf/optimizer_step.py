@@ -261,11 +261,16 @@ class OptimizerStepMixin(StepGuardMixin):
             if self._loss_call is not None:
                 return compute_loss(model, inputs, *args, **kwargs)
             self._check_parts(passes, inputs, "training_step")
+            gives_number = len(args) > 1 or "num_items_in_batch" in kwargs
             # Means over this batch are what is multiplied by its share.
             kwargs = {**kwargs, "num_items_in_batch": None} if "num_items_in_batch" in kwargs else kwargs
             self._loss_call = call = LossCall(mass, inputs)
             try:
                 returned = compute_loss(model, inputs, *args[:1], *(None for _ in args[1:]), **kwargs)
+            except Exception as error:
+                if gives_number:
+                    self._check_failure(error, call)
+                raise
             finally:
                 self._loss_call = None
             calls.append(call)

@@ -49,7 +49,8 @@ class LossCall:
 
     Attributes:
         mass: 0-dimensional sum of the (reference) weights of the batch's items; None until known.
-        losses: what this package's `compute_loss` returned in it, once or several times.
+        reached: whether this package's `compute_loss` was called in it.
+        losses: what that returned, once or several times.
         scale_known: whether the caller has since asked whether the loss is scaled (`loss_is_scaled_for_ga`).
         used: whether the backward pass came to one of `losses`.
         passes: that it makes over the batch.
@@ -58,6 +59,7 @@ class LossCall:
     def __init__(self, mass: Tensor | None, inputs: Any):
         self.mass = mass
         self.passes = Passes(inputs)
+        self.reached = False
         self.losses: list[Tensor] = []
         self.scale_known = False
         self.used = False
@@ -247,17 +249,31 @@ class StepGuardMixin(TrainerBase):
                 "it in compute_per_sample_losses(self, model, inputs), which returns one loss per sample",
             )
 
+    def _never_reached(self, why: str = "") -> NotImplementedError:
+        # Where it may come to our loss, as on some condition, its own has no known scale either.
+        left_alone = self._needs_weights and self._never_weighed() and not self._has_own_losses
+        return self._refusal(
+            "compute_loss",
+            f"never reaches the loss of ReweightingMixin, so that nothing is re-weighted{why}",
+            f"{_UNREDUCED}; or {self._without_weights}"
+            if left_alone
+            else f"{_UNREDUCED}; or, to train on its loss as it is, use the class without rgd_hf",
+        )
+
+    def _check_failure(self, error: Exception, call: LossCall) -> None:
+        """Raise where an override fails on the None that this package gave it as the number of a step's items.
+
+        Errors that have nothing to do with a None, and those that come out of this package's loss, are the user's.
+        """
+        if not call.reached and "NoneType" in str(error):
+            raise self._never_reached(
+                f" (it fails with {type(error).__name__}: {error}; num_items_in_batch is None here, as losses are means over "
+                "a batch, which training_step multiplies by the batch's share of the step)"
+            ) from error
+
     def _check_calls(self, calls: list[LossCall]) -> None:
         if not any(call.losses for call in calls):
-            # Where it may come to our loss, as on some condition, its own has no known scale either.
-            left_alone = self._needs_weights and self._never_weighed() and not self._has_own_losses
-            raise self._refusal(
-                "compute_loss",
-                "never reaches the loss of ReweightingMixin, so that nothing is re-weighted",
-                f"{_UNREDUCED}; or {self._without_weights}"
-                if left_alone
-                else f"{_UNREDUCED}; or, to train on its loss as it is, use the class without rgd_hf",
-            )
+            raise self._never_reached()
         if self._needs_weights and not all(call.used for call in calls if call.losses):
             raise self._refusal(
                 "compute_loss",

@@ -31,7 +31,7 @@ from rgd_hf.items import (
     reference_at_level,
     zero_uncounted,
 )
-from rgd_hf.loss_sources import BatchLosses, HeadLosses, PerSampleLossFn
+from rgd_hf.loss_sources import BatchLosses, HeadLosses, MovableBatch, PerSampleLossFn
 from rgd_hf.loss_sources.trainer import PerSampleLossesMixin
 from rgd_hf.observers.logs import LogsMixin
 from rgd_hf.observers.statistics import NonFiniteLossError
@@ -174,12 +174,15 @@ class ReweightingMixin(
         Raises:
             NotImplementedError: a `training_step` asks for the loss without a gradient.
         """
+        if self._loss_call is not None:
+            self._loss_call.reached = True
         source = self._loss_source()
         given, columns, inputs = inputs, columns_of(inputs), self._columns_by_name(inputs)
         if source is None:
             if self._needs_weights:
                 raise self._cannot_unreduce()
             if isinstance(inputs, WithColumns):
+                inputs = MovableBatch(inputs, inputs.columns)
                 inputs.pop(SAMPLE_WEIGHT, None)
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         plain = self._is_plain()

@@ -69,7 +69,7 @@ class WithColumns(dict):
 
     def copy(self) -> "WithColumns":
         """With the further columns."""
-        return WithColumns(self, self.columns, self.asked)
+        return type(self)(self, self.columns, self.asked)
 
 
 class ColumnCollator:

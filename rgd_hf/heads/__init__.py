@@ -7,7 +7,7 @@ optimizer step before any forward pass.
 
 from rgd_hf.heads.base import Head, Inputs, logits_of, without_peft
 from rgd_hf.heads.fused import FusedHead
-from rgd_hf.heads.table import EXCLUDED, HEADS, OWN_HEADS, find_head, why_unknown
+from rgd_hf.heads.table import EXCLUDED, HEADS, OWN_HEADS, find_head, needs_labels, why_unknown
 from rgd_hf.heads.verification import VERIFIED_CLASSES, hooks_on_outputs, verify, why_unverified
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "find_head",
     "hooks_on_outputs",
     "logits_of",
+    "needs_labels",
     "verify",
     "why_unknown",
     "why_unverified",

@@ -220,6 +220,9 @@ _HAS_ITS_HEAD_IF: dict[str, Callable[[Any], bool]] = {
     "UltrabertForMaskedLM": lambda config: _ignores_minus_100(config),
 }
 
+_PROMPTS_OF_ENCODER_DECODERS = {"PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING"}
+"""Kinds of PEFT's prompts with which an encoder-decoder can be called without labels."""
+
 
 def _ignores_minus_100(config: Any) -> bool:
     return not getattr(config, "sparse_prediction", False) or config.sparse_pred_ignore_index == -100
@@ -253,6 +256,8 @@ def find_head(model: nn.Module) -> Head | None:
 def why_unknown(model: nn.Module) -> str:
     """Why `find_head` knows no head of `model`, for messages: `"it has its own `forward`, ..."`."""
     base = without_peft(model)
+    if needs_labels(model):
+        return f"PEFT's {_prompts(model)} makes the inputs of its decoder from labels, without which rgd_hf calls a model"
     known = transformers_class(base)
     if known is not None and known.__name__ in HEADS:
         if getattr(base, "_loss_function", None) is not None:
@@ -262,12 +267,24 @@ def why_unknown(model: nn.Module) -> str:
     return "it is not a transformers task head that rgd_hf supports"
 
 
-def _find_head_under_peft(model: Any) -> Head | None:
-    head = find_head(model.get_base_model())
+def needs_labels(model: nn.Module) -> bool:
+    """Whether `model` is an encoder-decoder with prompts of PEFT that is not known to do without labels."""
+    prompts = _prompts(model)
+    of_pairs = getattr(getattr(without_peft(model), "config", None), "is_encoder_decoder", False)
+    return prompts is not None and of_pairs and prompts not in _PROMPTS_OF_ENCODER_DECODERS
+
+
+def _prompts(model: Any) -> str | None:
+    """The kind of the prompts that PEFT tunes in `model`; None where there are none."""
     config: Any = getattr(model, "active_peft_config", None)
-    if head is None or not getattr(config, "is_prompt_learning", False):
-        return head
-    kind = getattr(config.peft_type, "value", config.peft_type)
-    if kind == "CPT":  # context-aware prompt tuning weights the tokens' losses itself
+    if not getattr(config, "is_prompt_learning", False):
         return None
-    return PROMPTED_CAUSAL_LM if head is CAUSAL_LM and kind != "PREFIX_TUNING" else head
+    return getattr(config.peft_type, "value", config.peft_type)
+
+
+def _find_head_under_peft(model: Any) -> Head | None:
+    head, prompts = find_head(model.get_base_model()), _prompts(model)
+    # Context-aware prompt tuning weights the tokens' losses itself.
+    if needs_labels(model) or prompts == "CPT":
+        return None
+    return PROMPTED_CAUSAL_LM if head is CAUSAL_LM and prompts not in (None, "PREFIX_TUNING") else head

@@ -3,12 +3,13 @@
 from rgd_hf.loss_sources.base import BatchLosses, PerSampleLosses, PerSampleLossFn
 from rgd_hf.loss_sources.choice import find_loss_source
 from rgd_hf.loss_sources.head import HeadLosses
-from rgd_hf.loss_sources.user import CustomLosses, OverriddenLosses
+from rgd_hf.loss_sources.user import CustomLosses, MovableBatch, OverriddenLosses
 
 __all__ = [
     "BatchLosses",
     "CustomLosses",
     "HeadLosses",
+    "MovableBatch",
     "OverriddenLosses",
     "PerSampleLossFn",
     "PerSampleLosses",

@@ -1,6 +1,7 @@
 """Unreduced losses of a batch: what a user's function or method returns, and what a source makes of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -13,8 +14,9 @@ class PerSampleLosses(NamedTuple):
 
     Attributes:
         losses: unreduced losses, one element per item: `[batch]`, or `[batch, tokens]` for a loss per token.
-        outputs: the model's outputs, for `compute_metrics`: a tensor, dict, tuple or list. A 0-dimensional first element of a
-            tuple or list is taken for the model's own loss and left out. None for no outputs.
+        outputs: the model's outputs, for `compute_metrics`: a tensor, dict, dataclass, tuple or list. A 0-dimensional first
+            element of a tuple or list is taken for the model's own loss and left out, fields of a dataclass that are None too.
+            None for no outputs; metrics see no outputs of an object of another kind either.
         valid: bool mask of the shape of `losses`, true for the items that count; None if all do.
         auxiliary: 0-dimensional loss of the batch as a whole, which is added to the (weighted) mean of the losses and
             is never weighted itself, e.g. a penalty on the parameters or on the batch's features; None for none.
@@ -42,3 +44,15 @@ class BatchLosses(NamedTuple):
     valid: Tensor
     reference: Tensor
     auxiliary: Tensor | None = None
+
+
+def by_name(outputs: Any) -> Any:
+    """A model's outputs, a dict if they have names: those of a dataclass are its fields that are not None."""
+    if isinstance(outputs, dict):
+        return outputs
+    if isinstance(outputs, Mapping):
+        return dict(outputs)
+    if not is_dataclass(outputs):
+        return outputs
+    values = ((field.name, getattr(outputs, field.name)) for field in fields(outputs))
+    return {name: value for name, value in values if value is not None}

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from rgd_hf.heads import why_unknown, without_peft
+from rgd_hf.heads import needs_labels, why_unknown, without_peft
 from rgd_hf.loss_sources import (
     CustomLosses,
     HeadLosses,
@@ -234,9 +234,15 @@ class PerSampleLossesMixin(TrainerBase):
                 "inputs) that returns (losses, outputs), with one loss per sample or token before any reduction "
                 f"(docs/subclasses.md shows how); or {self._without_weights} to train on that loss as it is."
             )
-        base = without_peft(self._bare_model())
+        model = self._bare_model()
+        unknown = f"The per-sample losses of {type(without_peft(model)).__name__} are not known: {why_unknown(model)}. "
+        if needs_labels(model):
+            return NotImplementedError(
+                f"{unknown}Give {name} a method compute_per_sample_losses(self, model, inputs) that calls the model with its "
+                f"labels and returns (losses, outputs), unreduced; or {self._without_weights} to train on the model's own loss."
+            )
         return NotImplementedError(
-            f"The per-sample losses of {type(base).__name__} are not known: {why_unknown(base)}. "
+            f"{unknown}"
             "Pass per_sample_loss_fn=(outputs, labels) -> unreduced losses, one "
             f"element per sample or token; or, where that needs the inputs or another model, give {name} a method "
             "compute_per_sample_losses(self, model, inputs) that returns (losses, outputs); or "

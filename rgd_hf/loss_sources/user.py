@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import BatchFeature
 
 from rgd_hf.batches.columns import SAMPLE_WEIGHT, WithColumns
 from rgd_hf.items import check_columns, columns_of, token_reference, zero_uncounted
-from rgd_hf.loss_sources.base import BatchLosses, PerSampleLosses, PerSampleLossFn
+from rgd_hf.loss_sources.base import BatchLosses, PerSampleLosses, PerSampleLossFn, by_name
 from rgd_hf.loss_sources.head import HeadLosses
 from rgd_hf.loss_sources.unmasked import not_ignored
 
@@ -93,6 +94,19 @@ class CustomLosses(_Broadcasts):
         return checked_losses(PerSampleLosses(losses, outputs, valid), self.name, labels, first)
 
 
+class MovableBatch(WithColumns):
+    """A batch for a loss of the user's, which may move it as it moves those of tokenizers and feature extractors.
+
+    Not for the Trainer's own code, which leaves it to whatever has a `to` to move itself.
+    """
+
+    def to(self, *args: Any, **kwargs: Any) -> "MovableBatch":
+        """Move the tensors in place, further columns included, and return the batch; a dtype is for floating point."""
+        for values in (self, self.columns):
+            values.update(BatchFeature(dict(values)).to(*args, **kwargs))
+        return self
+
+
 class OverriddenLosses(_Broadcasts):
     """The losses of a subclass's `compute_per_sample_losses`; their number is known only after the forward pass.
 
@@ -127,7 +141,7 @@ class OverriddenLosses(_Broadcasts):
         self.default_used = False
         given = inputs
         if isinstance(inputs, Mapping):
-            given = WithColumns(inputs, getattr(inputs, "columns", {}))
+            given = MovableBatch(inputs, getattr(inputs, "columns", {}))
             given.pop(SAMPLE_WEIGHT, None)
         returned = self.method(model, given)
         if isinstance(returned, Tensor) or not isinstance(returned, tuple) or not 2 <= len(returned) <= 4:
@@ -205,7 +219,8 @@ def checked_losses(
 
 
 def _elements(outputs: Any) -> list[Any]:
-    if isinstance(outputs, Mapping):
+    outputs = by_name(outputs)
+    if isinstance(outputs, dict):
         return list(outputs.values())
     return list(outputs) if isinstance(outputs, tuple | list) else [outputs]
 

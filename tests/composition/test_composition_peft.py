@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from rgd_hf import ReweightedTrainer, rgd_surrogate
 from tests.helpers.language import llama
+from tests.helpers.seq2seq import collate, pairs, t5
 from tests.helpers.tiny import classification_data, tiny_bert
 
 peft = pytest.importorskip("peft")
@@ -120,6 +121,70 @@ def test_classification_has_the_gradient_of_the_surrogate(adapter, make_args):
     logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     losses = F.cross_entropy(logits, batch["labels"], reduction="none")
     assert_same_gradients(found, gradients(model, rgd_surrogate(losses, "kl", 4.0).mean()))
+
+
+# --- encoder-decoders -----------------------------------------------------------------------------------------------
+
+
+PROMPTS = ["PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "MULTITASK_PROMPT_TUNING"]
+
+
+def prompted_t5(kind):
+    configurations = {
+        "PROMPT_TUNING": peft.PromptTuningConfig,
+        "P_TUNING": lambda **keywords: peft.PromptEncoderConfig(encoder_hidden_size=8, **keywords),
+        "PREFIX_TUNING": peft.PrefixTuningConfig,
+        "MULTITASK_PROMPT_TUNING": lambda **keywords: peft.MultitaskPromptTuningConfig(
+            num_tasks=2, **keywords
+        ),
+    }
+    model = t5()
+    return adapted(
+        model, lambda task: configurations[kind](task_type=task, num_virtual_tokens=VIRTUAL), "SEQ_2_SEQ_LM"
+    )
+
+
+def pairs_of_tasks():
+    return [
+        {**collate([pair]), "task_ids": torch.tensor([i % 2])}
+        for i, pair in enumerate(pairs(8, ragged=False))
+    ]
+
+
+def as_batch(examples):
+    return {name: torch.cat([example[name] for example in examples]) for name in examples[0]}
+
+
+def moved(cls, model, args, **keywords):
+    start = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+    cls(model, args, train_dataset=pairs_of_tasks(), data_collator=as_batch, **keywords).train()
+    return torch.cat([(p - start[n]).flatten() for n, p in model.named_parameters() if n in start])
+
+
+class WithLabels(ReweightedTrainer):
+    def compute_per_sample_losses(self, model, inputs):
+        outputs = model(**inputs)
+        losses = F.cross_entropy(
+            outputs.logits[:, VIRTUAL:].transpose(1, 2), inputs["labels"], reduction="none"
+        )
+        return losses, outputs
+
+
+@pytest.mark.parametrize("kind", PROMPTS)
+def test_an_encoder_decoder_trains_or_is_told_what_does(kind, make_args):
+    args = make_args(max_steps=2, learning_rate=0.05, remove_unused_columns=False)
+    expected = moved(transformers.Trainer, prompted_t5(kind), args)
+    torch.testing.assert_close(
+        moved(ReweightedTrainer, prompted_t5(kind), args, reweighting="none"), expected
+    )
+    if kind != "MULTITASK_PROMPT_TUNING":
+        assert moved(ReweightedTrainer, prompted_t5(kind), args, tau=1.0).abs().max() > 0
+        return
+    with pytest.raises(NotImplementedError, match=f"{kind} .* with its labels .* or set reweighting='none'"):
+        moved(ReweightedTrainer, prompted_t5(kind), args)
+    own = moved(WithLabels, prompted_t5(kind), args, reweighting="none")
+    torch.testing.assert_close(own, expected)
+    assert not torch.allclose(moved(WithLabels, prompted_t5(kind), args, tau=1.0), own)
 
 
 @ADAPTERS

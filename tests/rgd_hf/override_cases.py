@@ -84,6 +84,16 @@ class OwnLoss:
         return (loss, outputs) if return_outputs else loss
 
 
+class OwnLossOfTheStep:
+    """As the Trainer's own loss does: a sum, divided by the number of the step's items."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        outputs = model(input_ids=inputs["input_ids"])
+        total = torch.nn.functional.cross_entropy(outputs.logits, inputs["labels"], reduction="sum")
+        loss = total / num_items_in_batch
+        return (loss, outputs) if return_outputs else loss
+
+
 # --- training_step --------------------------------------------------------------------------------------------------
 
 
@@ -228,6 +238,9 @@ CASES = [
     Case(DoublesTheBatch),
     Case(LeavesTheLossOut, refused=r"LeavesTheLossOut\.compute_loss .* without the re-weighted one"),
     Case(OwnLoss, refused=r"OwnLoss\.compute_loss never reaches .*compute_per_sample_losses"),
+    Case(
+        OwnLossOfTheStep, refused=r"OwnLossOfTheStep\.compute_loss never reaches .*compute_per_sample_losses"
+    ),
     Case(WrapsTheStep),
     Case(Adversarial, with_adversary, refused_cut=BY_ITSELF.format("Adversarial")),
     Case(

@@ -1,5 +1,10 @@
 """What metrics see of whatever a model returns, and what its forward is asked for in evaluation."""
 
+from collections import UserDict
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -51,10 +56,18 @@ def as_dict(logits):
     return {"logits": logits}
 
 
+@dataclass
+class Fields:
+    logits: torch.Tensor
+    hidden: Any = None
+
+
 def logits_in(outputs):
+    if isinstance(outputs, Fields | SimpleNamespace):
+        return outputs.logits
     if isinstance(outputs, torch.Tensor):
         return outputs
-    if isinstance(outputs, dict):
+    if isinstance(outputs, dict | UserDict):
         return outputs["logits"]
     return next(found for found in outputs if found.dim() == 2)
 
@@ -101,11 +114,24 @@ def logits_of_data(model):
 
 
 @pytest.mark.parametrize("cls", [Function, Method, LooksAtOutputs])
-@pytest.mark.parametrize("container", [tensor, as_dict, lambda x: (x,), lambda x: [x]])
+@pytest.mark.parametrize(
+    "container", [tensor, as_dict, lambda x: UserDict(as_dict(x)), Fields, lambda x: (x,), lambda x: [x]]
+)
 def test_logits_in_any_container_are_all_predictions(cls, container, make_args):
     model = Model(container)
     predictions, _ = predicted(cls, model, make_args)
     np.testing.assert_allclose(predictions, logits_of_data(model), rtol=1e-6)
+
+
+@pytest.mark.parametrize("container", [as_dict, Fields])
+def test_a_loss_for_each_of_as_many_classes_as_samples_is_none_of_pairs(container, make_args):
+    def of_classes(outputs, labels):
+        return (logits_in(outputs) - labels[:, None]) ** 2
+
+    model, args = Model(container), make_args(label_names=["labels"])
+    trainer = ReweightedTrainer(model, args, eval_dataset=DATA[:3], per_sample_loss_fn=of_classes)
+    expected = of_classes(model(stack(DATA[:3])["x"]), stack(DATA[:3])["labels"]).mean().item()
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("cls", [Function, Method])
@@ -142,14 +168,16 @@ def test_an_override_of_compute_loss_sees_what_the_model_returned(make_args):
     assert "compute_loss" not in vars(trainer)
 
 
-def test_losses_without_outputs_are_evaluated(make_args):
-    class NoOutputs(ReweightedTrainer):
-        def compute_per_sample_losses(self, model, inputs):
-            return unreduced(model(inputs["x"]), inputs["labels"]), None
+class NoOutputs(Method):
+    def compute_per_sample_losses(self, model, inputs):
+        return super().compute_per_sample_losses(model, inputs)._replace(outputs=None)
 
-    model = Model(tensor)
+
+@pytest.mark.parametrize("cls", [NoOutputs, Method, Function])
+def test_losses_without_outputs_that_metrics_could_see_are_evaluated(cls, make_args):
+    model = Model(lambda x: SimpleNamespace(logits=x))
     args = make_args(per_device_eval_batch_size=4, label_names=["labels"])
-    loss = NoOutputs(model, args, eval_dataset=DATA).evaluate()["eval_loss"]
+    loss = cls(model, args, eval_dataset=DATA).evaluate()["eval_loss"]
     batch = stack(DATA)
     assert loss == pytest.approx(unreduced(model(batch["x"]), batch["labels"]).mean().item(), rel=1e-5)
 

@@ -91,6 +91,44 @@ def test_an_override_in_front_takes_the_right_step_or_is_refused(case, cut, sett
     assert_same_gradient(found, expected_gradient(case, setting))
 
 
+@pytest.mark.parametrize(
+    "use",
+    [lambda n: 1 / n, lambda n: n.item(), int, lambda n: max(n, 1), torch.tensor, torch.ones(()).div],
+    ids=["divides", "item", "int", "max", "tensor", "div"],
+)
+def test_an_own_loss_that_needs_the_number_of_the_step_is_told_what_to_write(use, make_args):
+    class Mine(ReweightedTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            return model(**inputs).loss * use(num_items_in_batch)
+
+    with pytest.raises(
+        NotImplementedError, match=r"Mine\.compute_loss never .* None here.*rename"
+    ) as refusal:
+        Mine(tiny_bert(), make_args(), train_dataset=data()).train()
+    assert "NoneType" in str(refusal.value.__cause__)
+
+
+def fails_itself(trainer, *args):
+    return len(3)
+
+
+def fails_in_the_losses(trainer, *args):
+    trainer.per_sample_loss_fn = lambda outputs, labels: outputs.loss / 2
+    return super(type(trainer), trainer).compute_loss(*args)
+
+
+@pytest.mark.parametrize(
+    "fails, error", [(fails_itself, "'int' has no len"), (fails_in_the_losses, "'NoneType' and 'int'")]
+)
+def test_an_error_that_does_not_come_of_the_number_stays_the_users(fails, error, make_args):
+    class Mine(ReweightedTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            return fails(self, model, inputs)
+
+    with pytest.raises(TypeError, match=error):
+        Mine(tiny_bert(), make_args(), train_dataset=data()).train()
+
+
 @pytest.mark.parametrize("cut", CUTS, ids=str)
 @pytest.mark.parametrize("case", [case for case in CASES if case.refused], ids=lambda case: case.cls.__name__)
 def test_none_leaves_what_it_cannot_scale_to_the_stock_trainer(case, cut, make_args):

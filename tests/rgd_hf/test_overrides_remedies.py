@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from override_cases import OwnLoss
+from override_cases import OwnLoss, OwnLossOfTheStep
 from torch import nn
 from torch.nn import functional as F
 from transformers import Trainer
@@ -28,6 +28,15 @@ class OnCondition:
         outputs = model(**inputs)
         loss = F.cross_entropy(outputs.logits, labels, weight=self.weight)
         return (loss, outputs) if return_outputs else loss
+
+
+class OwnLossInTraining:
+    """The parents' loss is for evaluation."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if not model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        return OwnLossOfTheStep.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
 
 
 class LeavesItOut:
@@ -87,6 +96,8 @@ CASES = {
         {CLASS_WEIGHTS},
     ),
     "in front of weigh": (in_front(OwnLoss, Weighs), tiny_bert, {"reweighting": "none"}, {"Weighs.weigh"}),
+    "of the whole step": (in_front(OwnLossOfTheStep), tiny_bert, {}, {NONE}),
+    "of the whole step, in training": (in_front(OwnLossInTraining), tiny_bert, {}, {CLASS}),
     "on condition": (in_front(OnCondition), tiny_bert, {}, {CLASS}),
     "on condition, none": (in_front(OnCondition), tiny_bert, {"reweighting": "none"}, {CLASS}),
     "in front, and losses of its own": (

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import Trainer
+from transformers import BatchEncoding, BatchFeature, Trainer, default_data_collator
 
 from rgd_hf import ReweightedTrainer, ReweightingMixin, rgd_surrogate, rgd_weights
+from rgd_hf.weightings import GroupDRO
 from tests.helpers.tiny import (
     classification_data,
     gradients_of,
@@ -106,6 +107,42 @@ def test_a_method_behind_the_mixin_is_found(make_args):
     batch = stack(classification_data(8))
     found, expected = (gradient_of(cls(tiny_bert(), make_args()), dict(batch)) for cls in (Ours, Own))
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("kind", [BatchEncoding, BatchFeature])
+@pytest.mark.parametrize("settings", [{"reweighting": GroupDRO(2, column="group")}, {"reweighting": "none"}])
+def test_a_loss_of_the_users_moves_its_batch_as_before(make_args, kind, settings):
+    moved = []
+
+    def losses_of(model, inputs):
+        assert inputs.copy().to("meta")["labels"].is_meta and not inputs["labels"].is_meta
+        inputs.to(model.device)  # in place
+        inputs = inputs.to(device=model.device, dtype=torch.float64)
+        moved.append([inputs[name].dtype for name in ("input_ids", "group")])
+        outputs = model(input_ids=inputs["input_ids"])
+        return F.cross_entropy(outputs.logits, inputs.pop("labels"), reduction="none"), outputs
+
+    class Ported(ReweightedTrainer):
+        def compute_per_sample_losses(self, model, inputs):
+            return losses_of(model, inputs)
+
+    class Theirs(Trainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            losses, outputs = losses_of(model, inputs)
+            return (losses.mean(), outputs) if return_outputs else losses.mean()
+
+    class Behind(ReweightingMixin, Theirs):
+        hidden_columns = ("group",)
+
+    cls = Behind if settings["reweighting"] == "none" else Ported
+    cls(
+        model=tiny_bert(),
+        args=make_args(max_steps=1, remove_unused_columns=False),
+        train_dataset=[{**row, "group": i % 2} for i, row in enumerate(classification_data(8))],
+        data_collator=lambda examples: kind(default_data_collator([dict(e) for e in examples])),
+        **settings,
+    ).train()
+    assert moved == [[torch.int64, torch.int64]]
 
 
 # --- labels that the forward does not take --------------------------------------------------------------------------
