@@ -223,10 +223,14 @@ def check_classifier(args: ModelArguments, labels: Labels) -> Labels:
     return labels.in_order(in_order_of_model(name, config.id2label, labels.names))
 
 
-def cut(data: DatasetDict, args: DataArguments, labels: Labels) -> DatasetDict:
-    """The splits cut to the maximum numbers of samples; with `holdout_fraction` a part of `train` is `validation`."""
+def cut(data: DatasetDict, args: DataArguments, labels: Labels) -> tuple[DatasetDict, np.ndarray]:
+    """The splits cut to the maximum numbers of samples; with `holdout_fraction` a part of `train` is `validation`.
+
+    Also the row in `data` of each training sample, int64.
+    """
     data = DatasetDict(data)
     data["train"] = first_rows(data["train"], args.max_train_samples, "max_train_samples")
+    kept = np.arange(len(data["train"]))
     if args.holdout_fraction is not None:
         train, classes = data["train"], None
         if labels.kind == "single_label_classification":
@@ -236,7 +240,7 @@ def cut(data: DatasetDict, args: DataArguments, labels: Labels) -> DatasetDict:
     for split in data:
         if split != "train":
             data[split] = first_rows(data[split], args.max_eval_samples, "max_eval_samples")
-    return data
+    return data, kept
 
 
 ARGUMENTS = (DataArguments, ModelArguments, RunArguments, ReweightedTrainingArguments)
@@ -257,7 +261,7 @@ def main(argv: list[str] | None = None) -> dict:
         data = load_data(data_args, task)
         columns, labels, metric = describe(data_args, task, data["train"])
         ordered = check_classifier(model_args, labels)
-        raw, labels = cut(data, data_args, labels), ordered
+        (raw, rows_of_train), labels = cut(data, data_args, labels), ordered
         tokenizer = load_pretrained(AutoTokenizer.from_pretrained, model_name)
         data = tokenize(raw, tokenizer, columns, data_args.label_column, labels, data_args.max_seq_length)
     validation = {split.removeprefix("validation_"): rows for split, rows in data.items() if split != "train"}
@@ -298,6 +302,7 @@ def main(argv: list[str] | None = None) -> dict:
         select=lambda _, indices: data["train"].select(indices),
         text=lambda index: " | ".join(str(raw["train"][index][column]) for column in columns),
         classes=labels.names,
+        row=lambda index: {"index": int(rows_of_train[index])},
     )
     facts: dict[str, Any] = {"text_columns": columns}
     if labels.kind == "single_label_classification":

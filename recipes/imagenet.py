@@ -218,6 +218,7 @@ def training_samples(images: Images, bad: BadImages) -> TrainingSamples | None:
         select=prepared,
         text=train.where,
         classes=readable_names(images.classes),
+        row=lambda index: {"index": int(train.rows[index])},
         image=lambda index: open_image(train.source(index)),
     )
 

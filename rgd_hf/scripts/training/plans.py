@@ -83,7 +83,8 @@ class RunArguments:
         default=0,
         metadata={
             "help": "Number of hard examples to list after training: the training samples with the largest mean weight, "
-            "hard or mislabelled, in hard_examples.html and hard_examples.json in the run's directory."
+            "hard or mislabelled, in hard_examples.html and hard_examples.json in the run's directory. `index` is the row in the "
+            "training data as given, from 0; in domainbed.py, the sample's number in its `domain`."
         },
     )
     push_data_reports: bool = field(
