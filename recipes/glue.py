@@ -35,6 +35,7 @@ from rgd_hf.scripts.files.holdout import HELP as HOLDOUT_HELP
 from rgd_hf.scripts.files.holdout import hold_out
 from rgd_hf.scripts.files.hub import load_hub_dataset, load_pretrained
 from rgd_hf.scripts.messages import say
+from rgd_hf.scripts.ranges import OF_CLASSIFICATION, check_usable
 from rgd_hf.scripts.text.glue_tasks import GLUE_TASKS, HUB_NAME, GlueTask
 from rgd_hf.scripts.text.length_grouping import LengthGroupedTrainer
 from rgd_hf.scripts.text.text_classification import (
@@ -195,10 +196,13 @@ def load_data(args: DataArguments, task: GlueTask | None) -> DatasetDict:
 
 def describe(args: DataArguments, task: GlueTask | None, train: Dataset) -> tuple[list[str], Labels, str]:
     """The text columns, the kind and names of the labels, and the name of the metric."""
+    if task is None or args.text_columns:
+        columns = find_text_columns(train, args.text_columns, args.label_column, "the training data")
+    else:
+        columns = list(task.columns)
     if task is not None:
         kind = "single_label_classification" if task.labels else "regression"
-        return args.text_columns or list(task.columns), Labels(kind, task.labels), task.metric
-    columns = find_text_columns(train, args.text_columns, args.label_column, "the training data")
+        return columns, Labels(kind, task.labels), task.metric
     labels = find_labels(train, args.label_column, "the training data")
     return columns, labels, OWN_METRICS[labels.kind]
 
@@ -252,6 +256,7 @@ def main(argv: list[str] | None = None) -> dict:
     data_args, model_args, run_args, training_args = parse_args(
         ARGUMENTS, argv, description=description, defaults=DEFAULTS
     )
+    check_usable(training_args, OF_CLASSIFICATION)
     task = find_task(data_args)
     plan = prepare_runs(training_args, run_args, settings_of(data_args, model_args))
     if plan.finished:
