@@ -278,6 +278,8 @@ def test_classes_or_numbers():
         (["a"] * 9 + ["b"] * 2, {}, "too rare to split.*'b' \\(2\\).*--drop_rare_classes"),
         (["a", "b"] * 5, {"task": "regression"}, "needs numbers.*'a'"),
         ([1.0] * 9, {"task": "regression"}, "one value only"),
+        (pd.date_range("2024-01-01", periods=30), {}, "dates or durations.*days or seconds"),
+        (pd.to_timedelta(range(30), unit="h"), {}, "dates or durations.*days or seconds"),
         ([["a"], ["b"]] * 5, {}, r"lists, dicts or bytes \(\['a'\]\)"),
         ([None, *[{"a": 1}, {"a": 2}] * 5], {}, "lists, dicts or bytes"),
     ],

@@ -312,6 +312,11 @@ def find_target(
             "class or one number per row: write a column of it, and name that as --target."
         )
     if _is_regression(values, args.task):
+        if isinstance(values.iloc[0], pd.Timestamp | pd.Timedelta):
+            raise UserError(
+                f"the target column {name!r} holds dates or durations ({values.iloc[0]}), but a regression predicts numbers: "
+                "write a column of days or seconds, and name that as --target."
+            )
         numbers = as_numbers(values)
         if np.isnan(numbers).any():
             bad = values[np.isnan(numbers)].iloc[0]
