@@ -242,9 +242,8 @@ def main(argv: list[str] | None = None) -> dict:
         data = load_data(inputs, training_args)
     tokenizer = load_pretrained(AutoTokenizer.from_pretrained, name)
     template = training_args.chat_template_path
-    if (
-        template is not None and not Path(template).is_file()
-    ):  # else a model's, of which TRL takes that of its tokenizer
+    # What is no file is a model, whose tokenizer's template TRL takes.
+    if template is not None and not Path(template).is_file():
         if template.endswith((".jinja", ".j2")):
             raise UserError(
                 f"--chat_template_path {template!r}: there is no such file (looked in {Path.cwd()})."
