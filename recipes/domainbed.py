@@ -29,6 +29,7 @@ from rgd_hf.scripts.domains.environments import check_held_out
 from rgd_hf.scripts.domains.experiment import Experiment
 from rgd_hf.scripts.errors import UserError
 from rgd_hf.scripts.messages import say
+from rgd_hf.scripts.ranges import DATA_SEED, OF_CLASSIFICATION, ORDER, check_usable
 from rgd_hf.scripts.training.best_metric import asked_metric
 from rgd_hf.scripts.training.plans import Run, RunArguments, prepare_runs
 from rgd_hf.scripts.training.results import print_results, settings_of
@@ -86,6 +87,12 @@ def check(algorithm: AlgorithmArguments, args: ReweightedTrainingArguments) -> N
             f"--max_steps {args.max_steps} must be a multiple of --eval_steps {args.eval_steps}, so that the last model "
             "is evaluated."
         )
+    if args.eval_delay > args.max_steps:
+        raise UserError(
+            f"--eval_delay {args.eval_delay:g} is beyond the last step (--max_steps {args.max_steps}), and the model is one of the "
+            "checkpoints evaluated: give a smaller one, or leave it out."
+        )
+    check_usable(args, OF_CLASSIFICATION | ORDER | DATA_SEED)
     if args.load_best_model_at_end:
         raise UserError(
             "--load_best_model_at_end: leave it out, the model is that of the best checkpoint without it."

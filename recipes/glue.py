@@ -35,6 +35,7 @@ from rgd_hf.scripts.files.holdout import HELP as HOLDOUT_HELP
 from rgd_hf.scripts.files.holdout import hold_out
 from rgd_hf.scripts.files.hub import load_hub_dataset, load_pretrained
 from rgd_hf.scripts.messages import say
+from rgd_hf.scripts.ranges import OF_CLASSIFICATION, check_usable
 from rgd_hf.scripts.text.glue_tasks import GLUE_TASKS, HUB_NAME, GlueTask
 from rgd_hf.scripts.text.length_grouping import LengthGroupedTrainer
 from rgd_hf.scripts.text.text_classification import (
@@ -195,10 +196,13 @@ def load_data(args: DataArguments, task: GlueTask | None) -> DatasetDict:
 
 def describe(args: DataArguments, task: GlueTask | None, train: Dataset) -> tuple[list[str], Labels, str]:
     """The text columns, the kind and names of the labels, and the name of the metric."""
+    if task is None or args.text_columns:
+        columns = find_text_columns(train, args.text_columns, args.label_column, "the training data")
+    else:
+        columns = list(task.columns)
     if task is not None:
         kind = "single_label_classification" if task.labels else "regression"
-        return args.text_columns or list(task.columns), Labels(kind, task.labels), task.metric
-    columns = find_text_columns(train, args.text_columns, args.label_column, "the training data")
+        return columns, Labels(kind, task.labels), task.metric
     labels = find_labels(train, args.label_column, "the training data")
     return columns, labels, OWN_METRICS[labels.kind]
 
@@ -223,10 +227,14 @@ def check_classifier(args: ModelArguments, labels: Labels) -> Labels:
     return labels.in_order(in_order_of_model(name, config.id2label, labels.names))
 
 
-def cut(data: DatasetDict, args: DataArguments, labels: Labels) -> DatasetDict:
-    """The splits cut to the maximum numbers of samples; with `holdout_fraction` a part of `train` is `validation`."""
+def cut(data: DatasetDict, args: DataArguments, labels: Labels) -> tuple[DatasetDict, np.ndarray]:
+    """The splits cut to the maximum numbers of samples; with `holdout_fraction` a part of `train` is `validation`.
+
+    Also the row in `data` of each training sample, int64.
+    """
     data = DatasetDict(data)
     data["train"] = first_rows(data["train"], args.max_train_samples, "max_train_samples")
+    kept = np.arange(len(data["train"]))
     if args.holdout_fraction is not None:
         train, classes = data["train"], None
         if labels.kind == "single_label_classification":
@@ -236,7 +244,7 @@ def cut(data: DatasetDict, args: DataArguments, labels: Labels) -> DatasetDict:
     for split in data:
         if split != "train":
             data[split] = first_rows(data[split], args.max_eval_samples, "max_eval_samples")
-    return data
+    return data, kept
 
 
 ARGUMENTS = (DataArguments, ModelArguments, RunArguments, ReweightedTrainingArguments)
@@ -248,6 +256,7 @@ def main(argv: list[str] | None = None) -> dict:
     data_args, model_args, run_args, training_args = parse_args(
         ARGUMENTS, argv, description=description, defaults=DEFAULTS
     )
+    check_usable(training_args, OF_CLASSIFICATION)
     task = find_task(data_args)
     plan = prepare_runs(training_args, run_args, settings_of(data_args, model_args))
     if plan.finished:
@@ -257,7 +266,7 @@ def main(argv: list[str] | None = None) -> dict:
         data = load_data(data_args, task)
         columns, labels, metric = describe(data_args, task, data["train"])
         ordered = check_classifier(model_args, labels)
-        raw, labels = cut(data, data_args, labels), ordered
+        (raw, rows_of_train), labels = cut(data, data_args, labels), ordered
         tokenizer = load_pretrained(AutoTokenizer.from_pretrained, model_name)
         data = tokenize(raw, tokenizer, columns, data_args.label_column, labels, data_args.max_seq_length)
     validation = {split.removeprefix("validation_"): rows for split, rows in data.items() if split != "train"}
@@ -298,6 +307,7 @@ def main(argv: list[str] | None = None) -> dict:
         select=lambda _, indices: data["train"].select(indices),
         text=lambda index: " | ".join(str(raw["train"][index][column]) for column in columns),
         classes=labels.names,
+        row=lambda index: {"index": int(rows_of_train[index])},
     )
     facts: dict[str, Any] = {"text_columns": columns}
     if labels.kind == "single_label_classification":

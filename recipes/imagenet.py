@@ -33,6 +33,7 @@ from rgd_hf.checkpoints import last_checkpoint
 from rgd_hf.scripts.cli import parse_args, run_recipe
 from rgd_hf.scripts.errors import UserError
 from rgd_hf.scripts.messages import say
+from rgd_hf.scripts.ranges import OF_CLASSIFICATION, ORDER, check_usable
 from rgd_hf.scripts.training.best_metric import check_metric
 from rgd_hf.scripts.training.hard_examples import TrainingSamples
 from rgd_hf.scripts.training.plans import RunArguments, RunPlan, prepare_runs
@@ -195,6 +196,7 @@ def training_samples(images: Images, bad: BadImages) -> TrainingSamples | None:
         select=prepared,
         text=train.where,
         classes=readable_names(images.classes),
+        row=lambda index: {"index": int(train.rows[index])},
         image=lambda index: open_image(train.source(index)),
     )
 
@@ -270,6 +272,7 @@ def train(
     settings: Mapping[str, Any] | None = None,
 ) -> dict:
     """Train what the arguments say; a study has other images (`load`), and records its own settings with the results."""
+    check_usable(training_args, OF_CLASSIFICATION | ORDER)
     if data_args.streaming and image_args.augment.repeated_augmentation > 1:
         raise UserError(
             "--augmentation: repeated_augmentation needs images in any order: set it to 1, or leave out --streaming."

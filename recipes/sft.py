@@ -59,6 +59,7 @@ DEFAULTS = {
     "save_strategy": "epoch",
     "save_total_limit": 1,
     "logging_steps": 10,
+    "dataloader_pin_memory": torch.accelerator.is_available(),
     "bf16": torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
 }
 MOVED = dict.fromkeys(("text_column", "text_columns"), "give --dataset_text_field.")
@@ -240,7 +241,15 @@ def main(argv: list[str] | None = None) -> dict:
     with training_args.main_process_first(desc="data preparation"):
         data = load_data(inputs, training_args)
     tokenizer = load_pretrained(AutoTokenizer.from_pretrained, name)
-    has_template = tokenizer.chat_template or training_args.chat_template_path
+    template = training_args.chat_template_path
+    # What is no file is a model, whose tokenizer's template TRL takes.
+    if template is not None and not Path(template).is_file():
+        if template.endswith((".jinja", ".j2")):
+            raise UserError(
+                f"--chat_template_path {template!r}: there is no such file (looked in {Path.cwd()})."
+            )
+        load_pretrained(AutoTokenizer.from_pretrained, template)
+    has_template = tokenizer.chat_template or template
     is_chat = isinstance(data["train"][0][data["train"].column_names[0]], list)
     if is_chat and not has_template:
         raise UserError(f"the tokenizer of {name} has no chat template: give one with --chat_template_path.")

@@ -29,6 +29,7 @@ from accelerate import PartialState
 from rgd_hf import ReweightedTrainingArguments
 from rgd_hf.scripts.cli import parse_args, run_recipe
 from rgd_hf.scripts.errors import UserError
+from rgd_hf.scripts.ranges import DATA_SEED, OF_CLASSIFICATION, ORDER, check_usable
 from rgd_hf.scripts.tabular.card import write_card
 from rgd_hf.scripts.tabular.columns import ColumnArguments, shown_columns
 from rgd_hf.scripts.tabular.configuration import ATTENTION_HEADS, NETWORKS
@@ -144,6 +145,15 @@ def main(argv: list[str] | None = None) -> dict:
         raise UserError(
             "--eval_strategy no: the best epoch is that of the best score on the validation split."
         )
+    by_epoch = training_args.eval_strategy == "epoch"
+    end = training_args.max_steps if training_args.max_steps > 0 else training_args.num_train_epochs
+    # The number of steps of an epoch is known later.
+    if by_epoch == (training_args.max_steps <= 0) and training_args.eval_delay > end:
+        raise UserError(
+            f"--eval_delay {training_args.eval_delay:g} is beyond the end of the training ({end:g}), and the best epoch is one that "
+            "was evaluated: give a smaller one, or leave it out."
+        )
+    check_usable(training_args, OF_CLASSIFICATION | ORDER | DATA_SEED)
     if training_args.save_strategy != "no":
         raise UserError(
             "--save_strategy: the best epoch is kept in memory and saved at the end; leave it out."

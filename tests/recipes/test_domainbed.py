@@ -215,6 +215,7 @@ def test_hard_examples_are_named_by_domain(tmp_path):
     for row in rows:
         domain, sample = row["text"].split(", sample ")
         place = data.names.index(domain)
+        assert (row["domain"], row["index"]) == (domain, int(sample))
         assert domain != "0" and int(sample) in split(len(data.environments[place].labels), 0, place)[0]
         assert row["label"] == str(data.environments[place].labels[int(sample)])
     assert (tmp_path / "hard_examples.html").read_text().count("data:image/png") == 5

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 from PIL import Image
+from transformers import AutoTokenizer
 
 import domainbed
 from rgd_hf.scripts.domains.digits import ANGLES, coloured_digits, grey_images, rotated_digits
 from rgd_hf.scripts.domains.environments import Environment
 from rgd_hf.scripts.domains.sources import read_directory, read_table
-from rgd_hf.scripts.domains.views import ImageView
+from rgd_hf.scripts.domains.views import ImageView, TextView
 from rgd_hf.scripts.errors import UserError
 
 DOMAINS = {"photo": 200, "sketch": 20}
@@ -240,3 +241,9 @@ def test_augmentation_depends_on_the_seed_alone():
     assert one.equal(same) and not one.equal(other) and one.shape == (3, 16, 16)
     plain = view.sample(0, None)["pixel_values"]
     assert plain.equal(view.sample(0, None)["pixel_values"]) and plain.min() >= -1 and plain.max() <= 1
+
+
+def test_texts_are_never_longer_than_the_model_takes(tiny_model_dir):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    view = TextView(Environment("x", ["good " * 900], np.array([0])), tokenizer, 600)
+    assert len(view.sample(0, None)["input_ids"]) == tokenizer.model_max_length < 600

@@ -311,3 +311,15 @@ def test_labels_out_of_range_and_empty_splits(tiny_run, write_rows):
         glue.main(changed(tiny_run, validation_file=empty))
     with pytest.raises(UserError, match="no classes of the training data"):
         glue.main(changed(tiny_run, task_name="sst2", text_columns="text", validation_file=strange))
+
+
+def test_three_text_columns_are_refused_with_a_task_too(tiny_run, write_rows):
+    rows = [
+        {"sentence1": row["text"], "sentence2": row["text"], "more": "good", **row} for row in sentences(8)
+    ]
+    path = write_rows("three.csv", rows)
+    columns = ["sentence1", "sentence2", "more"]
+    with pytest.raises(UserError, match="--text_columns"):
+        glue.main(
+            changed(tiny_run, task_name="mrpc", train_file=path, validation_file=path, text_columns=columns)
+        )

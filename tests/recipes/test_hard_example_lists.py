@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from sklearn.datasets import load_digits
 from transformers import pipeline
 
 import glue
@@ -15,7 +16,9 @@ from benchmarks.images import hard_versions
 from helpers.pages import Page
 from helpers.recipes import TINY, changed, launch, output_of, sentences, tiny
 from rgd_hf.scripts.errors import UserError
+from rgd_hf.scripts.training.hard_examples import thumbnail
 from rgd_hf.scripts.vision.data import ImageDataArguments, load_image_sets
+from rgd_hf.scripts.vision.decoding import open_image
 
 
 def test_sentences_are_listed_with_what_the_saved_model_predicts(tiny_run, write_rows, capsys):
@@ -53,9 +56,9 @@ def test_wrong_labels_of_digits_lead_the_list(tmp_path):
     }
     hard_versions.main(changed(tiny(tmp_path), **options))
     listed = json.loads((tmp_path / "hard_examples.json").read_text())
-    truth, _ = load_image_sets(ImageDataArguments(dataset_name="digits"))
-    wrong = [row["label"] != str(truth.labels[row["index"]]) for row in listed]
-    right_guess = [row["prediction"] == str(truth.labels[row["index"]]) for row in listed]
+    truth = load_digits().target
+    wrong = [row["label"] != str(truth[row["index"]]) for row in listed]
+    right_guess = [row["prediction"] == str(truth[row["index"]]) for row in listed]
     assert len(listed) == 50 and np.mean(wrong) > 0.9
     assert np.mean(right_guess) > 0.6
     page = Page((tmp_path / "hard_examples.html").read_text())
@@ -68,9 +71,11 @@ def test_images_are_predicted_by_the_averaged_model_that_is_saved(tmp_path):
     args = ImageDataArguments(dataset_name="digits", max_train_samples=96, max_eval_samples=40)
     train, _ = load_image_sets(args)
     classify = pipeline("image-classification", model=str(tmp_path))
-    answers = classify([Image.fromarray(train.source(row["index"])) for row in listed])
+    answers = classify([Image.fromarray(train.images[row["index"]]) for row in listed])
     assert [row["prediction"] for row in listed] == [answer[0]["label"] for answer in answers]
-    assert [row["label"] for row in listed] == [str(train.labels[row["index"]]) for row in listed]
+    assert [row["label"] for row in listed] == [str(load_digits().target[row["index"]]) for row in listed]
+    shown = Page((tmp_path / "hard_examples.html").read_text()).images
+    assert shown == [thumbnail(open_image(train.images[row["index"]])) for row in listed]
 
 
 def test_augmented_averaged_and_repeated_images(tmp_path, capsys):
@@ -125,12 +130,14 @@ def test_two_processes_list_the_same(tiny_run):
     assert all(row["text"] == texts[row["index"]] for row in listed)
 
 
-def test_held_out_rows_are_never_listed(tiny_run):
+def test_held_out_rows_are_never_listed_and_indices_are_of_the_file(tiny_run):
     run = changed(tiny_run, validation_file=None, num_train_epochs=1)
     glue.main([*run, "--hard_examples", "48", "--holdout_fraction", "0.25", "--save_predictions"])
     listed = json.loads((output_of(run) / "hard_examples.json").read_text())
     held_out = pd.read_parquet(output_of(run) / "predictions.parquet")
     assert len(listed) == 36 and len(held_out) == 12
+    texts = [row["text"] for row in sentences(48)]
+    assert all(row["text"] == texts[row["index"]] for row in listed)
 
 
 def test_what_cannot_be_listed(tiny_run):

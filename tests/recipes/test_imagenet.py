@@ -174,6 +174,7 @@ def test_killed_and_resumed_is_as_never_killed(step, uninterrupted, tmp_path, mo
     before = json.loads((uninterrupted / "all_results.json").read_text())
     for name in ("eval_loss", "eval_last_loss", "eval_accuracy"):
         assert record[name] == before[name]
+    assert "train_loss" in before and "train_loss" not in record  # which would be that of the rest
 
 
 def test_averaged_weights_are_the_average(tmp_path):

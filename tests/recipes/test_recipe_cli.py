@@ -1,5 +1,6 @@
 """The command line of recipes: options, one file, errors that a user can act on."""
 
+import importlib
 import json
 import sys
 import weakref
@@ -241,6 +242,42 @@ def test_options_that_recipes_do_not_read_are_refused_and_hidden(argv, instead, 
     with pytest.raises(SystemExit):
         parse_args(types, ["--help"], description="")
     assert f"--{name}" not in capsys.readouterr().out
+
+
+USABLE = {
+    "prediction_loss_only": ("true", "false"),
+    "eval_do_concat_batches": ("false", "true"),
+    "label_names": ("foo", "labels"),
+    "length_column_name": ("len", "length"),
+    "train_sampling_strategy": ("group_by_length", "random"),
+    "data_seed": ("7", None),
+    "eval_delay": ("1000", "1"),
+}
+FOLLOWED = {
+    "glue": {"train_sampling_strategy", "data_seed", "eval_delay"},
+    "imagenet": {"data_seed", "eval_delay"},
+}
+
+
+@pytest.mark.parametrize("recipe", ["glue", "imagenet", "tabular", "domainbed"])
+def test_what_cannot_be_followed_is_refused_before_data_are_read(recipe, tmp_path):
+    """A value that changes nothing passes, and the recipe goes on to ask for what is missing."""
+    main = importlib.import_module(recipe).main
+    missing = {
+        "glue": ("--task_name", "none"),
+        "imagenet": ("--data_dir", str(tmp_path / "none")),
+        "tabular": ("--num_train_epochs", "5"),
+        "domainbed": ("--max_steps", "4", "--eval_steps", "2", "--held_out", "a"),
+    }
+    argv = [*missing[recipe], "--output_dir", str(tmp_path / "out"), "--use_cpu"]
+    for name, values in USABLE.items():
+        for value in filter(None, values):
+            with pytest.raises(UserError) as told:
+                main([*argv, f"--{name}", value])
+            refused = (
+                f"--{name} {value}".lower() in str(told.value).replace("['", "").replace("']", "").lower()
+            )
+            assert refused == (value == values[0] and name not in FOLLOWED.get(recipe, ())), told.value
 
 
 def test_a_script_of_ones_own_may_have_options_of_these_names():

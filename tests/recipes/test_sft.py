@@ -208,6 +208,9 @@ def test_chats_need_a_template(command, model_dir, tmp_path):
     tokenizer.save_pretrained(bare)
     with pytest.raises(UserError, match="--chat_template_path"):
         sft.main(command("messages", f"--model_name_or_path={bare}"))
+    for mistyped in ("chat.jinja", "no/such/folder"):
+        with pytest.raises(UserError, match=mistyped):
+            sft.main(command("messages", f"--chat_template_path={mistyped}"))
 
 
 @pytest.mark.parametrize("kind", [*ROWS])

@@ -228,6 +228,10 @@ def test_errors_are_one_line(tiny_run, tmp_path, capsys):
         ),
         (["--data", "digits", "--max_rows", "3"], "at least 10"),
         (
+            ["--data", "wine", "--max_steps", "4", "--eval_delay", "50", "--use_cpu"],
+            "before its first evaluation",
+        ),
+        (
             ["--data", "wine", "--class_weights", "1,2", "--use_cpu"],
             "lists 2 weights, but the model has 3 classes",
         ),

@@ -11,7 +11,8 @@ from rgd_hf.scripts.errors import UserError
 from rgd_hf.scripts.tabular.columns import ColumnArguments, choose_columns, find_target
 from rgd_hf.scripts.tabular.preprocessing import TablePreprocessor, as_dates, is_day_first
 from rgd_hf.scripts.tabular.sources import load_table
-from rgd_hf.scripts.tabular.splits import PreparedTable, limit_rows
+from rgd_hf.scripts.tabular.splits import PreparedTable, limit_rows, without_rare_classes
+from rgd_hf.scripts.tabular.table import TableArguments, prepare_table
 
 ROWS = 200
 
@@ -46,7 +47,11 @@ def chosen(frame: pd.DataFrame, target: str = "y", **options) -> tuple[dict[str,
 
 def target_of(values, **options):
     frame = pd.DataFrame({"x": range(len(values)), "y": values})
-    return find_target(frame, "y", ColumnArguments(**options), [].append)
+    args = ColumnArguments(**options)
+    frame, target = find_target(frame, "y", args, [].append)
+    settings = {"drop": args.drop_rare_classes, "limited": False, "warn": [].append}
+    frame, _, target = without_rare_classes(frame, target.encode(frame["y"]), target, **settings)
+    return frame, target
 
 
 def test_types_are_inferred_and_every_oddity_is_warned_of():
@@ -273,6 +278,8 @@ def test_classes_or_numbers():
         (["a"] * 9 + ["b"] * 2, {}, "too rare to split.*'b' \\(2\\).*--drop_rare_classes"),
         (["a", "b"] * 5, {"task": "regression"}, "needs numbers.*'a'"),
         ([1.0] * 9, {"task": "regression"}, "one value only"),
+        (pd.date_range("2024-01-01", periods=30), {}, "dates or durations.*days or seconds"),
+        (pd.to_timedelta(range(30), unit="h"), {}, "dates or durations.*days or seconds"),
         ([["a"], ["b"]] * 5, {}, r"lists, dicts or bytes \(\['a'\]\)"),
         ([None, *[{"a": 1}, {"a": 2}] * 5], {}, "lists, dicts or bytes"),
     ],
@@ -306,6 +313,26 @@ def test_a_subset_may_leave_out_fewer_rows_than_there_are_classes(rows):
         assert kept.index.is_monotonic_increasing and (target.encode(kept["y"]) == y).all()
         drawn.add(tuple(kept.index))
     assert len(drawn) > 2
+
+
+@pytest.mark.parametrize("rows", [60, 100, 150, 200, 300, 2990, None])
+@pytest.mark.parametrize("drop", [True, False])
+def test_classes_that_a_subset_makes_rare_are_dropped_or_told(rows, drop, tmp_path, capsys):
+    y = np.repeat(["a", "b", "c", "single", "other"], [1490, 1490, 20, 1, 1])
+    draw = np.random.default_rng(0)
+    pd.DataFrame({"x": draw.normal(size=len(y)), "y": draw.permutation(y)}).to_csv(tmp_path / "t.csv")
+    args = TableArguments(data=str(tmp_path / "t.csv"), target="y", max_rows=rows)
+    try:
+        table = prepare_table(args, ColumnArguments(drop_rare_classes=drop), 0.0)
+    except UserError as error:
+        assert not drop and ("--max_rows" in str(error)) == (rows is not None)
+        return
+    counts = np.bincount(table.y, minlength=len(table.target.classes))
+    assert counts.min() >= 3 and [table.target.classes[n] for n in table.y] == table.frame["y"].tolist()
+    said = capsys.readouterr().out
+    assert all(f"'{name}'" in said for name in {"a", "b", "c", "single", "other"} - set(table.target.classes))
+    splits = table.split(0)
+    assert all(set(part.y) == set(table.y) for part in (splits.train, splits.validation, splits.test))
 
 
 def test_text_files_of_all_kinds(tmp_path):

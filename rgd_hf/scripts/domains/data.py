@@ -130,6 +130,10 @@ def training_samples(data: DomainData, training: Sequence[int], domains: Trainin
         shown = f"{environment.name}, sample {sample}"
         return shown if data.kind == "image" else f"{shown}: {environment.inputs[sample]}"
 
+    def row(index: int) -> dict[str, int | str]:
+        domain, sample = domains.place(index)
+        return {"index": sample, "domain": data.environments[training[domain]].name}
+
     def image(index: int) -> PILImage.Image:
         domain, sample = domains.place(index)
         found = data.environments[training[domain]].inputs[sample]
@@ -139,5 +143,6 @@ def training_samples(data: DomainData, training: Sequence[int], domains: Trainin
         select=lambda _, indices: Subset(domains, indices),
         text=text,
         classes=data.classes,
+        row=row,
         image=image if data.kind == "image" else None,
     )

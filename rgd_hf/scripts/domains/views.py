@@ -87,13 +87,15 @@ class TextView:
     Args:
         environment: an environment of texts.
         tokenizer: tokenizer of the model.
-        max_length: maximum number of tokens; longer texts are truncated.
+        max_length: maximum number of tokens, at most the tokenizer's own; longer texts are truncated.
     """
 
     def __init__(self, environment: Environment, tokenizer: PreTrainedTokenizerBase, max_length: int):
         self.environment = environment
         texts = [text or "" for text in environment.inputs]
-        self.encoded: Any = tokenizer(texts, truncation=True, max_length=max_length)
+        self.encoded: Any = tokenizer(
+            texts, truncation=True, max_length=min(max_length, tokenizer.model_max_length)
+        )
 
     def sample(self, number: int, seed: int | None) -> dict[str, Any]:
         """The output of the tokenizer, and `labels`; texts are not augmented."""

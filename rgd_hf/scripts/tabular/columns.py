@@ -52,7 +52,10 @@ class ColumnArguments:
         },
     )
     drop_rare_classes: bool = field(
-        default=False, metadata={"help": "Drop the rows of classes that are too rare to split."}
+        default=False,
+        metadata={
+            "help": "Drop the rows of classes that are too rare to split, after --max_rows has drawn its own."
+        },
     )
 
     def __post_init__(self):
@@ -286,8 +289,7 @@ def find_target(
     """What the target column means, and the rows that have a usable target.
 
     Raises:
-        UserError: no target value, lists or dicts, one class only, classes too rare to split into training, validation
-            and test, or a regression on values that are no numbers.
+        UserError: no target value, lists or dicts, one class only, or a regression on values that are no numbers.
     """
     infinite = (
         frame[name].map(lambda value: isinstance(value, float) and np.isinf(value)).to_numpy(dtype=bool)
@@ -310,6 +312,11 @@ def find_target(
             "class or one number per row: write a column of it, and name that as --target."
         )
     if _is_regression(values, args.task):
+        if isinstance(values.iloc[0], pd.Timestamp | pd.Timedelta):
+            raise UserError(
+                f"the target column {name!r} holds dates or durations ({values.iloc[0]}), but a regression predicts numbers: "
+                "write a column of days or seconds, and name that as --target."
+            )
         numbers = as_numbers(values)
         if np.isnan(numbers).any():
             bad = values[np.isnan(numbers)].iloc[0]
@@ -328,25 +335,12 @@ def find_target(
         warn(
             f"the target column {name!r} has the class(es) {listed(words)}; leave the cells empty if they are missing."
         )
-    counts = plain.value_counts()
-    rare = counts[counts < 3]
-    if len(rare) and len(counts) > 1:
-        shown = ", ".join(f"{value!r} ({count})" for value, count in list(rare.items())[:10])
-        if not args.drop_rare_classes:
-            raise UserError(
-                f"{len(rare)} class(es) of {name!r} are too rare to split, since training, validation and test need "
-                f"one row each: {shown}. --drop_rare_classes leaves their rows out; for a number to be predicted, "
-                "give --task regression."
-            )
-        warn(f"the rows of {len(rare)} class(es) with fewer than 3 rows are skipped: {shown}.")
-        keep = ~plain.isin(rare.index)
-        frame, plain = frame[keep.to_numpy()], plain[keep]
-        counts = plain.value_counts()
-    if len(counts) < 2:
+    classes = _in_order(plain.unique())
+    if len(classes) < 2:
         raise UserError(
-            f"the target column {name!r} has one class only: {listed(counts.index)}. Two at least are needed."
+            f"the target column {name!r} has one class only: {listed(classes)}. Two at least are needed."
         )
-    return frame, Target(name, tuple(_in_order(counts.index)))
+    return frame, Target(name, tuple(classes))
 
 
 def _in_order(values: Any) -> list:

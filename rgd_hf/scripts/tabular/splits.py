@@ -1,7 +1,8 @@
 """Training, validation and test rows, encoded once for all methods."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,9 +10,12 @@ import torch
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
-from rgd_hf.scripts.errors import UserError
+from rgd_hf.scripts.errors import UserError, listed
 from rgd_hf.scripts.tabular.columns import Target
 from rgd_hf.scripts.tabular.preprocessing import TablePreprocessor
+
+MIN_CLASS_ROWS = 3
+"""Of each class: training, validation and test rows."""
 
 
 @dataclass(frozen=True)
@@ -65,14 +69,14 @@ class Splits:
 def limit_rows(
     frame: pd.DataFrame, y: np.ndarray, target: Target, rows: int, seed: int
 ) -> tuple[pd.DataFrame, np.ndarray]:
-    """A random subset of at most `rows` rows, with the classes' proportions kept."""
+    """A random subset of at most `rows` rows, with the classes' proportions kept; rare classes may lose all of theirs."""
     left_out = len(frame) - rows
     if left_out <= 0:
         return frame, y
     if left_out < len(target.classes):
         kept = _without_a_few(y, left_out, seed)
     else:
-        kept, _ = _cut(np.arange(len(frame)), y, rows, target, seed, "--max_rows")
+        kept, _ = _cut(np.arange(len(frame)), _drawn_together(y, target), rows, target, seed, "--max_rows")
     return frame.iloc[kept], y[kept]
 
 
@@ -86,6 +90,71 @@ def _without_a_few(y: np.ndarray, count: int, seed: int) -> np.ndarray:
         random.choice(np.flatnonzero(y == number), size, replace=False) for number, size in enumerate(counts)
     ]
     return np.sort(np.concatenate(kept))
+
+
+def _drawn_together(y: np.ndarray, target: Target) -> np.ndarray:
+    """Classes to draw by: one with a single row, which has no proportion, is drawn with the smallest of the others."""
+    if target.is_regression:
+        return y
+    counts = np.bincount(y, minlength=len(target.classes))
+    several = counts > 1
+    if not several.any():
+        return np.zeros_like(y)
+    smallest = np.where(several, counts, len(y) + 1).argmin()
+    return np.where(several[y], y, smallest)
+
+
+def without_rare_classes(
+    frame: pd.DataFrame,
+    y: np.ndarray,
+    target: Target,
+    *,
+    drop: bool,
+    limited: bool,
+    warn: Callable[[str], Any],
+) -> tuple[pd.DataFrame, np.ndarray, Target]:
+    """The table without classes that are too rare to split into training, validation and test rows.
+
+    Args:
+        frame: the rows.
+        y: the encoded target of every row, `[rows]`.
+        target: its classes; a regression stays as it is.
+        drop: leave out the rows of classes with one or two.
+        limited: whether the rows are those that `--max_rows` keeps, for messages.
+        warn: called with a sentence for the classes that are left out.
+
+    Raises:
+        UserError: classes have one or two rows, and `drop` is not set; or fewer than two classes are left.
+    """
+    if target.is_regression:
+        return frame, y, target
+    counts = np.bincount(y, minlength=len(target.classes))
+    among = f" among the {len(y):,} rows that --max_rows keeps" if limited else ""
+    absent = [name for name, count in zip(target.classes, counts) if not count]
+    rare = [number for number in np.argsort(-counts, kind="stable") if 0 < counts[number] < MIN_CLASS_ROWS]
+    if rare:
+        shown = ", ".join(f"{target.classes[number]!r} ({counts[number]})" for number in rare[:10])
+        if not drop:
+            more = ", and a larger --max_rows keeps more of them" if limited else ""
+            raise UserError(
+                f"{len(rare)} class(es) of {target.name!r} are too rare to split{among}, since training, validation and test "
+                f"need one row each: {shown}. --drop_rare_classes leaves their rows out{more}; for a number to be predicted, "
+                "give --task regression."
+            )
+        warn(f"the rows of {len(rare)} class(es) with fewer than 3 rows{among} are skipped: {shown}.")
+    if absent:
+        warn(
+            f"{len(absent)} class(es) of {target.name!r} have no row{among}, and the model does not learn them: "
+            f"{listed(absent[:10])}."
+        )
+    left = counts >= MIN_CLASS_ROWS
+    if left.sum() < 2:
+        raise UserError(
+            f"the target column {target.name!r} has {left.sum()} class(es) of 3 rows or more{among}. Two at least are needed."
+        )
+    kept = left[y]
+    classes = tuple(name for name, stays in zip(target.classes, left) if stays)
+    return frame[kept], (np.cumsum(left) - 1)[y[kept]], Target(target.name, classes)
 
 
 @dataclass(frozen=True)

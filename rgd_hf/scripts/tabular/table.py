@@ -6,7 +6,7 @@ from rgd_hf.scripts.errors import UserError
 from rgd_hf.scripts.messages import say
 from rgd_hf.scripts.tabular.columns import ColumnArguments, choose_columns, find_target
 from rgd_hf.scripts.tabular.sources import EMBEDDED, load_table
-from rgd_hf.scripts.tabular.splits import PreparedTable, limit_rows
+from rgd_hf.scripts.tabular.splits import PreparedTable, limit_rows, without_rare_classes
 
 
 @dataclass
@@ -24,7 +24,11 @@ class TableArguments:
         default=None, metadata={"help": "The column to predict. Not needed for scikit-learn's tables."}
     )
     max_rows: int | None = field(
-        default=None, metadata={"help": "Maximum number of rows: a random subset, stratified by class."}
+        default=None,
+        metadata={
+            "help": "Maximum number of rows: a random subset, stratified by class. A class that keeps no row is left out, "
+            "with a warning."
+        },
     )
     test_size: float = field(default=0.2, metadata={"help": "Fraction of the rows for the final test score."})
     validation_size: float = field(
@@ -80,6 +84,9 @@ def prepare_table(args: TableArguments, columns_args: ColumnArguments, smoothing
     y = target.encode(frame[table.target])
     if args.max_rows is not None:
         frame, y = limit_rows(frame, y, target, args.max_rows, args.split_seed)
+    frame, y, target = without_rare_classes(
+        frame, y, target, drop=columns_args.drop_rare_classes, limited=args.max_rows is not None, warn=warn
+    )
     kinds = [column["kind"] for column in columns]
     described = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
     task = "regression" if target.is_regression else f"{len(target.classes)} classes"

@@ -168,6 +168,11 @@ def train_network(
     if before_training is not None:
         before_training()
     trainer.train()
+    if not keep_best.weights:
+        raise UserError(
+            f"training ended after {trainer.state.global_step} steps, before its first evaluation (--eval_delay {args.eval_delay:g}), "
+            "so that there is no best epoch: give a smaller one, or leave it out."
+        )
     return TrainedNetwork(
         model, trainer, keep_best.best_epoch, keep_best.best[0], predict(model, splits.test, args)
     )

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rgd_hf import HardExamplesMixin
+from rgd_hf.hard_examples import HardExample
 from rgd_hf.json_lines import write_json
 from rgd_hf.scripts.messages import console
 from rgd_hf.scripts.training.predictions import PredictionsMixin
@@ -58,6 +59,8 @@ class TrainingSamples:
     Attributes:
         select: a Trainer and indices to a data set of these samples, prepared as the Trainer's evaluation data.
         text: an index to what the sample says, or to the name of its image.
+        row: an index to where the sample is in the data as given, whatever was cut or held out since: `index`, its row from 0,
+            and what else names the place.
         image: an index to the image (RGB), where samples are images.
         classes: names of the classes, in the order of their numbers; empty for regression.
     """
@@ -65,6 +68,7 @@ class TrainingSamples:
     select: Callable[[Any, Sequence[int]], Any]
     text: Callable[[int], str]
     classes: Sequence[str]
+    row: Callable[[int], Mapping[str, Any]]
     image: Callable[[int], Image.Image] | None = None
 
     def name(self, value: Any) -> Any:
@@ -87,10 +91,13 @@ def list_hard_examples(
         samples: the training set.
         directory: the directory of the run.
     """
-    rows = hard_rows(trainer, count, samples)
+    examples = trainer.hard_examples(count)
+    rows = hard_rows(trainer, examples, samples)
     if PartialState().is_main_process:
         title = title_of(rows, len(trainer.train_dataset), trainer)  # type: ignore[arg-type]
-        page = render(rows, COLUMNS, f"{title}. {what_to_look_for(rows)}", samples.image)
+        image = samples.image
+        pictures = [thumbnail(image(example.index)) for example in examples] if image is not None else []
+        page = render(rows, COLUMNS, f"{title}. {what_to_look_for(rows)}", pictures)
         write_list(directory, rows, page, short_table(rows, SHORT_COLUMNS, Path(directory), title))
 
 
@@ -102,14 +109,15 @@ def write_list(directory: str | Path, rows: Sequence[Mapping[str, Any]], page: s
     console.print(short)
 
 
-def hard_rows(trainer: InspectedTrainer, count: int, samples: TrainingSamples) -> list[dict[str, Any]]:
-    """The hard examples, the heaviest first.
+def hard_rows(
+    trainer: InspectedTrainer, examples: Sequence[HardExample], samples: TrainingSamples
+) -> list[dict[str, Any]]:
+    """What the list says of each example.
 
     Returns:
-        One dict a sample: `index`, `weight`, `loss`, `seen` (see `rgd_hf.hard_examples.HardExample`), `label`,
-        `prediction` and `correct` (not for regression) of the final model, `text`.
+        One dict a sample: what `samples.row` says (`index`); `weight`, `loss`, `seen` (see
+        `rgd_hf.hard_examples.HardExample`); `label`; `prediction` and `correct` (not for regression) of the final model; `text`.
     """
-    examples = trainer.hard_examples(count)
     compute_metrics = trainer.compute_metrics
     trainer.compute_metrics = None  # so few samples have no meaningful metrics
     chosen = samples.select(trainer, [example.index for example in examples])
@@ -119,7 +127,7 @@ def hard_rows(trainer: InspectedTrainer, count: int, samples: TrainingSamples) -
     for example, predicted in zip(
         examples, trainer.predictions[HARD_EXAMPLES].to_dict("records"), strict=True
     ):
-        row = {**asdict(example), "label": samples.name(predicted["label"])}
+        row = {**asdict(example), **samples.row(example.index), "label": samples.name(predicted["label"])}
         row["prediction"] = samples.name(predicted["prediction"])
         if "correct" in predicted:
             row["correct"] = bool(predicted["correct"])
@@ -151,7 +159,7 @@ def render(
     rows: Sequence[Mapping[Any, Any]],
     columns: Columns,
     introduction: str,
-    image: Callable[[int], Image.Image] | None = None,
+    pictures: Sequence[str] = (),
 ) -> str:
     """A page of its own, without anything to load: one table row per sample, with a thumbnail where it is an image.
 
@@ -159,11 +167,11 @@ def render(
         rows: as `hard_rows` has them; other keys may have any content.
         columns: columns of the page.
         introduction: a paragraph of plain text.
-        image: an index to the image, where samples are images.
+        pictures: of each row an image's address, as `thumbnail` returns it; empty where samples are no images.
     """
     heads = "".join(f"<th>{html.escape(head)}</th>" for head in ("", *(head for head, _ in columns)))
     wide = ' class="wide"' if len(columns) > len(COLUMNS) + 2 else ""
-    body = "\n".join(_render_row(number, row, columns, image) for number, row in enumerate(rows, start=1))
+    body = "\n".join(_render_row(number, row, columns, pictures) for number, row in enumerate(rows, start=1))
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{QUESTION}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -208,13 +216,13 @@ def _render_row(
     number: int,
     row: Mapping[Any, Any],
     columns: Columns,
-    image: Callable[[int], Image.Image] | None,
+    pictures: Sequence[str],
 ) -> str:
     cells = [f'<td class="number">{number}</td>']
     for _, key in columns:
         text = html.escape(_shown(row, key))
         if key == "text":
-            picture = "" if image is None else f'<img alt="" src="{thumbnail(image(row["index"]))}">'
+            picture = f'<img alt="" src="{pictures[number - 1]}">' if pictures else ""
             cells.append(f'<td class="sample">{picture}{text}</td>')
             continue
         differs = key == "prediction" and not row.get("correct", True)

@@ -40,7 +40,7 @@ SETTINGS_OF_ALL_METHODS = ("reweighting_level", "class_weights", "fused_lm_head"
 # Settings that may change between an interruption and the next start: they decide what is reported, not what is trained.
 REPORTING_SETTINGS = (
     "hub_", "push_to_hub", "logging_", "log_", "disable_tqdm", "report_to", "run_name", "project", "trackio_",
-    "output_dir", "overwrite_output_dir", "compare", "seeds", "dataloader_num_workers", "ddp_", "hard_examples", "save_predictions",
+    "output_dir", "overwrite_output_dir", "compare", "seeds", "dataloader_num_workers", "dataloader_pin_memory", "ddp_", "hard_examples", "save_predictions",
     OWN_FILES,
 )  # fmt: skip
 
@@ -83,7 +83,8 @@ class RunArguments:
         default=0,
         metadata={
             "help": "Number of hard examples to list after training: the training samples with the largest mean weight, "
-            "hard or mislabelled, in hard_examples.html and hard_examples.json in the run's directory."
+            "hard or mislabelled, in hard_examples.html and hard_examples.json in the run's directory. `index` is the row in the "
+            "training data as given, from 0; in domainbed.py, the sample's number in its `domain`."
         },
     )
     push_data_reports: bool = field(

@@ -172,7 +172,10 @@ def _record_run(
     directory = Path(str(run.args.output_dir))
     settings = all_settings(run, plan.settings)
 
+    resumed = False
+
     def begin(rows: Mapping[str, int | None]) -> str | None:
+        nonlocal resumed
         problem = None
         if PartialState().is_main_process:
             if overwrites:
@@ -182,6 +185,7 @@ def _record_run(
         if problem is not None:
             raise UserError(problem)
         checkpoint = same_everywhere(last_checkpoint(directory))
+        resumed = checkpoint is not None
         left = passed_over(directory)
         say(
             "",
@@ -200,7 +204,9 @@ def _record_run(
 
     started = time.perf_counter()
     set_seed(run.args.seed)
-    found = train(run, begin)
+    found = dict(train(run, begin))
+    if resumed:
+        found.pop("train_loss", None)  # the Trainer's is of the steps since the checkpoint alone
     PartialState().wait_for_everyone()
     record = {
         "name": run.name,

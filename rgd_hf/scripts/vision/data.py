@@ -1,5 +1,6 @@
 """Where the images of a recipe come from: the Hub, parquet files, class folders, or scikit-learn's digits."""
 
+import glob
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -194,7 +195,7 @@ def load_image_streams(args: ImageDataArguments) -> tuple[ImageStream, ImageStre
         splits = load_hub_dataset(args.dataset_name, local_hint=LOCAL_HINT, streaming=True)
         found = {"train": splits.get("train"), "validation": _validation_of(splits, args.dataset_name)}
     else:
-        files = {split: [str(path) for path in paths] for split, paths in _files(args).items()}
+        files = {split: [glob.escape(str(path)) for path in paths] for split, paths in _files(args).items()}
         if not all(name.endswith(".parquet") for names in files.values() for name in names):
             raise UserError("--streaming reads the Hub or parquet files; class folders need no streaming.")
         found = dict(load_dataset("parquet", data_files=files, streaming=True))
