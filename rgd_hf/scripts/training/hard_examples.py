@@ -167,7 +167,7 @@ def render(
         rows: as `hard_rows` has them; other keys may have any content.
         columns: columns of the page.
         introduction: a paragraph of plain text.
-        pictures: of each row an image's address, as `thumbnail` returns it; empty where samples are no images.
+        pictures: addresses of the rows' images, as `thumbnail` returns them; empty where samples are no images.
     """
     heads = "".join(f"<th>{html.escape(head)}</th>" for head in ("", *(head for head, _ in columns)))
     wide = ' class="wide"' if len(columns) > len(COLUMNS) + 2 else ""
