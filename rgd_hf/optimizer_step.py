@@ -108,17 +108,22 @@ class OptimizerStepMixin(StepGuardMixin):
         if self._rescales and self._is_endless:
             return None
         # Labels that an override makes may be missing on some processes only; all of them have to come to the reduction.
-        missing = self._why_not_counted() is not None and any(map(source.missing_labels, batch_samples))
+        may_miss = self._why_not_counted() is not None
+        missing = may_miss and any(map(source.missing_labels, batch_samples))
         masses = {} if missing else {id(batch): self._mass(batch) for batch in batch_samples}
-        counts = torch.tensor([0.0, missing], device=self.args.device)
-        if masses:
-            counts[0] = torch.stack(list(masses.values())).sum()
-        total, anywhere = self.accelerator.reduce(counts, reduction="sum")
+        total = (
+            torch.stack(list(masses.values())).sum()
+            if masses
+            else torch.full((), math.nan, device=self.args.device)
+        )
+        total = at_least_one_item(self.accelerator.reduce(total, reduction="sum"))
         if missing:
             return None
-        # Of such a step all processes take the same number in place of the count; its gradients are rescaled.
-        self._counted = masses, torch.where(anywhere > 0, self._step_size, at_least_one_item(total))
-        return self._counted[1]
+        if may_miss:
+            # NaN if another process misses them: any number will do that is the same on every process.
+            total = total.nan_to_num(self._step_size)
+        self._counted = masses, total
+        return total
 
     @property
     def _number_is_used(self) -> bool:
