@@ -173,8 +173,7 @@ def _train(
     left = passed_over(folder)
     if left:
         _say(left)
-    lost = _state_is_lost(trainer)
-    if checkpoint is not None and lost:
+    if checkpoint is not None and (lost := _state_is_lost(trainer)):
         _say(
             f"An interrupted run begins anew: the state of {lost} could not be restored, as its constructor does not take the "
             "arguments that its state() names."

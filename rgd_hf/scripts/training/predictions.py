@@ -1,6 +1,8 @@
 """What a model predicts for every sample of its evaluation data, kept from the evaluation itself."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,22 +35,23 @@ class PredictionsMixin(TrainerBase):
         self.predictions: dict[str, pd.DataFrame] = {}
         super().__init__(*args, **kwargs)
 
-    def _get_dataloader(
-        self,
-        dataset: Any,
-        description: str,
-        batch_size: int,
-        sampler_fn: Any = None,
-        is_training: bool = False,
-        dataloader_key: str | None = None,
-    ) -> Any:
-        # The Trainer would leave out the last samples of an evaluation, too.
+    def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer's, with every sample."""
+        with self._drop_last_is_of_training():
+            return super().get_eval_dataloader(*args, **kwargs)
+
+    def get_test_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer's, with every sample."""
+        with self._drop_last_is_of_training():
+            return super().get_test_dataloader(*args, **kwargs)
+
+    @contextmanager
+    def _drop_last_is_of_training(self) -> Iterator[None]:
+        """Inside, the Trainer does not leave out the last samples of an evaluation."""
         asked = self.args.dataloader_drop_last
-        self.args.dataloader_drop_last = asked and is_training
+        self.args.dataloader_drop_last = False
         try:
-            return super()._get_dataloader(
-                dataset, description, batch_size, sampler_fn, is_training, dataloader_key
-            )
+            yield
         finally:
             self.args.dataloader_drop_last = asked
 
