@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from rgd_hf.batches.datasets import check_numbered
 from rgd_hf.observers.hard_examples import HardExample, HardExamples
-from rgd_hf.overrides import check_order
+from rgd_hf.overrides import check_class
 
 __all__ = ["HardExample", "HardExamplesMixin"]
 
@@ -33,7 +33,7 @@ class HardExamplesMixin(TrainerBase):
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
-        check_order(cls, HardExamplesMixin)
+        check_class(cls, HardExamplesMixin)
 
     def __init__(self, *args: Any, record_examples: bool = True, **kwargs: Any):
         self.record_examples = record_examples

@@ -4,6 +4,7 @@ Before and after as in the method resolution order.
 """
 
 import inspect
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
@@ -26,8 +27,13 @@ _VERIFIED = {
 loss; as all methods of the Trainer itself."""
 
 
-def check_order(cls: type, mixin: type) -> None:
-    """Raise `TypeError` if a Trainer is listed before `mixin`, whose methods would then never be called."""
+def check_class(cls: type, mixin: type) -> None:
+    """Raise `TypeError` if methods of `mixin` would never be called, or others in their place."""
+    _check_order(cls, mixin)
+    _check_private_names(cls)
+
+
+def _check_order(cls: type, mixin: type) -> None:
     order = cls.__mro__
     if Trainer in order and order.index(Trainer) < order.index(mixin):
         bases = [base.__name__ for base in cls.__bases__]
@@ -37,6 +43,26 @@ def check_order(cls: type, mixin: type) -> None:
             f"class {cls.__name__}({', '.join(bases)}): {mixin.__name__} must be listed before the Trainer class that it "
             f"changes, or none of its methods is ever called. Write class {cls.__name__}({ordered})."
         )
+
+
+def _check_private_names(cls: type) -> None:
+    """Raise if another class has a private name of a mixin: the one that comes first would be used by both."""
+    ours = {
+        name: owner
+        for owner in cls.__mro__
+        if owner.__module__.startswith("rgd_hf.")
+        for name in vars(owner)
+        if re.match("_[^_]", name) and not hasattr(Trainer, name)
+    }
+    for other in cls.__mro__:
+        if other.__module__.startswith("rgd_hf.") or issubclass(Trainer, other):
+            continue
+        names = sorted(vars(other).keys() & ours.keys())
+        if names:
+            raise TypeError(
+                f"{other.__name__} has private names of {ours[names[0]].__name__}, so that the code of one would use those of "
+                f"the other: {', '.join(names)}. Rename them in {other.__name__}."
+            )
 
 
 class Override(NamedTuple):

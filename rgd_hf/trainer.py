@@ -36,7 +36,7 @@ from rgd_hf.loss_sources.trainer import PerSampleLossesMixin
 from rgd_hf.observers.logs import LogsMixin
 from rgd_hf.observers.statistics import NonFiniteLossError
 from rgd_hf.optimizer_step import OptimizerStepMixin
-from rgd_hf.overrides import argument, check_order, overrides_before, parameters_to_the_right
+from rgd_hf.overrides import argument, check_class, overrides_before, parameters_to_the_right
 from rgd_hf.set_up import SetUpMixin
 from rgd_hf.trainer_arguments import ArgumentsMixin
 from rgd_hf.training_args import ReweightingArguments, check_read, take_weighting
@@ -122,7 +122,7 @@ class ReweightingMixin(
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
-        check_order(cls, ReweightingMixin)
+        check_class(cls, ReweightingMixin)
 
     @classmethod
     def _split_settings(cls, keywords: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -16,7 +16,7 @@ from transformers.trainer_utils import PredictionOutput
 from rgd_hf.contrib.checkpoints import is_checkpoint, state_file
 from rgd_hf.contrib.errors import SetupError
 from rgd_hf.contrib.swad import SWADMixin
-from rgd_hf.overrides import check_order, set_on
+from rgd_hf.overrides import check_class, set_on
 from rgd_hf.trainer_base import TrainerBase
 
 EMA_NAME = "ema.safetensors"
@@ -58,7 +58,7 @@ class EMAMixin(TrainerBase):
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
-        check_order(cls, EMAMixin)
+        check_class(cls, EMAMixin)
 
     def __init__(self, *args: Any, ema_decay: float | None = None, ema_warmup: bool = False, **kwargs: Any):
         if ema_decay is not None and isinstance(self, SWADMixin):

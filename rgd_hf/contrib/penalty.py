@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from rgd_hf.overrides import check_order
+from rgd_hf.overrides import check_class
 from rgd_hf.trainer import ReweightingMixin
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class PenaltyMixin(TrainerBase):
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
-        check_order(cls, PenaltyMixin)
+        check_class(cls, PenaltyMixin)
 
     def __init__(self, *args: Any, **kwargs: Any):
         if not isinstance(self, ReweightingMixin):

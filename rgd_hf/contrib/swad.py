@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 
 from rgd_hf.contrib.checkpoints import state_file
 from rgd_hf.contrib.errors import SetupError
-from rgd_hf.overrides import check_order
+from rgd_hf.overrides import check_class
 from rgd_hf.trainer_base import TrainerBase
 
 SWAD_NAME = "swad.safetensors"
@@ -153,7 +153,7 @@ class SWADMixin(TrainerBase):
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
-        check_order(cls, SWADMixin)
+        check_class(cls, SWADMixin)
 
     def __init__(self, *args: Any, swad_tolerance: float = 1.3, **kwargs: Any):
         if swad_tolerance < 1:

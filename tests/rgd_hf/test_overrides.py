@@ -1,5 +1,7 @@
 """A user's overrides against every way to scale a step: the right step, the same however it is cut, or a refusal."""
 
+import re
+
 import pytest
 import torch
 from override_batches import SAMPLES, assert_same_gradient, data, unreduced
@@ -313,3 +315,33 @@ def test_two_steps_of_a_training_step_that_repeats_are_two_steps(make_args):
     args = make_args(max_steps=3)
     trainer = left_of_ours(StepsTwice)(tiny_bert(), args, train_dataset=data(), normalize_weights=True)
     assert trainer.train().global_step == 3
+
+
+PRIVATE = sorted(
+    {
+        name
+        for cls in ReweightedTrainer.__mro__
+        if cls.__module__.startswith("rgd_hf.")
+        for name in vars(cls)
+        if re.match("_[^_]", name) and not hasattr(Trainer, name)
+    }
+)
+
+
+class TestPrivateNames:
+    """A user's class that happens to have a private name of ours."""
+
+    @pytest.mark.parametrize("name", PRIVATE)
+    def test_are_refused_before_and_after_ours(self, name):
+        message = rf"^Theirs has private names of \w+, .*: {name}\. Rename them in Theirs\.$"
+        with pytest.raises(TypeError, match=message):
+            type("Theirs", (ReweightedTrainer,), {name: None})
+        theirs = type("Theirs", (Trainer,), {name: None})
+        with pytest.raises(TypeError, match=message):
+            type("Both", (ReweightingMixin, theirs), {})
+        with pytest.raises(TypeError, match=message):
+            type("Both", (theirs, ReweightedTrainer), {})
+
+    def test_other_names_are_theirs(self):
+        names = ["_own", "__mangled", *(name for name in vars(Trainer) if name.startswith("_get"))]
+        type("Theirs", (ReweightedTrainer,), dict.fromkeys(names))
