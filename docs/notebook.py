@@ -22,7 +22,8 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from transformers import ResNetConfig, ResNetForImageClassification, TrainingArguments
 
-from rgd_hf import HardExamplesMixin, ReweightedTrainer, compare
+from rgd_hf import ReweightedTrainer, compare
+from rgd_hf.observers import HardExamples
 
 # %%
 EPOCHS = 8
@@ -101,15 +102,13 @@ def arguments(seed):
 # ## Train
 #
 # One class is swapped: `ReweightedTrainer` for `Trainer`. The weight of a sample is `exp(min(loss, tau) / (tau + 1))`, between
-# 1 and 2.12 at the `tau` of 3 set here. `HardExamplesMixin` also records the weight and the loss of each training sample.
+# 1 and 2.12 at the `tau` of 3 set here. The observer `HardExamples` records the weight and
+# the loss of each training sample.
 
 
 # %%
-class DigitTrainer(HardExamplesMixin, ReweightedTrainer):
-    """Re-weights, and remembers which samples carried the most weight."""
-
-
-trainer = DigitTrainer(
+examples = HardExamples()
+trainer = ReweightedTrainer(
     model=new_model(),
     args=arguments(seed=0),
     train_dataset=train_dataset,
@@ -118,6 +117,7 @@ trainer = DigitTrainer(
     reweighting="kl",
     tau=3.0,
 )
+trainer.add_observer(examples)
 trainer.train()
 print(f"test accuracy {trainer.evaluate()['eval_accuracy']:.3f}")
 
@@ -173,7 +173,7 @@ print(comparison)
 # The samples with the largest weights are worth a look. Here most of them are mislabelled.
 
 # %%
-hardest = trainer.hard_examples(20)
+hardest = examples.most_weighted(20)
 found = sum(bool(wrong[example.index]) for example in hardest)
 print(
     f"{found} of the {len(hardest)} hardest samples have a wrong label; {wrong.mean():.0%} of all samples have one"

@@ -294,7 +294,6 @@ def main(argv: list[str] | None = None) -> dict:
                 tokenizer, pad_to_multiple_of=8 if args.fp16 or args.bf16 else None
             ),
             compute_metrics=make_compute_metrics(metric, labels.numbers_of_data),
-            record_examples=run_args.hard_examples > 0,
         )
 
     card = {"tasks": "text-classification"}

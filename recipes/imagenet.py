@@ -220,7 +220,6 @@ def trainer_builder(
     model_args: ImageModelArguments,
     image_args: ImageTrainingArguments,
     bad: BadImages,
-    record_examples: bool = False,
 ) -> Callable[[ReweightedTrainingArguments], ImageTrainer]:
     """What makes a new model and its Trainer for training arguments."""
 
@@ -241,7 +240,6 @@ def trainer_builder(
             layer_decay=image_args.layer_decay,
             ema_decay=image_args.ema_decay,
             ema_warmup=image_args.ema_warmup,
-            record_examples=record_examples,
         )
 
     return build_trainer
@@ -296,9 +294,7 @@ def train(
         facts["train_class_counts"] = images.train.counts().tolist()
         if bad.action == "stop":
             check_all_images((images.train, images.validation), training_args.dataloader_num_workers)
-    build_trainer = trainer_builder(
-        images, data_args, model_args, image_args, bad, record_examples=run_args.hard_examples > 0
-    )
+    build_trainer = trainer_builder(images, data_args, model_args, image_args, bad)
     card = {"tasks": "image-classification"}
     if data_args.dataset_name and "/" in data_args.dataset_name:
         card |= {"dataset": data_args.dataset_name, "dataset_tags": data_args.dataset_name}

@@ -40,8 +40,8 @@ from rgd_hf.scripts.text.language_data import (
     read_language_data,
 )
 from rgd_hf.scripts.training.best_metric import check_metric
-from rgd_hf.scripts.training.hard_examples import InspectedTrainer
 from rgd_hf.scripts.training.plans import RunArguments, prepare_runs
+from rgd_hf.scripts.training.predictions import PredictionsMixin
 from rgd_hf.scripts.training.results import print_results, settings_of
 from rgd_hf.scripts.training.runs import push_runs, train_runs
 from rgd_hf.weightings.choice import weighting_of
@@ -140,7 +140,7 @@ class SFTArguments(ReweightingArguments, SFTConfig):
         return "--packing" if self.packing else "--padding_free" if self.padding_free else None
 
 
-class ReweightedSFTTrainer(InspectedTrainer, ReweightingMixin, SFTTrainer):  # type: ignore[misc]
+class ReweightedSFTTrainer(PredictionsMixin, ReweightingMixin, SFTTrainer):  # type: ignore[misc]
     """TRL's Trainer with re-weighted losses; evaluation adds the perplexity."""
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -280,7 +280,6 @@ def main(argv: list[str] | None = None) -> dict:
             eval_dataset=data["validation"],
             processing_class=tokenizer,
             peft_config=lora if inputs.lora_rank else None,
-            record_examples=False,
         )
         if not trained:  # the same for all runs
             say_what_is_left_out(trainer, data)

@@ -14,7 +14,6 @@ _HOME_OF = {
     "ReweightingArguments": "training_args",
     "ReweightedTrainingArguments": "training_args",
     "ReweightedSeq2SeqTrainingArguments": "training_args",
-    "HardExamplesMixin": "hard_examples",
     "Comparison": "comparison.result",
     "compare": "comparison.compare",
     "ReweightingMixin": "trainer",
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from rgd_hf.comparison.result import Comparison
     from rgd_hf.compute_loss_func import RGDLoss
     from rgd_hf.divergences import rgd_surrogate, rgd_weights
-    from rgd_hf.hard_examples import HardExamplesMixin
     from rgd_hf.loss_sources import PerSampleLosses
     from rgd_hf.trainer import ReweightedSeq2SeqTrainer, ReweightedTrainer, ReweightingMixin
     from rgd_hf.training_args import (
@@ -40,7 +38,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Comparison",
-    "HardExamplesMixin",
     "PerSampleLosses",
     "RGDLoss",
     "ReweightedSeq2SeqTrainer",

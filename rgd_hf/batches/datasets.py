@@ -104,6 +104,6 @@ def check_numbered(dataset: Any) -> None:
     if streamed or not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
         raise ValueError(
             f"Hard examples are reported by their index in the training set, but {type(dataset).__name__} has no "
-            "indices: give a map-style data set (with __getitem__ and __len__), or turn hard examples off "
-            "(record_examples=False, or no add_observer)."
+            "indices: give a map-style data set (with __getitem__ and __len__), or leave hard "
+            "examples out."
         )

@@ -71,7 +71,7 @@ class HardExamples(Observer):
         if not trainer.unreduces_losses:
             raise ValueError(
                 "The loss of this model is the stock Trainer's, which is not known per sample: pass "
-                "per_sample_loss_fn, or turn hard examples off (record_examples=False, or no add_observer)."
+                "per_sample_loss_fn, or leave hard examples out."
             )
         self.samples, self._accelerator = len(trainer.train_dataset), trainer.accelerator
 
@@ -88,7 +88,7 @@ class HardExamples(Observer):
                 f"HardExamples needs the column {SAMPLE_INDEX!r} (the index of each sample in the training set) in every "
                 f"training batch, but this batch has only {', '.join(sorted(items.batch))}. The Trainer's own "
                 "get_train_dataloader adds it; for another one, give the training examples this column and keep it in the "
-                "data collator, or turn hard examples off (record_examples=False, or no add_observer)."
+                "data collator, or leave hard examples out."
             )
         add_by_sample(self.state["sums"], indices, items, weights)
 
@@ -96,7 +96,7 @@ class HardExamples(Observer):
         """Refuse: the list would cover only a part of the training."""
         raise ValueError(
             f"{checkpoint} should hold sums of {self.samples} training samples in {self.name}.safetensors, but has none: "
-            "resume without hard examples (record_examples=False, or no add_observer), or from a checkpoint that was written with them."
+            "resume without hard examples, or from a checkpoint that was written with them."
         )
 
     def load(self, state: Mapping[str, Tensor], is_main_process: bool) -> None:
@@ -105,7 +105,7 @@ class HardExamples(Observer):
         if found != self.samples:
             raise ValueError(
                 f"The checkpoint should hold sums of {self.samples} training samples in {self.name}.safetensors, but has "
-                f"those of {found} samples: resume without hard examples (record_examples=False, or no add_observer), or with the training set "
+                f"those of {found} samples: resume without hard examples, or with the training set "
                 "that it was written with."
             )
         super().load(state, is_main_process)
@@ -150,7 +150,7 @@ def add_by_sample(sums: Tensor, indices: Tensor, items: Items, weights: Tensor) 
     if items.losses.shape[0] != indices.numel():
         raise ValueError(
             f"The batch has {indices.numel()} samples, but losses of shape {list(items.losses.shape)}: if samples "
-            "are packed into one row, the loss of each sample is not known. Turn packing off, or turn hard examples off (record_examples=False, or no add_observer)."
+            "are packed into one row, the loss of each sample is not known. Turn packing off, or leave hard examples out."
         )
     seen = (reference_at_level(items.reference, "sample") > 0).to(items.losses.dtype)
     means = [losses_at_level(values, items.reference, "sample") for values in (weights, items.losses)]

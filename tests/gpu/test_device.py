@@ -12,7 +12,8 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from gpu.conftest import DEVICE, ON_GPU
 from gpu.tasks import TASKS
-from rgd_hf import HardExamplesMixin, ReweightedTrainer, rgd_surrogate
+from rgd_hf import ReweightedTrainer, rgd_surrogate
+from rgd_hf.observers import HardExamples
 from rgd_hf.trainer import NonFiniteLossError
 from tests.helpers.releases import compiles, shards_without_gpu
 from tests.helpers.tiny import parameters_of, relative_error
@@ -190,18 +191,17 @@ def test_a_nan_loss_stops_the_run(device_args):
 
 
 def test_hard_examples_are_those_of_the_largest_losses(device_args):
-    class Recording(HardExamplesMixin, ReweightedTrainer):
-        """Records what each sample weighed."""
-
     data = TASKS["regression"].data()
     for row in data:
         row["labels"] = torch.zeros(())
     data[5]["labels"] = torch.tensor(40.0)
-    trainer = Recording(
+    trainer = ReweightedTrainer(
         TASKS["regression"].build(), device_args(learning_rate=1e-4), train_dataset=data, tau=50.0
     )
+    examples = HardExamples()
+    trainer.add_observer(examples)
     trainer.train()
-    (hardest,) = trainer.hard_examples(1)
+    (hardest,) = examples.most_weighted(1)
     assert hardest.index == 5 and hardest.loss == pytest.approx(1600, rel=0.3)
 
 

@@ -17,6 +17,7 @@ from rgd_hf.scripts.tabular import training
 from rgd_hf.scripts.tabular.hard_examples import as_json, readable
 from rgd_hf.scripts.tabular.sources import load_table
 from rgd_hf.scripts.tabular.trainer import TabularTrainer
+from rgd_hf.scripts.training.hard_examples import most_weighted
 
 SMALL = ["--n_blocks", "1", "--d_block", "16", "--use_cpu"]
 
@@ -94,7 +95,7 @@ def test_means_are_those_of_every_visit(network, reweighting, regression, tmp_pa
     trained = training.train_network(splits, network, SIZES, args, record_examples=True)
     by_hand = [np.mean(visits[tuple(row)], axis=0) for row in splits.train.x_num.tolist()]
     assert len(visits) == len(splits.train)
-    found = trained.trainer.hard_examples(1000)
+    found = most_weighted(trained.trainer, 1000)
     assert len(found) == len(splits.train)
     assert all(len(visits[tuple(splits.train.x_num[e.index].tolist())]) == e.seen for e in found)
     means = np.array([[e.weight, e.loss] for e in sorted(found, key=lambda e: e.index)])
@@ -117,8 +118,6 @@ def test_recording_changes_no_result_and_is_off_by_default(tmp_path):
     splits = splits_of(learnable())
     trained = training.train_network(splits, "mlp", SIZES, arguments(tmp_path, num_train_epochs=1))
     assert "sample_index" not in trained.trainer.train_dataset.columns
-    with pytest.raises(RuntimeError, match="record_examples"):
-        trained.trainer.hard_examples(3)
 
 
 def test_replaced_labels_lead_the_list(tmp_path):

@@ -89,7 +89,6 @@ def test_a_step_is_a_step_of_sgd_on_the_surrogate(network, reweighting, tmp_path
         args=args,
         train_dataset=TensorTable(batch),
         per_sample_loss_fn=loss,
-        record_examples=False,
     )
     trainer.train()
     losses = loss(oracle(batch["x_num"], batch["x_cat"]), batch["labels"])

@@ -10,10 +10,11 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 from transformers import Trainer, TrainingArguments
 
-from rgd_hf import HardExamplesMixin, ReweightedTrainer, ReweightingMixin, rgd_surrogate
+from rgd_hf import ReweightedTrainer, ReweightingMixin, rgd_surrogate
 from rgd_hf.weightings import GroupDRO
 from tests.helpers.processes import run_on
 from tests.helpers.quiet import QUIET
+from tests.helpers.recorded import RecordedMixin
 from tests.helpers.tiny import relative_error, tiny_bert
 
 SAMPLES = 12
@@ -111,7 +112,7 @@ def test_losses_that_read_columns_by_name_are_refused_with_what_to_do(cls, cut, 
         gradient_taken(cls, tmp_path, cut)
 
 
-class Hard(HardExamplesMixin, Ported):
+class Hard(RecordedMixin, Ported):
     pass
 
 

@@ -9,10 +9,11 @@ from torch.nn import functional as F
 from torch.utils.data import default_collate
 from transformers import BatchEncoding, BatchFeature, BertForSequenceClassification, default_data_collator
 
-from rgd_hf import HardExamplesMixin, ReweightedTrainer
+from rgd_hf import ReweightedTrainer
 from rgd_hf.batches.columns import ColumnCollator, SampleWeightCollator, WithColumns
 from rgd_hf.observers import HardExamples
 from rgd_hf.weightings import GroupDRO
+from tests.helpers.recorded import RecordedMixin
 from tests.helpers.tiny import (
     classification_data,
     parameters_of,
@@ -288,7 +289,7 @@ class Own(ReweightedTrainer):
 
 @pytest.mark.parametrize("cls", [WithPenalty, Adversarial, Predicting, Own])
 def test_a_model_that_takes_what_it_names_is_not_given_columns(make_args, cls):
-    class Numbered(HardExamplesMixin, cls):
+    class Numbered(RecordedMixin, cls):
         pass
 
     keywords = {} if cls is Own else {"per_sample_loss_fn": of_logits}

@@ -10,20 +10,21 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, default_data_collator
 
-from rgd_hf import HardExamplesMixin, ReweightedTrainer, ReweightedTrainingArguments, ReweightingMixin
+from rgd_hf import ReweightedTrainer, ReweightedTrainingArguments, ReweightingMixin
 from rgd_hf.items import Items
-from rgd_hf.observers.hard_examples import add_by_sample
+from rgd_hf.observers.hard_examples import HardExamples, add_by_sample
 from tests.helpers.operators import CountSteps, CountWaits
 from tests.helpers.processes import run_on
+from tests.helpers.recorded import RecordedMixin
 from tests.helpers.tiny import classification_data, tiny_bert
 from tests.helpers.varied import pad, varied_data
 
 
-class Recorded(HardExamplesMixin, ReweightedTrainer):
+class Recorded(RecordedMixin, ReweightedTrainer):
     pass
 
 
-class RecordingTrainer(Recorded):
+class WatchedTrainer(ReweightedTrainer):
     """Keeps what `weigh` sees, sample by sample, recognized by its content."""
 
     def __init__(self, *args, **kwargs):
@@ -39,6 +40,10 @@ class RecordingTrainer(Recorded):
                 mean = items.losses[row][valid].mean().item(), weights[row][valid].mean().item()
                 self.visits[key].append(mean)
         return weights
+
+
+class RecordingTrainer(RecordedMixin, WatchedTrainer):
+    pass
 
 
 def by_hand(trainer: RecordingTrainer, data: list[dict]) -> list[tuple[int, float, float, int]]:
@@ -139,16 +144,14 @@ def test_one_item_a_sample_is_a_row_of_one_item():
 
 def test_recording_changes_nothing_in_training(make_args):
     states = []
-    for record in (True, False):
+    for cls in (WatchedTrainer, RecordingTrainer):
         args = make_args(ReweightedTrainingArguments, max_steps=6)
-        trainer = RecordingTrainer(
-            tiny_bert(), args, train_dataset=varied_data(20), data_collator=pad, record_examples=record
-        )
+        trainer = cls(tiny_bert(), args, train_dataset=varied_data(20), data_collator=pad)
         trainer.train()
         states.append(trainer.model.state_dict())
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
-    with pytest.raises(RuntimeError, match="record_examples"):
-        trainer.hard_examples(3)
+    with pytest.raises(RuntimeError, match=r"call train\(\) first"):
+        HardExamples().most_weighted(3)
 
 
 class Killed(BaseException):
@@ -181,23 +184,17 @@ def test_resumed_is_as_never_interrupted(make_args, tmp_path):
     checkpoint = tmp_path / "broken" / "checkpoint-6"
     assert run("broken", resume=str(checkpoint)) == whole
     (checkpoint / "hard_examples.safetensors").unlink()
-    with pytest.raises(ValueError, match="record_examples=False"):
+    with pytest.raises(ValueError, match="resume without hard examples"):
         run("broken", resume=str(checkpoint))
 
 
 def test_steps_never_wait_for_the_device(make_args):
     args = make_args(ReweightedTrainingArguments, max_steps=6, logging_steps=6, gradient_accumulation_steps=2)
     counts = []
-    for record in (True, False):
+    for cls in (Recorded, ReweightedTrainer):
         mode = CountWaits()
         counter = CountSteps(mode)
-        trainer = type("Plain", (HardExamplesMixin, ReweightedTrainer), {})(
-            tiny_bert(),
-            args,
-            train_dataset=classification_data(64),
-            callbacks=[counter],
-            record_examples=record,
-        )
+        trainer = cls(tiny_bert(), args, train_dataset=classification_data(64), callbacks=[counter])
         with mode:
             trainer.train()
         counts.append(counter.per_step[1:-1])
@@ -212,10 +209,10 @@ class Stream(IterableDataset):
 def test_streams_and_unnamed_columns_are_refused(make_args):
     args = make_args(ReweightedTrainingArguments)
     with pytest.raises(ValueError, match="map-style"):
-        RecordingTrainer(tiny_bert(), args, train_dataset=Stream())
+        RecordingTrainer(tiny_bert(), args, train_dataset=Stream()).train()
     with pytest.raises(ValueError, match="map-style"):
         stream = datasets.Dataset.from_list([{"labels": 1}]).to_iterable_dataset()
-        RecordingTrainer(tiny_bert(), args, train_dataset=stream)
+        RecordingTrainer(tiny_bert(), args, train_dataset=stream).train()
     tuples = [(1, 2)] * 8
     trainer = RecordingTrainer(tiny_bert(), args, train_dataset=tuples)
     with pytest.raises(ValueError, match="dicts, not tuple"):
@@ -256,15 +253,13 @@ class OwnLoader:
 
 def test_a_dataloader_without_the_index_is_refused_and_the_remedy_works(make_args):
     data = classification_data(16)
-    own = type("Own", (OwnLoader, HardExamplesMixin, ReweightedTrainer), {})
+    own = type("Own", (OwnLoader, Recorded), {})
     with pytest.raises(
         ValueError, match=r"'sample_index'.*only input_ids, labels.*give the training examples"
     ):
         own(tiny_bert(), make_args(), train_dataset=data).train()
     sequential = make_args(train_sampling_strategy="sequential")
-    expected = type("Plain", (HardExamplesMixin, ReweightedTrainer), {})(
-        tiny_bert(), sequential, train_dataset=data
-    )
+    expected = Recorded(tiny_bert(), sequential, train_dataset=data)
     expected.train()
     numbered = [{**row, "sample_index": index} for index, row in enumerate(data)]
     found = own(tiny_bert(), make_args(), train_dataset=numbered)
@@ -279,17 +274,18 @@ from dataclasses import astuple
 from pathlib import Path
 from tests.helpers.varied import pad, varied_data
 from tests.helpers.tiny import tiny_bert
-from rgd_hf import HardExamplesMixin, ReweightedTrainer, ReweightedTrainingArguments, ReweightingMixin
-
-class Plain(HardExamplesMixin, ReweightedTrainer): pass
+from rgd_hf import ReweightedTrainer, ReweightedTrainingArguments
+from rgd_hf.observers import HardExamples
 
 folder, batch, resume = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "resume"
 args = ReweightedTrainingArguments(
     str(folder), per_device_train_batch_size=batch, num_train_epochs=3, use_cpu=True, report_to=[], learning_rate=0.1,
     optim="sgd", disable_tqdm=True, save_strategy="steps", save_steps=7, dataloader_pin_memory=False)
-trainer = Plain(tiny_bert(), args, train_dataset=varied_data(37), data_collator=pad)
+examples = HardExamples()
+trainer = ReweightedTrainer(tiny_bert(), args, train_dataset=varied_data(37), data_collator=pad)
+trainer.add_observer(examples)
 trainer.train(resume_from_checkpoint=str(folder / "checkpoint-7") if resume else None)
-found = trainer.hard_examples(37)
+found = examples.most_weighted(37)
 (folder / f"found-{args.process_index}.json").write_text(json.dumps([astuple(e) for e in found]))
 """
 
@@ -338,7 +334,7 @@ def test_samples_that_a_trainer_dropped_when_it_prepared_them(make_args, recwarn
         def __init__(self, model, args, train_dataset, **keywords):
             super().__init__(model, args, train_dataset=train_dataset[5:], **keywords)
 
-    class Mine(HardExamplesMixin, ReweightingMixin, Filters):
+    class Mine(RecordedMixin, ReweightingMixin, Filters):
         pass
 
     data = classification_data(13)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from rgd_hf import HardExamplesMixin, ReweightedTrainer, rgd_surrogate
+from rgd_hf import ReweightedTrainer, rgd_surrogate
 from rgd_hf.heads import Head, find_head, logits_of
 from tests.helpers.head_oracle import (
     BATCH,
@@ -19,10 +19,11 @@ from tests.helpers.head_oracle import (
     text_batch,
     token_labels,
 )
+from tests.helpers.recorded import RecordedMixin
 from tests.helpers.tiny import gradients_of, parameters_of, relative_error
 
 
-class Recorded(HardExamplesMixin, ReweightedTrainer):
+class Recorded(RecordedMixin, ReweightedTrainer):
     pass
 
 

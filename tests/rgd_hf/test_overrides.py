@@ -9,7 +9,7 @@ from override_cases import BY_ITSELF, CASES, CountsOtherwise, OwnLoss, StepsTwic
 from torch.nn import functional as F
 from transformers import Trainer
 
-from rgd_hf import HardExamplesMixin, ReweightedTrainer, ReweightingMixin, rgd_weights
+from rgd_hf import ReweightedTrainer, ReweightingMixin, rgd_weights
 from rgd_hf.weightings import GroupDRO
 from tests.helpers.tiny import (
     gradients_of,
@@ -283,12 +283,6 @@ class TestOrder:
         with pytest.raises(TypeError, match=r"Write class Wrong\(ReweightingMixin, Mine\)"):
 
             class Wrong(Mine, ReweightingMixin):
-                pass
-
-    def test_and_the_other_mixins(self):
-        with pytest.raises(TypeError, match=r"HardExamplesMixin must be listed before"):
-
-            class Wrong(ReweightedTrainer, HardExamplesMixin):
                 pass
 
     def test_a_class_of_the_users_may_stand_to_the_left_of_ours(self, make_args):

@@ -116,7 +116,6 @@ class Experiment:
             if backbone.tokenizer
             else default_data_collator,
             compute_metrics=accuracy_and_ece,
-            record_examples=self.options.hard_examples > 0,
             sampler=DomainSampler(
                 inside,
                 self.training,

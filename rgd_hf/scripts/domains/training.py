@@ -13,9 +13,8 @@ from rgd_hf import ReweightedTrainer
 from rgd_hf.batches.columns import SAMPLE_INDEX
 from rgd_hf.contrib import CORALMixin, MIROMixin, SetupError, SWADMixin
 from rgd_hf.scripts.domains.batches import DOMAIN
-from rgd_hf.scripts.training.hard_examples import InspectedTrainer
 from rgd_hf.scripts.training.metrics import predicted_labels
-from rgd_hf.scripts.training.weight_histogram import WeightHistogramMixin
+from rgd_hf.scripts.training.predictions import PredictionsMixin
 
 BEST_NAME = "best.safetensors"
 VALIDATION = "validation_accuracy"
@@ -24,7 +23,7 @@ CANNOT_SPLIT = (
 )
 
 
-class DomainTrainer(WeightHistogramMixin, InspectedTrainer, ReweightedTrainer):
+class DomainTrainer(PredictionsMixin, ReweightedTrainer):
     """Empirical risk minimization over the training domains, with the re-weighting of its arguments.
 
     `eval_dataset` is a dict with one data set per split, named `<domain>_in` and `<domain>_out`. Every evaluation logs the

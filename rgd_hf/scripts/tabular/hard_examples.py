@@ -10,12 +10,13 @@ import numpy as np
 import pandas as pd
 from accelerate import PartialState
 
-from rgd_hf.hard_examples import HardExample
+from rgd_hf.observers import HardExample
 from rgd_hf.scripts.tabular.preprocessing import MISSING
 from rgd_hf.scripts.tabular.splits import PreparedTable, Splits
 from rgd_hf.scripts.tabular.training import TrainedNetwork, predict
 from rgd_hf.scripts.training.hard_examples import (
     Columns,
+    most_weighted,
     render,
     short_table,
     title_of,
@@ -42,7 +43,7 @@ def list_hard_rows(
     Every process has to call it; only the main process predicts and writes.
 
     Args:
-        trained: its trainer has trained with `record_examples`.
+        trained: its trainer has trained with the observer `HardExamples`.
         count: rows to list.
         table: the table that was split.
         splits: what the network was trained on, wrong labels included.
@@ -50,7 +51,7 @@ def list_hard_rows(
         method: `network/objective`.
         directory: made where it is missing.
     """
-    examples = trained.trainer.hard_examples(count)
+    examples = most_weighted(trained.trainer, count)
     if not PartialState().is_main_process:
         return
     rows = hard_rows(trained, examples, table, splits, names)
@@ -71,7 +72,7 @@ def hard_rows(
 
     Returns:
         One dict a row: `index`, its position in the table as it was given, from 0; `weight`, `loss` and `seen` (see
-        `rgd_hf.hard_examples.HardExample`); `label` that was trained on; where training labels were replaced by wrong
+        `rgd_hf.observers.HardExample`); `label` that was trained on; where training labels were replaced by wrong
         ones, `label_in_table` and whether it was `replaced`; `prediction` and `correct` (not for regression) of the
         trained network; `values` of the columns.
     """

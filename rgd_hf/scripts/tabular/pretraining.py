@@ -141,8 +141,6 @@ def pretrain(
             per_sample_loss_fn=lambda outputs, labels: reconstruction_losses(
                 outputs["reconstruction"], labels, config.cat_cardinalities
             ),
-            count_weights=False,
-            record_examples=False,
         )
     )
     return trainer.train().training_loss

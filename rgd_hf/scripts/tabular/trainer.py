@@ -8,18 +8,14 @@ from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
-from rgd_hf import HardExamplesMixin, ReweightedTrainer, ReweightedTrainingArguments
+from rgd_hf import ReweightedTrainer, ReweightedTrainingArguments
 from rgd_hf.scripts.errors import UserError
 from rgd_hf.scripts.tabular.batches import BatchLoader
 from rgd_hf.scripts.tabular.scores import better_is_larger
-from rgd_hf.scripts.training.weight_histogram import WeightHistogramMixin
 
 
-class TabularTrainer(HardExamplesMixin, WeightHistogramMixin, ReweightedTrainer):
-    """`ReweightedTrainer` over `TensorTable`s: the data lie on the device and batches are cut by indexing.
-
-    With `record_examples` the training table has a column `sample_index`.
-    """
+class TabularTrainer(ReweightedTrainer):
+    """`ReweightedTrainer` over `TensorTable`s: the data lie on the device and batches are cut by indexing."""
 
     train_dataset: Any
     eval_dataset: Any

@@ -15,6 +15,7 @@ from transformers import set_seed
 from rgd_hf import ReweightedTrainingArguments
 from rgd_hf.batches.columns import SAMPLE_INDEX, SAMPLE_WEIGHT
 from rgd_hf.class_weights import class_weights_of
+from rgd_hf.observers import HardExamples, WeightHistogram
 from rgd_hf.scripts.errors import UserError, settings_explained
 from rgd_hf.scripts.tabular.batches import BatchLoader, TensorTable
 from rgd_hf.scripts.tabular.configuration import TabularConfig
@@ -120,7 +121,7 @@ def train_network(
         args: learning rate, epochs, seed, weighting and so on; a small table gets smaller batches. The best epoch is chosen by
             `metric_for_best_model`, a name of `scores.CLASSIFICATION` or `scores.REGRESSION` or "loss"; by default accuracy or
             RMSE.
-        record_examples: let the trainer tell its `hard_examples` by the row of the training split.
+        record_examples: whether to observe `HardExamples`, by the row of the training split.
         before_training: called when all is checked, before the first step.
 
     Raises:
@@ -162,9 +163,11 @@ def train_network(
                 compute_metrics=lambda prediction: _score_of(prediction, config, score),
                 callbacks=[keep_best],
                 per_sample_loss_fn=loss_of(splits.target.is_regression, smoothing),
-                record_examples=record_examples,
             )
         )
+    trainer.add_observer(WeightHistogram)
+    if record_examples:
+        trainer.add_observer(HardExamples)
     if before_training is not None:
         before_training()
     trainer.train()

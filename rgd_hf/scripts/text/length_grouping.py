@@ -9,8 +9,7 @@ from torch.utils.data import Sampler
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from rgd_hf import ReweightedTrainer
-from rgd_hf.scripts.training.hard_examples import InspectedTrainer
-from rgd_hf.scripts.training.weight_histogram import WeightHistogramMixin
+from rgd_hf.scripts.training.predictions import PredictionsMixin
 
 
 class SeededLengthGroupedSampler(LengthGroupedSampler):
@@ -36,7 +35,7 @@ class SeededLengthGroupedSampler(LengthGroupedSampler):
         return super().__iter__()
 
 
-class LengthGroupedTrainer(WeightHistogramMixin, InspectedTrainer, ReweightedTrainer):
+class LengthGroupedTrainer(PredictionsMixin, ReweightedTrainer):
     """`ReweightedTrainer` whose `train_sampling_strategy="group_by_length"` is reproducible.
 
     With it the training set needs a column of lengths, named by `length_column_name`; evaluation begins with the

@@ -14,9 +14,8 @@ from PIL import Image
 from rich.table import Table
 from rich.text import Text
 
-from rgd_hf import HardExamplesMixin
-from rgd_hf.hard_examples import HardExample
 from rgd_hf.json_lines import write_json
+from rgd_hf.observers import HardExample, HardExamples
 from rgd_hf.scripts.messages import console
 from rgd_hf.scripts.training.predictions import PredictionsMixin
 
@@ -48,10 +47,6 @@ NUMBERS: dict[Hashable, str] = {"index": "d", "weight": ".3f", "loss": ".3f", "s
 """How the numbers among them are written."""
 
 
-class InspectedTrainer(HardExamplesMixin, PredictionsMixin):
-    """What a recipe's Trainer is, to list hard examples: it records them, and keeps what it predicts."""
-
-
 @dataclass(frozen=True)
 class TrainingSamples:
     """The training samples, as people and as an evaluation look at them.
@@ -78,20 +73,26 @@ class TrainingSamples:
         return self.classes[int(value)] if self.classes else round(float(value), 4)
 
 
+def most_weighted(trainer: Any, count: int) -> list[HardExample]:
+    """What the observer `HardExamples` of a Trainer has recorded, see `HardExamples.most_weighted`."""
+    (examples,) = (each for each in trainer.observers if isinstance(each, HardExamples))
+    return examples.most_weighted(count)
+
+
 def list_hard_examples(
-    trainer: InspectedTrainer, count: int, samples: TrainingSamples, directory: str | Path
+    trainer: PredictionsMixin, count: int, samples: TrainingSamples, directory: str | Path
 ) -> None:
     """Write `hard_examples.json` and `hard_examples.html` into `directory`, and print the first ten.
 
     Every process has to call it: the final model predicts the `count` samples, and only the main process writes.
 
     Args:
-        trainer: that has trained with `record_examples`.
+        trainer: that has trained with the observer `HardExamples`.
         count: samples to list.
         samples: the training set.
         directory: the directory of the run.
     """
-    examples = trainer.hard_examples(count)
+    examples = most_weighted(trainer, count)
     rows = hard_rows(trainer, examples, samples)
     if PartialState().is_main_process:
         title = title_of(rows, len(trainer.train_dataset), trainer)  # type: ignore[arg-type]
@@ -110,13 +111,13 @@ def write_list(directory: str | Path, rows: Sequence[Mapping[str, Any]], page: s
 
 
 def hard_rows(
-    trainer: InspectedTrainer, examples: Sequence[HardExample], samples: TrainingSamples
+    trainer: PredictionsMixin, examples: Sequence[HardExample], samples: TrainingSamples
 ) -> list[dict[str, Any]]:
     """What the list says of each example.
 
     Returns:
         One dict a sample: what `samples.row` says (`index`); `weight`, `loss`, `seen` (see
-        `rgd_hf.hard_examples.HardExample`); `label`; `prediction` and `correct` (not for regression) of the final model; `text`.
+        `rgd_hf.observers.HardExample`); `label`; `prediction` and `correct` (not for regression) of the final model; `text`.
     """
     compute_metrics = trainer.compute_metrics
     trainer.compute_metrics = None  # so few samples have no meaningful metrics

@@ -15,12 +15,13 @@ from rgd_hf.checkpoints import last_checkpoint, passed_over
 from rgd_hf.heads.classification import check_exclusive_classes
 from rgd_hf.json_lines import write_json
 from rgd_hf.loss_sources import HeadLosses
+from rgd_hf.observers import HardExamples, WeightHistogram
 from rgd_hf.processes import same_everywhere
 from rgd_hf.scripts.errors import UserError, settings_explained
 from rgd_hf.scripts.messages import say
 from rgd_hf.scripts.processes import on_main_process
 from rgd_hf.scripts.training.discarding import discard, own_files
-from rgd_hf.scripts.training.hard_examples import InspectedTrainer, TrainingSamples, list_hard_examples
+from rgd_hf.scripts.training.hard_examples import TrainingSamples, list_hard_examples
 from rgd_hf.scripts.training.plans import (
     OWN_FILES,
     ROWS,
@@ -32,7 +33,7 @@ from rgd_hf.scripts.training.plans import (
     recorded_runs,
     recorded_settings,
 )
-from rgd_hf.scripts.training.predictions import write_predictions
+from rgd_hf.scripts.training.predictions import PredictionsMixin, write_predictions
 from rgd_hf.scripts.training.pushing import Push, push
 from rgd_hf.scripts.training.results import compared, package_versions, read_results, write_results
 from rgd_hf.training_args import with_settings
@@ -45,7 +46,7 @@ Begin = Callable[[Mapping[str, int | None]], str | None]
 
 def train_runs(
     plan: RunPlan,
-    build_trainer: Callable[[ReweightedTrainingArguments], InspectedTrainer],
+    build_trainer: Callable[[ReweightedTrainingArguments], PredictionsMixin],
     card: Mapping[str, Any],
     samples: TrainingSamples | None = None,
     facts: Mapping[str, Any] | None = None,
@@ -59,7 +60,8 @@ def train_runs(
 
     Args:
         plan: from `prepare_runs`.
-        build_trainer: makes a new model and its trainer (a `ReweightedTrainer`) for a run's training arguments.
+        build_trainer: makes a new model and its trainer, of a class `(PredictionsMixin, ReweightedTrainer)`, for a run's
+            training arguments.
         card: keywords for `Trainer.create_model_card`.
         samples: the training samples, for `--hard_examples`.
         facts: about the data, to be recorded with the metrics: `train_class_counts`, say.
@@ -250,7 +252,7 @@ def _train_run(
     run: Run,
     begin: Begin,
     plan: RunPlan,
-    build_trainer: Callable[[ReweightedTrainingArguments], InspectedTrainer],
+    build_trainer: Callable[[ReweightedTrainingArguments], PredictionsMixin],
     card: Mapping[str, Any],
     samples: TrainingSamples | None,
 ) -> dict[str, Any]:
@@ -274,7 +276,8 @@ def _train_run(
 def checked_trainer(
     build_trainer: Callable[[ReweightedTrainingArguments], Any], run: Run, plan: RunPlan
 ) -> Any:
-    """The trainer of a run; in a comparison ERM's shows whether the re-weighting goes with the model and the data too.
+    """The trainer of a run, with its observers; in a comparison ERM's shows whether the re-weighting goes with the model and
+    the data too.
 
     Raises:
         UserError: the settings of the run, or of the last run of the plan, do not.
@@ -292,4 +295,7 @@ def checked_trainer(
         trainer._check_set_up()
         trainer.args = own
         trainer._set_weighting(rule, given)  # an object, as GroupDRO is here, is not all in the arguments
+    trainer.add_observer(WeightHistogram)
+    if plan.options.hard_examples:
+        trainer.add_observer(HardExamples)
     return trainer

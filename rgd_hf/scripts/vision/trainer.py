@@ -1,4 +1,4 @@
-"""The Trainer of image classifiers: seeded augmentation, layer-wise learning rates, averaged weights, histogram."""
+"""The Trainer of image classifiers: seeded augmentation, layer-wise learning rates, averaged weights."""
 
 from typing import Any
 
@@ -13,12 +13,11 @@ from transformers import Trainer
 from rgd_hf import ReweightedTrainer
 from rgd_hf.contrib import EMAMixin
 from rgd_hf.scripts.errors import UserError
-from rgd_hf.scripts.training.hard_examples import InspectedTrainer
-from rgd_hf.scripts.training.weight_histogram import WeightHistogramMixin
+from rgd_hf.scripts.training.predictions import PredictionsMixin
 from rgd_hf.scripts.vision.batches import AugmentedImages, SeededDraws
 
 
-class ImageTrainer(WeightHistogramMixin, EMAMixin, InspectedTrainer, ReweightedTrainer):
+class ImageTrainer(EMAMixin, PredictionsMixin, ReweightedTrainer):
     """`ReweightedTrainer` for `AugmentedImages`.
 
     Args:
