@@ -107,34 +107,36 @@ class OptimizerStepMixin(StepGuardMixin):
             return None
         if self._rescales and self._is_endless:
             return None
+        masses: dict[int, Tensor] = {}
+        for batch in batch_samples:
+            reference = self._reference_ahead(source, batch)
+            if reference is not None:
+                levelled = reference_at_level(reference, self._level(), batch.get(SAMPLE_WEIGHT))
+                masses[id(batch)] = levelled.sum().to(self.args.device)
         # Labels that an override makes may be missing on some processes only; all of them have to come to the reduction.
-        may_miss = self._why_not_counted() is not None
-        missing = may_miss and any(map(source.missing_labels, batch_samples))
-        masses = {} if missing else {id(batch): self._mass(batch) for batch in batch_samples}
+        missing = len(masses) < len(batch_samples)
         total = (
-            torch.stack(list(masses.values())).sum()
-            if masses
-            else torch.full((), math.nan, device=self.args.device)
+            torch.full((), math.nan, device=self.args.device)
+            if missing
+            else torch.stack(list(masses.values())).sum()
         )
         total = at_least_one_item(self.accelerator.reduce(total, reduction="sum"))
         if missing:
             return None
-        if may_miss:
+        if self._why_not_counted() is not None:
             # NaN if another process misses them: any number will do that is the same on every process.
             total = total.nan_to_num(self._step_size)
         self._counted = masses, total
         return total
 
+    def _reference_ahead(self, source: HeadLosses, batch: Any) -> Tensor | None:
+        """The items of a batch before its loss is asked for; None where its labels are yet to be made by an override."""
+        return source.reference(batch) if self._why_not_counted() is None else source.reference_ahead(batch)
+
     @property
     def _number_is_used(self) -> bool:
         """Whether the number of a step's items is used: where there are several micro-batches, or by an override."""
         return self._is_cut or any(map(self._overrides, _SEES_THE_NUMBER))
-
-    def _mass(self, batch: Any) -> Tensor:
-        source = self._loss_source()
-        assert isinstance(source, HeadLosses)
-        reference = reference_at_level(source.reference(batch), self._level(), batch.get(SAMPLE_WEIGHT))
-        return reference.sum().to(self.args.device)
 
     # --- one micro-batch --------------------------------------------------------------------------------------------
 

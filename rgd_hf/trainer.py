@@ -298,9 +298,8 @@ class ReweightingMixin(
         """The items of a step's micro-batches before their losses are known, which are 0."""
         source, level = self._head_ahead(), self._level()
         for batch in batches:
-            if source is not None and not (self._why_not_counted() and source.missing_labels(batch)):
-                reference = source.reference(batch)
-            else:
+            reference = None if source is None else self._reference_ahead(source, batch)
+            if reference is None:
                 # What counts is known only after the forward pass.
                 reference = torch.ones(self._samples_of(batch), device=self.args.device)
             columns = columns_of(batch)

@@ -1,5 +1,6 @@
 """The losses of the head of a known model class."""
 
+import copy
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -38,6 +39,7 @@ class HeadLosses:
         self.router_coefficient = router_coefficient
         self.model = without_peft(model)
         self.name, self.token_level = head.name, head.token_level
+        self._presumed: dict[Any, Any] = {}  # configurations by the labels' layout, see `reference_ahead`
         self._smoothing_said = False
         self._known: frozenset[bool] = frozenset()  # training modes in which the model's loss is known
         self._fused_head = FusedHead(self.model, head.positions_after)
@@ -63,15 +65,38 @@ class HeadLosses:
                 f"{self.name} needs {', '.join(map(repr, missing))} in every batch, but this batch has only "
                 f"{', '.join(sorted(inputs))}. Check the dataset's columns, the data collator and `label_names`."
             )
-        layout = tuple((inputs[name].dtype, inputs[name].dim()) for name in self.head.label_names)
+        layout = self._layout(inputs)
         if layout not in self._checked:
             self.head.check(inputs, self.model.config)
             self._checked |= {layout}
         return self.head.valid(inputs, self.model.config)
 
+    def _layout(self, inputs: Mapping[str, Any]) -> tuple[tuple[torch.dtype, int], ...]:
+        return tuple((inputs[name].dtype, inputs[name].dim()) for name in self.head.label_names)
+
     def reference(self, inputs: Mapping[str, Any]) -> Tensor:
         """Weight of each item before any re-weighting: its class weight, 0 where it has no loss; float32."""
-        return self._reference(self.valid(inputs), inputs)
+        return self._reference(self.valid(inputs), inputs, self.model.config)
+
+    def reference_ahead(self, inputs: Mapping[str, Any]) -> Tensor | None:
+        """As `reference`, of a batch whose labels an override may change before the loss.
+
+        They decide nothing of the model (its `problem_type`), and may be missing or of any kind: None where they are no labels
+        for this head.
+        """
+        check_columns(inputs, self.name)
+        if not all(isinstance(inputs.get(name), Tensor) for name in self.head.label_names):
+            return None
+        layout = self._layout(inputs)
+        if layout not in self._presumed:
+            config = copy.copy(self.model.config)
+            try:
+                self.head.check(inputs, config)
+            except ValueError:
+                config = None
+            self._presumed[layout] = config
+        config = self._presumed[layout]
+        return None if config is None else self._reference(self.head.valid(inputs, config), inputs, config)
 
     def reference_of(self, valid: Tensor, inputs: Mapping[str, Any], by: str) -> Tensor:
         """As `reference`, of items that a user's method computed; `valid` are those that count.
@@ -85,12 +110,12 @@ class HeadLosses:
                 f"class_weights know the classes of {list(known.shape)} items ({self.name}), but {by} returned losses "
                 f"of shape {list(valid.shape)}: remove class_weights and multiply the losses instead."
             )
-        return self._reference(valid, inputs)
+        return self._reference(valid, inputs, self.model.config)
 
-    def _reference(self, valid: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+    def _reference(self, valid: Tensor, inputs: Mapping[str, Any], config: Any) -> Tensor:
         if self.class_weights is None or self.head.classes is None:
             return token_reference(valid)
-        item_classes = self.head.classes(inputs, self.model.config)
+        item_classes = self.head.classes(inputs, config)
         return token_reference(valid, classes.weight_of_items(item_classes, self.class_weights))
 
     def run(
@@ -113,7 +138,7 @@ class HeadLosses:
         valid = self.valid(inputs)
         if self.model.training not in self._known:
             self._know(model, inputs)
-        reference = self._reference(valid, inputs)
+        reference = self._reference(valid, inputs, config)
         withheld = {*head.label_names, *head.optional_label_names, SAMPLE_WEIGHT}
         forward = {k: v for k, v in inputs.items() if k not in withheld}
         forward |= head.prepare(self.model, inputs)
