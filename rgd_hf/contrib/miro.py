@@ -18,6 +18,7 @@ from rgd_hf.contrib.checkpoints import is_checkpoint, state_file
 from rgd_hf.contrib.errors import SetupError
 from rgd_hf.contrib.features import recorded_outputs, stages_of
 from rgd_hf.contrib.penalty import Forward, PenaltyMixin
+from rgd_hf.loss_sources.user import withheld_columns
 
 MIRO_NAME = "miro.safetensors"
 LEARNING_RATE_FACTOR = 10
@@ -203,7 +204,7 @@ class MIROMixin(PenaltyMixin):
 
     @torch.no_grad()
     def _pretrained_features(self, inputs: Mapping[str, Any]) -> list[Tensor]:
-        withheld = {*(self.label_names or ["labels"]), SAMPLE_WEIGHT}
+        withheld = {*withheld_columns(self.label_names or ["labels"], self.pretrained), SAMPLE_WEIGHT}
         shown = {name: value for name, value in self._without_columns(inputs).items() if name not in withheld}
         with recorded_outputs(stages_of(self.pretrained)) as features, self.accelerator.autocast():
             self.pretrained(**shown)

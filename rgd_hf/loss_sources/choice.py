@@ -27,7 +27,7 @@ def find_loss_source(
     Args:
         model: the model.
         per_sample_loss_fn: the user's function, which takes precedence over the head of the model; or None.
-        label_names: columns that go to `per_sample_loss_fn` and not to the model.
+        label_names: columns that go to `per_sample_loss_fn`, see `CustomLosses`.
         class_weights: `"balanced"`, numbers joined by commas, or None.
         train_dataset: the training set, whose labels `"balanced"` counts; without one there is nothing to weight yet.
         device: device of the class weights.

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import BatchFeature
+from transformers.utils import find_labels
 
 from rgd_hf.batches.columns import SAMPLE_WEIGHT, WithColumns
 from rgd_hf.items import check_columns, columns_of, token_reference, zero_uncounted
@@ -49,7 +50,7 @@ class CustomLosses(_Broadcasts):
 
     Args:
         function: `(outputs, labels) -> losses`, or `-> (losses, valid)`.
-        label_names: columns of the batch that go to `function` and not to the model, unless it cannot do without.
+        label_names: columns of the batch that go to `function`, and not to the model but for those that are inputs of it.
         model: the model without wrappers.
     """
 
@@ -58,7 +59,7 @@ class CustomLosses(_Broadcasts):
 
     def __init__(self, function: PerSampleLossFn, label_names: Sequence[str], model: Any):
         self.function, self.label_names = function, label_names
-        self.withheld = set(label_names) - _needed(model)
+        self.withheld = withheld_columns(label_names, model)
         self._first = True
 
     def run(
@@ -239,10 +240,18 @@ def _without_loss(outputs: Any, given_labels: bool = True) -> Any:
     return outputs
 
 
-def _needed(model: Any) -> set[str]:
-    """Columns that the model's forward cannot do without, labels or not."""
-    parameters = inspect.signature(model.forward).parameters.values()
-    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    required = {p.name for p in parameters if p.kind in kinds and p.default is p.empty}
-    main = getattr(model, "main_input_name", None)
-    return required | ({main} if isinstance(main, str) else set())
+def withheld_columns(label_names: Sequence[str], model: Any) -> set[str]:
+    """Those of `label_names` that are not inputs of the model, which a loss may need as well (masks, pixels).
+
+    Models of transformers call all labels by such names. In the forward of others, nothing tells labels from inputs but
+    that the model cannot do without.
+    """
+    parameters = inspect.signature(model.forward).parameters
+    if type(model).forward.__module__.startswith("transformers."):
+        inputs = parameters.keys() - set(find_labels(type(model)))
+    else:
+        kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        inputs = {p.name for p in parameters.values() if p.kind in kinds and p.default is p.empty}
+        main = getattr(model, "main_input_name", None)
+        inputs |= {main} if isinstance(main, str) else set()
+    return set(label_names) - inputs

@@ -220,6 +220,31 @@ def test_inputs_that_are_the_labels_reach_both(make_args):
     assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("column", ["attention_mask", "position_ids", "inputs_embeds"])
+def test_an_optional_input_that_the_loss_needs_too_reaches_both(column, make_args):
+    """As `bool_masked_pos`, which scripts for masked images list in `label_names`."""
+    data = classification_data(8)
+    for i, row in enumerate(data):
+        row["attention_mask"] = torch.tensor([1] * (3 + i % 4) + [0] * (4 - i % 4))
+        row["position_ids"] = torch.arange(7).flip(0)
+    if column == "inputs_embeds":
+        generator = torch.Generator().manual_seed(0)
+        data = [{"labels": row["labels"], column: torch.randn(7, 16, generator=generator)} for row in data]
+    trainer = ReweightedTrainer(
+        tiny_bert(),
+        make_args(label_names=["labels", column], max_steps=1),
+        train_dataset=data,
+        eval_dataset=data,
+        per_sample_loss_fn=lambda outputs, labels: F.cross_entropy(
+            outputs.logits, labels["labels"], reduction="none"
+        ),
+    )
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(
+        trainer.model(**stack(data)).loss.item(), rel=1e-5
+    )
+
+
 # --- what would be left out without a word ----------------------------------------------------------------------------
 
 
