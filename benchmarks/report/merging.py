@@ -26,7 +26,8 @@ def merged(parts: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
 
     Scores, metrics and curves are means over the parts, `seconds` their sum; held-out samples stand one part after the
     other, and every metric's worst value is there as `worst_<metric>`. Parts with settings of their own have them in
-    `candidates`, and `candidate` lists them; so do `device`, `processor` and `commit` where parts differ in them.
+    `candidates`, and `candidate` lists them; so do `device`, `processor` and `commit` where parts differ in them, and
+    `devices`, `processors` and `commits` have each once.
     """
     first = parts[0] if parts else None
     if first is None or len(parts) < first.get("parts", 1):
@@ -35,7 +36,9 @@ def merged(parts: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
         return first
     parts = sorted(parts, key=lambda part: part["part"])
     run = {**parts[0], "seconds": sum(part.get("seconds", 0.0) for part in parts)}
-    run |= {name: of_parts(parts, name) for name in WHERE if any(name in part for part in parts)}
+    known = [name for name in WHERE if any(name in part for part in parts)]
+    run |= {name: of_parts(parts, name) for name in known}
+    run |= {f"{name}s": sorted({str(part[name]) for part in parts if part.get(name)}) for name in known}
     run |= {name: _mean(parts, name) for name in MEASURED if name in first}
     metrics = [part["metrics"] for part in parts]
     common = set.intersection(*map(set, metrics))

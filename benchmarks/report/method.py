@@ -129,9 +129,15 @@ def _tried(records: Records, method: str, names: Collection[str]) -> dict[str, l
     return found
 
 
+def _all(everything: Sequence[Record], name: str) -> list[str]:
+    """Where runs were made, each place once; those of several parts may have been made in several."""
+    found = (record.get(f"{name}s") or [record.get(name)] for record in everything)
+    return sorted({str(value) for values in found for value in values if value})
+
+
 def _processors(everything: Sequence[Record]) -> str:
     """Those of all runs, and of how many it is not known."""
-    known = sorted({str(record["processor"]) for record in everything if record.get("processor")})
+    known = _all(everything, "processor")
     without = sum(not record.get("processor") for record in everything)
     lacking = [f"not recorded for {counted(without, 'run')}"] if without else []
     return f"processor{'s' if len(known) > 1 else ''}: {'; '.join([*known, *lacking])}"
@@ -156,7 +162,7 @@ def method(records: Records) -> list[str]:
     for record in everything:
         for package, version in (record.get("versions") or {}).items():
             versions.setdefault(package, set()).add(str(version))
-    commits = sorted({str(record["commit"]) for record in everything if record.get("commit")})
+    commits = _all(everything, "commit")
     cores = sorted({int(record["cores"]) for record in everything if record.get("cores")})
     seconds = [float(record["seconds"]) for record in records.final.values() if record.get("seconds")]
     total = sum(float(record.get("seconds") or 0.0) for record in everything)
@@ -169,7 +175,7 @@ def method(records: Records) -> list[str]:
             "this size need not hold for larger data and models."
         )
     lines += ["", "**Runs**", "", *_options(records)]
-    devices = sorted({str(record["device"]) for record in everything if record.get("device")})
+    devices = _all(everything, "device")
     if devices:
         unpaired = (
             f"; not paired with ERM, which had another one: {counted(records.unpaired, 'run')}"

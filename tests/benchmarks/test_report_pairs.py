@@ -49,6 +49,16 @@ def test_a_run_has_the_devices_of_all_its_parts():
     assert "processor" not in kl and difference(records_of([erm, kl]), "d", "kl_tau1").n == 0
 
 
+def test_each_place_of_the_runs_stands_once():
+    parts = [("x", "cpu", "a"), ("y", "H100", "b")]
+    runs = [
+        merged([part(method, name, device, commit=commit) for name, device, commit in parts])
+        for method in ("erm", "kl_tau1")
+    ]
+    text = build_report(records_of([*runs, run("d", "erm", 1, 0.5, device="cpu", commit="b")]))[0]
+    assert "- Commit: a, b\n" in text and "- Devices: H100; cpu\n" in text
+
+
 def checkpointed(method, device="cpu", draws=(0, 1)):
     point = {"step": 1} | {
         f"{name}_{split}": 0.5 for name in "xy" for split in ("in_accuracy", "in_ece", "out_accuracy")
