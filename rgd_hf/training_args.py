@@ -295,19 +295,47 @@ def with_settings(args: Any, given: dict[str, Any]) -> Any:
         given: fields that override those of `args`.
 
     Raises:
-        ValueError: `args` has a field of the same name that means something else.
+        ValueError: `args` without the fields have an attribute named like one, which may mean something else. One with the
+            value that `given` has is accepted, and so is None where that is the field's default.
     """
     if not isinstance(args, ReweightingArguments):
-        fields = ReweightingArguments.__dataclass_fields__
-        foreign = sorted(set(fields) & set(getattr(args, "__dataclass_fields__", {})))
-        if foreign:
-            raise ValueError(
-                f"{type(args).__name__} has fields of its own named {', '.join(foreign)}. Derive your arguments from "
-                "rgd_hf.ReweightingArguments, so that their meaning is clear."
-            )
-        given = {name: getattr(args, name, field.default) for name, field in fields.items()} | given
+        defaults = {name: field.default for name, field in ReweightingArguments.__dataclass_fields__.items()}
+        _check_names_are_free(args, {name: None for name in defaults if defaults[name] is None} | given)
+        given = {name: getattr(args, name, default) for name, default in defaults.items()} | given
     if given:
         args = copy.copy(args)
         for name, value in given.items():
             setattr(args, name, value)
     return args
+
+
+def _check_names_are_free(args: Any, expected: Mapping[str, Any]) -> None:
+    """Raise `ValueError` where `args`, other than `ReweightingArguments`, have a setting's name for something of their own.
+
+    What is set under such a name after this check is a setting, in copies and pickles too.
+
+    Args:
+        args: any `TrainingArguments`; marked where all the names are free.
+        expected: the values that need not be told apart from settings.
+    """
+    names = ReweightingArguments.__dataclass_fields__
+    own = {name: getattr(args, name) for name in names if hasattr(args, name)}
+    # Arguments that a Trainer completed have them all; those of an older version lack what came later.
+    if hasattr(args, "_rgd_hf_names_are_settings") or len(own) > len(names) / 2:
+        return
+    if not own:
+        args._rgd_hf_names_are_settings = True
+    foreign = [
+        name
+        for name, value in own.items()
+        if name not in expected
+        or not isinstance(value, bool | int | float | str | None)
+        or value != expected[name]
+    ]
+    if foreign:
+        settings = ", ".join(f"{name}=..." for name in foreign)
+        raise ValueError(
+            f"{type(args).__name__} has attributes of its own named {', '.join(foreign)}, but settings of re-weighting have "
+            "these names. If they mean something else, rename them. If they are meant as the settings, give those to the "
+            f"Trainer instead, ReweightedTrainer(..., {settings}), or use rgd_hf.ReweightedTrainingArguments(..., {settings})."
+        )
