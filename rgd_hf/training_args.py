@@ -121,8 +121,7 @@ class ReweightingArguments:
     )
 
     def __post_init__(self):
-        if self.class_weights is not None:
-            self.class_weights = as_setting(self.class_weights)
+        self.class_weights = as_setting(self.class_weights)
         check_reweighting(self)
         of_rules = {name: ReweightingArguments.__dataclass_fields__[name].default for name in option_names()}
         given = {
@@ -182,18 +181,15 @@ class GivenArguments:
 
     Args:
         given: the user's object.
+        args: the Trainer's copy, just made.
         fixed: names of fields that were also given to the Trainer itself, which come before those of `given`.
     """
 
-    def __init__(self, given: Any, fixed: Collection[str]):
+    def __init__(self, given: Any, args: Any, fixed: Collection[str]):
         self.given, self._number = given, next(_NUMBERS)
         given._rgd_hf_used_by = self._number
-        defaults = {name: field.default for name, field in ReweightingArguments.__dataclass_fields__.items()}
-        present = {
-            name: getattr(given, name) for name in type(given).__dataclass_fields__ if hasattr(given, name)
-        }
-        present |= {name: getattr(given, name, default) for name, default in defaults.items()}
-        self._seen = {name: value for name, value in present.items() if name not in fixed}
+        names = {*type(given).__dataclass_fields__, *ReweightingArguments.__dataclass_fields__} - {*fixed}
+        self._seen = {name: getattr(args, name) for name in names if hasattr(args, name)}
 
     def bring_up_to_date(self, args: Any) -> None:
         """Set on `args` what was since set on the user's object, except where `args` were themselves changed since.
@@ -205,6 +201,8 @@ class GivenArguments:
             return
         for name, before in self._seen.items():
             now = getattr(self.given, name, before)
+            if name == "class_weights":
+                now = as_setting(now)
             if now is not before:
                 self._seen[name] = now
                 if getattr(args, name) is before:
@@ -248,6 +246,9 @@ def unread_settings(name: str, target_ess: float | None) -> set[str]:
     Args:
         name: as `reweighting`; of an unknown name there are none.
         target_ess: as the setting of that name.
+
+    Raises:
+        ValueError: `name` is no string.
     """
     rule = WEIGHTINGS.get(rule_name(name, target_ess))
     if rule is None or rule.is_plain:
@@ -294,9 +295,13 @@ def with_settings(args: Any, given: dict[str, Any]) -> Any:
         args: any `TrainingArguments`; where they lack the fields of `ReweightingArguments`, they get the defaults.
         given: fields that override those of `args`.
 
+    Returns:
+        Arguments whose `class_weights` are None or a string, also where `args` or `given` have a list, dict or tensor.
+
     Raises:
-        ValueError: `args` without the fields have an attribute named like one, which may mean something else. One with the
-            value that `given` has is accepted, and so is None where that is the field's default.
+        ValueError: the class weights have none of these forms; or `args` without the fields have an attribute named like
+            one, which may mean something else. One with the value that `given` has is accepted, and so is None where that is
+            the field's default.
     """
     if not isinstance(args, ReweightingArguments):
         defaults = {name: field.default for name, field in ReweightingArguments.__dataclass_fields__.items()}
@@ -306,6 +311,7 @@ def with_settings(args: Any, given: dict[str, Any]) -> Any:
         args = copy.copy(args)
         for name, value in given.items():
             setattr(args, name, value)
+    args.class_weights = as_setting(args.class_weights)
     return args
 
 

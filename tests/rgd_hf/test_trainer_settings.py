@@ -277,6 +277,24 @@ def test_none_is_no_setting_that_a_rule_does_not_read(rule, make_args):
     assert trainer.args.target_ess is None and trainer.args.tau == 1.0
 
 
+@pytest.mark.parametrize(
+    "choice", [KL(tau=3.0), KL, lambda losses: losses], ids=["object", "class", "function"]
+)
+def test_a_rule_object_in_the_arguments_is_sent_to_the_trainer(choice, make_args):
+    shown = r"reweighting=KL\(tau=3\.0\)\)" if isinstance(choice, KL) else r"reweighting=\.\.\.\)"
+    message = rf"reweighting is the name of a rule\. Pass an object .* ReweightedTrainer\(\.\.\., {shown}"
+    with pytest.raises(ValueError, match=message):
+        make_args(ReweightedTrainingArguments, reweighting=choice)
+    args = make_args(ReweightedTrainingArguments)
+    trainer = ReweightedTrainer(tiny_bert(), args, train_dataset=classification_data(16))
+    args.reweighting = choice
+    with pytest.raises(ValueError, match=message):
+        trainer.train()
+    with pytest.raises(ValueError, match=message):
+        ReweightedTrainer(tiny_bert(), args)
+    assert ReweightedTrainer(tiny_bert(), args, reweighting=KL(tau=3.0)).weighting == KL(3.0)
+
+
 def own_losses(outputs, labels):
     return cross_entropy(outputs.logits, labels, reduction="none")
 
