@@ -16,17 +16,20 @@ BALANCED = "balanced"
 LIST_THEM = "List the weights instead: class_weights='1,2.5,0.5'."
 
 
-def as_setting(class_weights: str | Sequence[float] | Mapping[int, float] | Tensor) -> str:
-    """The scalar form of class weights: `"balanced"`, or the weights joined by commas.
+ClassWeights = str | Sequence[float] | Mapping[int, float] | Tensor
+
+
+def as_setting(class_weights: ClassWeights | None) -> str | None:
+    """The scalar form of class weights: `"balanced"`, or the weights joined by commas; None of None.
 
     Args:
-        class_weights: such a string; or one number per class in the order of the classes (list, tuple, one-dimensional
+        class_weights: such a string, or None; or one number per class in the order of the classes (list, tuple, one-dimensional
             tensor or array); or a dict or pandas Series from the classes 0, 1, ... to their numbers, in any order.
 
     Raises:
         ValueError: it is none of these.
     """
-    if isinstance(class_weights, str):
+    if class_weights is None or isinstance(class_weights, str):
         return class_weights
     found: Any = class_weights
     try:
@@ -55,16 +58,20 @@ def _by_class(weights: list[tuple[Any, Any]]) -> list[Any]:
     return [weight for _, weight in ordered]
 
 
-def parse(setting: str) -> list[float] | None:
-    """The weights a setting lists, or None for `"balanced"`.
+def parse(class_weights: ClassWeights) -> list[float] | None:
+    """The weights that are listed, in the order of the classes, or None for `"balanced"`.
+
+    Args:
+        class_weights: what `as_setting` takes, but None.
 
     Raises:
-        ValueError: the setting is neither.
+        ValueError: it is neither.
     """
+    setting = as_setting(class_weights)
     if setting == BALANCED:
         return None
     try:
-        weights = [float(weight) for weight in setting.split(",")]
+        weights = [float(weight) for weight in str(setting).split(",")]
     except ValueError:
         weights = []
     if not weights or not all(math.isfinite(w) and w >= 0 for w in weights) or not any(weights):
@@ -75,12 +82,12 @@ def parse(setting: str) -> list[float] | None:
     return weights
 
 
-def uncounted(setting: str | None, dataset: Any) -> bool:
+def uncounted(setting: ClassWeights | None, dataset: Any) -> bool:
     """Whether there are no class weights yet, as where a Trainer without a training set only evaluates."""
-    return setting == BALANCED and dataset is None
+    return isinstance(setting, str) and setting == BALANCED and dataset is None
 
 
-def check_counted(setting: str | None, dataset: Any) -> None:
+def check_counted(setting: ClassWeights | None, dataset: Any) -> None:
     """Raise `ValueError` where class weights are `"balanced"` but there is no training set."""
     if uncounted(setting, dataset):
         raise ValueError(
@@ -89,11 +96,11 @@ def check_counted(setting: str | None, dataset: Any) -> None:
         )
 
 
-def class_weights_of(setting: str, num_classes: int, dataset: Any, label_name: str) -> Tensor:
+def class_weights_of(setting: ClassWeights, num_classes: int, dataset: Any, label_name: str) -> Tensor:
     """The weight of every class.
 
     Args:
-        setting: `"balanced"` or numbers joined by commas.
+        setting: `"balanced"`, numbers joined by commas, or what else `as_setting` takes, but None.
         num_classes: number of classes of the model.
         dataset: the training set; only read for `"balanced"`. Where it has an attribute named like a label column
             (`labels`, say) with one integer per sample, that attribute is read instead of every sample.

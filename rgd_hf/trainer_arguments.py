@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from rgd_hf.class_weights import as_setting
 from rgd_hf.trainer_base import TrainerBase
 from rgd_hf.training_args import GivenArguments, ReweightingArguments, with_settings
 
@@ -41,11 +42,13 @@ class ArgumentsMixin(TrainerBase):
         assert self._given_settings is not None
         args = with_settings(users, self._given_settings)
         vars(self)["args"] = args
-        self._given_args = None if args is users else GivenArguments(users, self._given_settings)
+        self._given_args = None if args is users else GivenArguments(users, args, self._given_settings)
 
     def _use_given_arguments(self) -> None:
         if self._given_args is not None:
             self._given_args.bring_up_to_date(self.args)
+        # A list or dict that was set since: records and comparisons take the scalar form.
+        self.args.class_weights = as_setting(self.args.class_weights)
 
     def evaluate(self, *args: Any, **kwargs: Any):
         """As the Trainer's."""

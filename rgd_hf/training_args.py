@@ -121,8 +121,7 @@ class ReweightingArguments:
     )
 
     def __post_init__(self):
-        if self.class_weights is not None:
-            self.class_weights = as_setting(self.class_weights)
+        self.class_weights = as_setting(self.class_weights)
         check_reweighting(self)
         of_rules = {name: ReweightingArguments.__dataclass_fields__[name].default for name in option_names()}
         given = {
@@ -182,18 +181,15 @@ class GivenArguments:
 
     Args:
         given: the user's object.
+        args: the Trainer's copy, just made.
         fixed: names of fields that were also given to the Trainer itself, which come before those of `given`.
     """
 
-    def __init__(self, given: Any, fixed: Collection[str]):
+    def __init__(self, given: Any, args: Any, fixed: Collection[str]):
         self.given, self._number = given, next(_NUMBERS)
         given._rgd_hf_used_by = self._number
-        defaults = {name: field.default for name, field in ReweightingArguments.__dataclass_fields__.items()}
-        present = {
-            name: getattr(given, name) for name in type(given).__dataclass_fields__ if hasattr(given, name)
-        }
-        present |= {name: getattr(given, name, default) for name, default in defaults.items()}
-        self._seen = {name: value for name, value in present.items() if name not in fixed}
+        names = {*type(given).__dataclass_fields__, *ReweightingArguments.__dataclass_fields__} - {*fixed}
+        self._seen = {name: getattr(args, name) for name in names if hasattr(args, name)}
 
     def bring_up_to_date(self, args: Any) -> None:
         """Set on `args` what was since set on the user's object, except where `args` were themselves changed since.
@@ -205,6 +201,8 @@ class GivenArguments:
             return
         for name, before in self._seen.items():
             now = getattr(self.given, name, before)
+            if name == "class_weights":
+                now = as_setting(now)
             if now is not before:
                 self._seen[name] = now
                 if getattr(args, name) is before:
@@ -248,6 +246,9 @@ def unread_settings(name: str, target_ess: float | None) -> set[str]:
     Args:
         name: as `reweighting`; of an unknown name there are none.
         target_ess: as the setting of that name.
+
+    Raises:
+        ValueError: `name` is no string.
     """
     rule = WEIGHTINGS.get(rule_name(name, target_ess))
     if rule is None or rule.is_plain:
@@ -294,20 +295,53 @@ def with_settings(args: Any, given: dict[str, Any]) -> Any:
         args: any `TrainingArguments`; where they lack the fields of `ReweightingArguments`, they get the defaults.
         given: fields that override those of `args`.
 
+    Returns:
+        Arguments whose `class_weights` are None or a string, also where `args` or `given` have a list, dict or tensor.
+
     Raises:
-        ValueError: `args` has a field of the same name that means something else.
+        ValueError: the class weights have none of these forms; or `args` without the fields have an attribute named like
+            one, which may mean something else. One with the value that `given` has is accepted, and so is None where that is
+            the field's default.
     """
     if not isinstance(args, ReweightingArguments):
-        fields = ReweightingArguments.__dataclass_fields__
-        foreign = sorted(set(fields) & set(getattr(args, "__dataclass_fields__", {})))
-        if foreign:
-            raise ValueError(
-                f"{type(args).__name__} has fields of its own named {', '.join(foreign)}. Derive your arguments from "
-                "rgd_hf.ReweightingArguments, so that their meaning is clear."
-            )
-        given = {name: getattr(args, name, field.default) for name, field in fields.items()} | given
+        defaults = {name: field.default for name, field in ReweightingArguments.__dataclass_fields__.items()}
+        _check_names_are_free(args, {name: None for name in defaults if defaults[name] is None} | given)
+        given = {name: getattr(args, name, default) for name, default in defaults.items()} | given
     if given:
         args = copy.copy(args)
         for name, value in given.items():
             setattr(args, name, value)
+    args.class_weights = as_setting(args.class_weights)
     return args
+
+
+def _check_names_are_free(args: Any, expected: Mapping[str, Any]) -> None:
+    """Raise `ValueError` where `args`, other than `ReweightingArguments`, have a setting's name for something of their own.
+
+    What is set under such a name after this check is a setting, in copies and pickles too.
+
+    Args:
+        args: any `TrainingArguments`; marked where all the names are free.
+        expected: the values that need not be told apart from settings.
+    """
+    names = ReweightingArguments.__dataclass_fields__
+    own = {name: getattr(args, name) for name in names if hasattr(args, name)}
+    # Arguments that a Trainer completed have them all; those of an older version lack what came later.
+    if hasattr(args, "_rgd_hf_names_are_settings") or len(own) > len(names) / 2:
+        return
+    if not own:
+        args._rgd_hf_names_are_settings = True
+    foreign = [
+        name
+        for name, value in own.items()
+        if name not in expected
+        or not isinstance(value, bool | int | float | str | None)
+        or value != expected[name]
+    ]
+    if foreign:
+        settings = ", ".join(f"{name}=..." for name in foreign)
+        raise ValueError(
+            f"{type(args).__name__} has attributes of its own named {', '.join(foreign)}, but settings of re-weighting have "
+            "these names. If they mean something else, rename them. If they are meant as the settings, give those to the "
+            f"Trainer instead, ReweightedTrainer(..., {settings}), or use rgd_hf.ReweightedTrainingArguments(..., {settings})."
+        )

@@ -40,19 +40,29 @@ def weighting_of(settings: Any) -> Weighting:
         ValueError: the name is unknown, or a setting is not allowed; the message says what is.
     """
     name = settings.reweighting
-    if not isinstance(name, str) or name not in WEIGHTINGS:
+    meant = rule_name(name, settings.target_ess)
+    if meant not in WEIGHTINGS:
         raise ValueError(_unknown(name))
     if settings.target_ess is not None and name not in WITH_TARGET_ESS:
         raise ValueError(
             f"target_ess sets the temperature of the 'kl' weights and does not apply to {name!r}: set reweighting='kl', or "
             "do not set target_ess."
         )
-    rule = WEIGHTINGS[rule_name(name, settings.target_ess)]
-    return _made(rule, settings, parsed(settings.reweighting_args))
+    return _made(WEIGHTINGS[meant], settings, parsed(settings.reweighting_args))
 
 
 def rule_name(name: str, target_ess: float | None) -> str:
-    """The rule that is meant by `name`: `"target_ess"` where that is set with `"kl"`."""
+    """The rule that is meant by `name`: `"target_ess"` where that is set with `"kl"`.
+
+    Raises:
+        ValueError: it is no name but an object, class or function, as arguments may have that were set after they were made.
+    """
+    if not isinstance(name, str):
+        shown = repr(name) if isinstance(name, Weighting) else "..."
+        raise ValueError(
+            "In the arguments, reweighting is the name of a rule. Pass an object or a function to the Trainer instead: "
+            f"ReweightedTrainer(..., reweighting={shown})."
+        )
     return "target_ess" if name == "kl" and target_ess is not None else name
 
 
@@ -149,12 +159,7 @@ def _has_default(field: Any) -> bool:
     return field.default is not MISSING or field.default_factory is not MISSING
 
 
-def _unknown(name: Any) -> str:
-    if not isinstance(name, str):
-        return (
-            "In the arguments, reweighting is the name of a rule. Pass an object or a function to the Trainer instead: "
-            "ReweightedTrainer(..., reweighting=...)."
-        )
+def _unknown(name: str) -> str:
     choices = f"choose one of {', '.join(map(repr, WEIGHTINGS))}"
     if "." in name:
         return (

@@ -5,10 +5,11 @@ import torch
 from datasets import Dataset
 from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional as F
-from transformers import BertForTokenClassification
+from transformers import BertForTokenClassification, TrainingArguments
 
 from rgd_hf import ReweightedTrainer, ReweightedTrainingArguments, rgd_weights
 from rgd_hf.class_weights import class_weights_of, weight_of_items
+from rgd_hf.description import settings_in_use
 from tests.helpers.tiny import (
     classification_data,
     gradients_of,
@@ -169,19 +170,19 @@ def test_wrong_weights_are_refused(make_args, setting, message):
         ReweightedTrainer(tiny_bert(), make_args(), class_weights=setting)
 
 
-@pytest.mark.parametrize(
-    "given",
-    [
-        {2: 2.0, 0: 1.0, 1: 5.0},
-        {np.int64(1): 5, np.int64(0): 1, np.int64(2): 2},
-        pd.Series({1: 5.0, 2: 2.0, 0: 1.0}),
-        pd.Series([1.0, 5.0, 2.0]),
-        np.array([1.0, 5.0, 2.0], dtype=np.float32),
-        torch.tensor([1, 5, 2]),
-        (1.0, 5.0, 2.0),
-    ],
-    ids=lambda given: type(given).__name__,
-)
+FORMS = [
+    {2: 2.0, 0: 1.0, 1: 5.0},
+    {np.int64(1): 5, np.int64(0): 1, np.int64(2): 2},
+    pd.Series({1: 5.0, 2: 2.0, 0: 1.0}),
+    pd.Series([1.0, 5.0, 2.0]),
+    np.array([1.0, 5.0, 2.0], dtype=np.float32),
+    torch.tensor([1, 5, 2]),
+    (1.0, 5.0, 2.0),
+    [1.0, 5.0, 2.0],
+]
+
+
+@pytest.mark.parametrize("given", FORMS, ids=lambda given: type(given).__name__)
 def test_each_class_gets_its_own_number(make_args, given):
     trainer = ReweightedTrainer(tiny_bert(), make_args(), class_weights=given, reweighting="none")
     trainer.model.train()
@@ -191,6 +192,38 @@ def test_each_class_gets_its_own_number(make_args, given):
     assert trainer.compute_loss(trainer.model, batch).item() == pytest.approx(expected, rel=1e-6)
     args = make_args(ReweightedTrainingArguments, class_weights=given, reweighting="none")
     assert args.class_weights == trainer.args.class_weights == "1.0,5.0,2.0"
+    assert class_weights_of(given, 3, None, "labels").tolist() == [1.0, 5.0, 2.0]
+
+
+@pytest.mark.parametrize("cls", [TrainingArguments, ReweightedTrainingArguments])
+@pytest.mark.parametrize("where", ["args before", "args", "trainer.args"])
+def test_every_form_may_be_set_on_arguments(where, cls, make_args):
+    """Equal to the keyword, and as scalars in what is recorded."""
+    data, early = classification_data(8), where == "args before"
+    args = make_args(cls, max_steps=1)
+    trainer = ReweightedTrainer(tiny_bert(), args, train_dataset=data, class_weights="1,5,2")
+    trainer.train()
+    expected = parameters_of(trainer.model)
+    for form in FORMS:
+        if early:
+            args.class_weights = form
+        trainer = ReweightedTrainer(tiny_bert(), args, train_dataset=data)
+        if not early:
+            (args if where == "args" else trainer.args).class_weights = form
+        trainer.train()
+        assert torch.equal(parameters_of(trainer.model), expected)
+        assert settings_in_use(trainer.args, trainer.weighting)["class_weights"] == "1.0,5.0,2.0"
+        args.class_weights = None
+    args.class_weights = changed = [3.0, 1.0, 1.0]
+    trainer = ReweightedTrainer(tiny_bert(), args, train_dataset=data, eval_dataset=data, tau=2.0)
+    for value in (4.0, 5.0):
+        changed[0] = value
+        args.class_weights = changed
+        trainer.evaluate()
+        assert trainer.args.class_weights == f"{value},1.0,1.0"
+    args.class_weights = True
+    with pytest.raises(ValueError, match="Found bool True"):
+        trainer.train()
 
 
 @pytest.mark.parametrize(

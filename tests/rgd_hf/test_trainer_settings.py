@@ -1,13 +1,15 @@
 """Settings of the Trainer: defaults, keywords beside arguments, and which are refused."""
 
-from dataclasses import fields
+import copy
+import pickle
+from dataclasses import dataclass, field, fields, make_dataclass
 
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 from transformers import HfArgumentParser, TrainingArguments
 
-from rgd_hf import ReweightedTrainer, ReweightedTrainingArguments, RGDLoss
+from rgd_hf import ReweightedTrainer, ReweightedTrainingArguments, ReweightingArguments, RGDLoss
 from rgd_hf.weightings import KL, WEIGHTINGS, Chi2, CVaR, RelativeKL
 from rgd_hf.weightings.choice import option_names, unparsed
 from tests.helpers.tiny import classification_data, parameters_of, tiny_bert
@@ -29,16 +31,6 @@ class TestSettings:
     def test_the_arguments_of_one_trainer_serve_another(self, make_args):
         first = ReweightedTrainer(tiny_bert(), make_args(), tau=3.0)
         assert ReweightedTrainer(tiny_bert(), first.args, reweighting="chi2").args.tau == 3.0
-
-    def test_foreign_fields_of_the_same_name_are_refused(self, make_args):
-        from dataclasses import dataclass
-
-        @dataclass
-        class OtherArguments(TrainingArguments):
-            tau: float = 0.1
-
-        with pytest.raises(ValueError, match="OtherArguments has fields of its own named tau"):
-            ReweightedTrainer(tiny_bert(), make_args(OtherArguments))
 
     def test_command_line(self, tmp_path):
         parser = HfArgumentParser(ReweightedTrainingArguments)
@@ -77,6 +69,98 @@ class TestSettings:
         if "token" not in settings.values():
             with pytest.raises(ValueError, match=message):
                 make_args(ReweightedTrainingArguments, **settings)
+
+
+# --- arguments with something of their own under a setting's name ---------------------------------------------------------
+
+
+def arguments_with(name, value, way, make_args):
+    """Plain arguments with `value` under `name`: a field, an attribute of the class or the object, or a property."""
+    if way == "field":
+        return make_args(
+            make_dataclass("Own", [(name, object, field(default=value))], bases=(TrainingArguments,))
+        )
+    if way == "class attribute":
+        return make_args(type("Own", (TrainingArguments,), {name: value}))
+    if way == "property":
+        return make_args(type("Own", (TrainingArguments,), {name: property(lambda self: value)}))
+    args = make_args()
+    setattr(args, name, value)
+    return args
+
+
+WAYS = ["field", "class attribute", "property", "attribute"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_the_users_arguments_have_under_a_settings_name_is_refused(way, make_args):
+    args = arguments_with("tau", 0.05, way, make_args)
+    # Beside a tau for the Trainer, too: the user's own code would find that one.
+    for given in ({}, {"tau": 1.0}, {"reweighting": KL(tau=1.0)}):
+        with pytest.raises(ValueError, match="attributes of its own named tau, "):
+            ReweightedTrainer(tiny_bert(), args, **given)
+    trainer = ReweightedTrainer(tiny_bert(), make_args())
+    for name in ReweightingArguments.__dataclass_fields__:
+        for value in (0.05, torch.tensor([1.0, 2.0, 3.0]), (1.0, 2.0, 3.0), "own"):
+            with pytest.raises(ValueError, match=f"attributes of its own named {name}, .*rename them"):
+                trainer.args = arguments_with(name, value, way, make_args)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_remedies_for_a_settings_name_in_the_users_arguments_work(way, make_args):
+    trainer = ReweightedTrainer(tiny_bert(), arguments_with("temperature", 0.05, way, make_args), tau=1.0)
+    assert (trainer.args.temperature, trainer.weighting) == (0.05, KL(1.0))
+    assert ReweightedTrainer(tiny_bert(), make_args(), tau=0.05).weighting == KL(0.05)
+    assert ReweightedTrainer(tiny_bert(), make_args(ReweightedTrainingArguments, tau=0.05)).weighting == KL(
+        0.05
+    )
+
+
+@pytest.mark.parametrize("way", ["field", "class attribute", "attribute"])
+def test_an_attribute_that_says_what_the_trainer_is_told_is_accepted(way, make_args):
+    args = arguments_with("tau", 3.0, way, make_args)
+    trainer = ReweightedTrainer(tiny_bert(), args, tau=args.tau)
+    assert (trainer.args.tau, trainer.weighting) == (3.0, KL(3.0))
+    assert ReweightedTrainer(tiny_bert(), trainer.args).weighting == KL(3.0)
+    for more in ({}, {"tau": 2.0}):  # said once, for one Trainer
+        with pytest.raises(ValueError, match="named tau,"):
+            ReweightedTrainer(tiny_bert(), args, **more)
+    unset = arguments_with("class_weights", None, way, make_args)
+    assert ReweightedTrainer(tiny_bert(), unset).args.class_weights is None
+    with pytest.raises(ValueError, match="named class_weights,"):
+        ReweightedTrainer(tiny_bert(), unset, class_weights=[1.0, 2.0, 3.0])
+
+
+def test_an_attribute_that_its_class_sets_is_refused(make_args):
+    class ContrastiveArguments(TrainingArguments):
+        def __init__(self, *args, tau=0.05, **keywords):
+            super().__init__(*args, **keywords)
+            self.tau = tau
+
+    with pytest.raises(ValueError, match="ContrastiveArguments has attributes of its own named tau,"):
+        ReweightedTrainer(tiny_bert(), make_args(ContrastiveArguments))
+
+
+def test_a_field_of_reweighting_with_another_default_is_a_setting(make_args):
+    @dataclass
+    class Arguments(ReweightingArguments, TrainingArguments):
+        tau: float = 3.0
+
+    assert ReweightedTrainer(tiny_bert(), make_args(Arguments)).weighting == KL(3.0)
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda args: pickle.loads(pickle.dumps(args))])
+def test_settings_of_arguments_that_a_trainer_had_are_settings_for_the_next(copied, make_args):
+    args = make_args()
+    first = ReweightedTrainer(tiny_bert(), args, tau=2.0)
+    assert ReweightedTrainer(tiny_bert(), copied(first.args)).weighting == KL(2.0)
+    older = copied(first.args)  # of a version with fewer settings
+    del older.__dict__["_rgd_hf_names_are_settings"], older.fused_lm_head, older.reweighting_args
+    assert ReweightedTrainer(tiny_bert(), older).weighting == KL(2.0)
+    args.tau = 3.0  # as one may after the Trainer was made
+    for given in (args, copied(args)):
+        assert ReweightedTrainer(tiny_bert(), given).weighting == KL(3.0)
+        assert ReweightedTrainer(tiny_bert(), given, tau=4.0).weighting == KL(4.0)
 
 
 OPTIONS = sorted(option_names() - {"reweighting", "reweighting_args"})
@@ -191,6 +275,24 @@ def test_none_undoes_a_setting_of_the_arguments(make_args):
 def test_none_is_no_setting_that_a_rule_does_not_read(rule, make_args):
     trainer = ReweightedTrainer(tiny_bert(), make_args(), reweighting=rule, target_ess=None, tau=None)
     assert trainer.args.target_ess is None and trainer.args.tau == 1.0
+
+
+@pytest.mark.parametrize(
+    "choice", [KL(tau=3.0), KL, lambda losses: losses], ids=["object", "class", "function"]
+)
+def test_a_rule_object_in_the_arguments_is_sent_to_the_trainer(choice, make_args):
+    shown = r"reweighting=KL\(tau=3\.0\)\)" if isinstance(choice, KL) else r"reweighting=\.\.\.\)"
+    message = rf"reweighting is the name of a rule\. Pass an object .* ReweightedTrainer\(\.\.\., {shown}"
+    with pytest.raises(ValueError, match=message):
+        make_args(ReweightedTrainingArguments, reweighting=choice)
+    args = make_args(ReweightedTrainingArguments)
+    trainer = ReweightedTrainer(tiny_bert(), args, train_dataset=classification_data(16))
+    args.reweighting = choice
+    with pytest.raises(ValueError, match=message):
+        trainer.train()
+    with pytest.raises(ValueError, match=message):
+        ReweightedTrainer(tiny_bert(), args)
+    assert ReweightedTrainer(tiny_bert(), args, reweighting=KL(tau=3.0)).weighting == KL(3.0)
 
 
 def own_losses(outputs, labels):
