@@ -23,7 +23,7 @@ from rgd_hf.hub.errors import find_failure
 from rgd_hf.scripts.errors import UserError, listed
 from rgd_hf.scripts.files.hub import load_pretrained
 from rgd_hf.scripts.vision.augmentation import eval_transform
-from rgd_hf.scripts.vision.classes import label_config
+from rgd_hf.scripts.vision.classes import label_config, readable_names
 from rgd_hf.scripts.vision.efficientnet_lite import ARCHITECTURE, PACKAGE
 from rgd_hf.scripts.vision.timm_weights import (
     first_line,
@@ -250,6 +250,8 @@ def _transformers_classifier(args: ImageModelArguments, name: str, classes: Sequ
             f"--image_size {args.image_size} cannot be changed in {name} (made for "
             f"{getattr(config, 'image_size', 'its own size')}): a model of timm (--model_name_or_path {TIMM}NAME) takes any size."
         )
+    if is_timm:
+        config.label_names = list(readable_names(classes))  # saved in the place of id2label
     changed, crop_pct = args.more()
     _set_drop_path(config, changed, name)
     if is_timm and crop_pct is not None:
