@@ -46,7 +46,7 @@ from rgd_hf.scripts.text.text_classification import (
     tokenize,
 )
 from rgd_hf.scripts.training.best_metric import check_metric
-from rgd_hf.scripts.training.class_order import in_order_of_model
+from rgd_hf.scripts.training.class_order import reorder_outputs, tell_order
 from rgd_hf.scripts.training.hard_examples import TrainingSamples
 from rgd_hf.scripts.training.metrics import make_compute_metrics, metric_names
 from rgd_hf.scripts.training.plans import RunArguments, prepare_runs
@@ -207,8 +207,8 @@ def describe(args: DataArguments, task: GlueTask | None, train: Dataset) -> tupl
     return columns, labels, OWN_METRICS[labels.kind]
 
 
-def check_classifier(args: ModelArguments, labels: Labels) -> Labels:
-    """The labels in the order of the pretrained model's classifier, if it has one for the same classes.
+def check_classifier(args: ModelArguments, labels: Labels) -> dict[int, str] | None:
+    """The names of the pretrained classifier's outputs; None where there is none or a new one, or classes have no names.
 
     Raises:
         UserError: it has one for another number of classes that is not to be replaced.
@@ -223,8 +223,9 @@ def check_classifier(args: ModelArguments, labels: Labels) -> Labels:
             "puts a new, untrained classifier in its place."
         )
     if not has_head or config.num_labels != len(labels.names) or labels.multi_hot:
-        return labels
-    return labels.in_order(in_order_of_model(name, config.id2label, labels.names))
+        return None
+    tell_order(name, config.id2label, labels.names)
+    return dict(config.id2label)
 
 
 def cut(data: DatasetDict, args: DataArguments, labels: Labels) -> tuple[DatasetDict, np.ndarray]:
@@ -265,8 +266,8 @@ def main(argv: list[str] | None = None) -> dict:
     with training_args.main_process_first(desc="data preparation"):
         data = load_data(data_args, task)
         columns, labels, metric = describe(data_args, task, data["train"])
-        ordered = check_classifier(model_args, labels)
-        (raw, rows_of_train), labels = cut(data, data_args, labels), ordered
+        trained = check_classifier(model_args, labels)
+        raw, rows_of_train = cut(data, data_args, labels)
         tokenizer = load_pretrained(AutoTokenizer.from_pretrained, model_name)
         data = tokenize(raw, tokenizer, columns, data_args.label_column, labels, data_args.max_seq_length)
     validation = {split.removeprefix("validation_"): rows for split, rows in data.items() if split != "train"}
@@ -284,6 +285,10 @@ def main(argv: list[str] | None = None) -> dict:
             config=config,
             ignore_mismatched_sizes=model_args.ignore_mismatched_sizes,
         )
+        if trained is not None:
+            text = data["train"][int(np.argmax(data["train"]["length"][:]))]
+            ids = torch.tensor([text["input_ids"]])
+            reorder_outputs(model, model_name, trained, labels.names, {"input_ids": ids})
         return LengthGroupedTrainer(
             model=model,
             args=args,
@@ -293,7 +298,7 @@ def main(argv: list[str] | None = None) -> dict:
             data_collator=DataCollatorWithPadding(
                 tokenizer, pad_to_multiple_of=8 if args.fp16 or args.bf16 else None
             ),
-            compute_metrics=make_compute_metrics(metric, labels.numbers_of_data),
+            compute_metrics=make_compute_metrics(metric),
         )
 
     card = {"tasks": "text-classification"}

@@ -48,7 +48,6 @@ from rgd_hf.scripts.vision.augmentation import (
     train_transform,
 )
 from rgd_hf.scripts.vision.batches import AugmentedImages, ImageCollator, PreparedImages
-from rgd_hf.scripts.vision.class_order import in_models_order
 from rgd_hf.scripts.vision.classes import readable_names
 from rgd_hf.scripts.vision.data import (
     ImageDataArguments,
@@ -63,7 +62,7 @@ from rgd_hf.scripts.vision.metrics import (
     make_image_metrics,
     shot_groups,
 )
-from rgd_hf.scripts.vision.models import ImageModelArguments, build_image_classifier
+from rgd_hf.scripts.vision.models import ImageModelArguments, build_image_classifier, tell_order_of
 from rgd_hf.scripts.vision.plots import plot_curves, plot_weights, read_history
 from rgd_hf.scripts.vision.sets import ImageSet
 from rgd_hf.scripts.vision.stream import StreamedImages
@@ -285,9 +284,7 @@ def train(
     bad = BadImages(data_args.bad_images, Path(str(training_args.output_dir)) / "bad_images.txt")
     with training_args.main_process_first(desc="data preparation"):
         images = load(data_args, training_args)
-        train_images, validation_images = in_models_order(images.train, images.validation, model_args)
-        if train_images is not images.train and isinstance(train_images, ImageSet):
-            images = Images(train_images, validation_images, shot_groups(train_images.counts()))
+        tell_order_of(model_args, images.classes)
     check_metric(training_args, [*image_metric_names(len(images.classes), images.groups), "loss"])
     facts = {}
     if isinstance(images.train, ImageSet) and isinstance(images.validation, ImageSet):

@@ -7,7 +7,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -42,25 +42,12 @@ class Labels:
         names: the classes, in the order of their numbers; empty for regression.
         numbered: whether the data itself gave the classes these numbers, so that a column of numbers may stand for them.
         multi_hot: whether lists of several labels hold a 0 or 1 for every class; else they name those of the sample.
-        order: the classes in the order of the data's numbers, where a model has another; else empty.
     """
 
     kind: str
     names: tuple[str, ...]
     numbered: bool = True
     multi_hot: bool = False
-    order: tuple[str, ...] = ()
-
-    def in_order(self, names: Sequence[str]) -> "Labels":
-        """The same classes, numbered in the order of `names`; what the data calls by a number stays what it was."""
-        if tuple(names) == self.names:
-            return self
-        return replace(self, names=tuple(names), order=self.order or self.names)
-
-    @property
-    def numbers_of_data(self) -> list[int]:
-        """The data's number of every class, in the order of `names`."""
-        return [(self.order or self.names).index(name) for name in self.names]
 
     @property
     def config(self) -> dict[str, Any]:
@@ -306,11 +293,7 @@ def _class_numbers(feature: Any, labels: Labels, texts: bool) -> dict[Any, int]:
     # Numbers of a plain column are its classes' names; those of a ClassLabel, or of GLUE, are positions.
     if not isinstance(inner, ClassLabel) and all(name.lstrip("-").isdigit() for name in names):
         return {int(name): number for number, name in enumerate(names)}
-    return (
-        {number: by_name[name] for number, name in enumerate(labels.order or names)}
-        if labels.numbered
-        else {}
-    )
+    return {number: number for number in by_name.values()} if labels.numbered else {}
 
 
 def _check_texts(dataset: Dataset, columns: Sequence[str], where: str) -> None:

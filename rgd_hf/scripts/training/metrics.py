@@ -118,16 +118,8 @@ def predicted_labels(logits: Any, problem_type: str) -> np.ndarray:
     return logits.argmax(axis=-1)
 
 
-def make_compute_metrics(
-    name: str, numbers: Sequence[int] | None = None
-) -> Callable[[EvalPrediction], dict[str, float]]:
-    """A Trainer's `compute_metrics` for the metric `name`: logits `[samples, classes]` to scores.
-
-    Args:
-        name: one of `FUNCTIONS`.
-        numbers: the data's number of every class in the model's order, for a single label, where that is another: F1 is that
-            of class 1 of the data.
-    """
+def make_compute_metrics(name: str) -> Callable[[EvalPrediction], dict[str, float]]:
+    """A Trainer's `compute_metrics` for the metric `name` of `FUNCTIONS`: logits `[samples, classes]` to scores."""
     metric = TextClassificationMetric(config_name=name, keep_in_memory=True)
     problem_type = "single_label_classification"
     if name in REAL_VALUED:
@@ -140,8 +132,6 @@ def make_compute_metrics(
         references = np.asarray(prediction.label_ids)
         if name == "multi_label":
             references = references.astype(int)
-        elif numbers is not None and problem_type == "single_label_classification":
-            predictions, references = np.asarray(numbers)[predictions], np.asarray(numbers)[references]
         return metric.compute(predictions=predictions, references=references) or {}
 
     return compute_metrics

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import timm
+import torch
 from PIL import Image
 from timm.data import resolve_data_config
 from transformers import (
@@ -22,8 +23,9 @@ from transformers import (
 from rgd_hf.hub.errors import find_failure
 from rgd_hf.scripts.errors import UserError, listed
 from rgd_hf.scripts.files.hub import load_pretrained
+from rgd_hf.scripts.training.class_order import reorder_outputs, tell_order
 from rgd_hf.scripts.vision.augmentation import eval_transform
-from rgd_hf.scripts.vision.classes import label_config
+from rgd_hf.scripts.vision.classes import label_config, readable_names
 from rgd_hf.scripts.vision.efficientnet_lite import ARCHITECTURE, PACKAGE
 from rgd_hf.scripts.vision.timm_weights import (
     first_line,
@@ -119,11 +121,13 @@ class ImageClassifier:
 
 
 def build_image_classifier(args: ImageModelArguments, classes: Sequence[str]) -> ImageClassifier:
-    """The classifier that `args` name, with one output for each of `classes`.
+    """The classifier that `args` name, with one output for each of `classes`, in their order.
+
+    Called on every process.
 
     Raises:
         UserError: no such model or weights, settings that do not go together, or a pretrained classifier of another
-            number of classes.
+            number of classes, or of the same in another order that cannot be changed.
     """
     name = args.model_name_or_path
     if name is None:
@@ -138,16 +142,29 @@ def build_image_classifier(args: ImageModelArguments, classes: Sequence[str]) ->
         raise UserError(
             f"--weights goes with --model_name_or_path {TIMM}NAME; {name} brings its own weights."
         )
-    return _transformers_classifier(args, name, classes)
+    classifier = _transformers_classifier(args, name, classes)
+    trained = _trained_classes(args, classes)
+    if trained is not None:
+        noise = np.random.default_rng(0).normal(size=(1, *classifier.data_config["input_size"]))
+        inputs = {"pixel_values": torch.from_numpy(noise).to(classifier.model.dtype)}
+        reorder_outputs(classifier.model, name, trained, readable_names(classes), inputs)
+    return classifier
 
 
-def classes_of_model(args: ImageModelArguments) -> dict[int, str] | None:
-    """The classes, by their numbers, of a pretrained classifier of transformers whose head is trained further; None elsewhere."""
+def tell_order_of(args: ImageModelArguments, classes: Sequence[str]) -> None:
+    """Say whether `build_image_classifier` reorders the outputs of a pretrained classifier, or gives them another meaning."""
+    trained = _trained_classes(args, classes)
+    if trained is not None:
+        tell_order(str(args.model_name_or_path), trained, readable_names(classes))
+
+
+def _trained_classes(args: ImageModelArguments, classes: Sequence[str]) -> dict[int, str] | None:
+    """The names of the outputs of a pretrained classifier of transformers whose head is trained further; None elsewhere."""
     name = args.model_name_or_path
     if name is None or name.startswith(TIMM) or args.from_scratch:
         return None
     config = load_pretrained(AutoConfig.from_pretrained, name)
-    return dict(config.id2label) if _has_head(config) else None
+    return dict(config.id2label) if _has_head(config) and config.num_labels == len(classes) else None
 
 
 def _has_head(config: Any) -> bool:
@@ -250,6 +267,8 @@ def _transformers_classifier(args: ImageModelArguments, name: str, classes: Sequ
             f"--image_size {args.image_size} cannot be changed in {name} (made for "
             f"{getattr(config, 'image_size', 'its own size')}): a model of timm (--model_name_or_path {TIMM}NAME) takes any size."
         )
+    if is_timm:
+        config.label_names = list(readable_names(classes))  # saved in the place of id2label
     changed, crop_pct = args.more()
     _set_drop_path(config, changed, name)
     if is_timm and crop_pct is not None:
