@@ -19,7 +19,7 @@ from rgd_hf.batches.columns import SAMPLE_WEIGHT, WithColumns
 from rgd_hf.batches.last_batch import LastBatchMixin
 from rgd_hf.batches.resumed_streams import ResumedStreams
 from rgd_hf.batches.trainer import ColumnsMixin
-from rgd_hf.class_weights import as_setting, check_counted
+from rgd_hf.class_weights import check_counted
 from rgd_hf.evaluation import PlainEvaluationMixin, with_loss
 from rgd_hf.hub.model_card import ModelCardMixin
 from rgd_hf.hub.push import PushMixin
@@ -143,8 +143,6 @@ class ReweightingMixin(
             # None is a value of some settings; of the others it is none.
             and (value is not None or names[name].default is None)
         }
-        if given.get("class_weights") is not None:
-            given["class_weights"] = as_setting(given["class_weights"])
         rest = {name: value for name, value in keywords.items() if name not in names or name in elsewhere}
         return given, rest
 
