@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -78,12 +79,22 @@ def test_the_model_of_a_discarded_run_goes_with_it_and_the_users_files_stay(shor
     assert all((folder / name).read_text() == "mine" for name in mine)
 
 
-def test_a_model_that_is_trained_further_in_its_own_directory_is_not_discarded(short):
+def test_a_model_is_not_discarded_by_the_runs_that_begin_from_it(short, tmp_path):
     glue.main(short)
-    folder = output_of(short)
-    options = changed(short, model_name_or_path=str(folder))
+    folder, before = output_of(short), content(output_of(short))
+    for model in (folder, folder / "checkpoint-2"):
+        options = changed(short, model_name_or_path=str(model))
+        with pytest.raises(UserError, match=r"finished run .*\. Choose another --output_dir\.$"):
+            glue.main(options)
+        for more in ([], ["--compare"]):
+            with pytest.raises(UserError, match="Copy it elsewhere and name the copy"):
+                glue.main([*options, *more, "--overwrite_output_dir"])
+    assert content(folder) == before
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    options = changed(short, model_name_or_path=str(copy))
     found = glue.main([*options, "--overwrite_output_dir", "--compare"])
-    assert list(found["runs"]) == ["erm", "kl"] and (folder / "model.safetensors").is_file()
+    assert list(found["runs"]) == ["erm", "kl"] and content(copy) == before
+    assert glue.main([*options, "--compare"]) == found
 
 
 def test_a_table_that_does_not_fit_discards_nothing(tmp_path):
