@@ -55,15 +55,20 @@ def test_nothing_is_discarded_before_the_first_run_begins(options, error, compla
 def test_the_model_of_a_discarded_run_goes_with_it_and_the_users_files_stay(short):
     folder, mine = (
         output_of(short),
-        ("vocab_of_mine.txt", "notes.txt", "README.txt", "analysis.py", "my.model"),
+        (
+            *("vocab_of_mine.txt", "notes.txt", "README.txt", "hard_examples.csv", "predictions_old.parquet"),
+            *("analysis.py", "my.model", "predictions_reviewed.parquet", "checkpoint-notes.txt"),
+        ),
     )
     folder.mkdir()
-    for name in mine[:3]:
+    for name in mine[:5]:
         (folder / name).write_text("mine")
-    glue.main(short)
+    glue.main([*short, "--save_predictions", "--hard_examples", "4"])
+    shutil.copytree(folder / "checkpoint-2", folder / "checkpoint-best")
     saved = {path.name for path in folder.iterdir()} - {*mine}
     assert {"model.safetensors", "config.json", "tokenizer.json", "README.md", "trainer_state.json"} <= saved
-    for name in mine[3:]:  # while nothing runs
+    assert {"predictions.parquet", "hard_examples.json", "hard_examples.html"} <= saved
+    for name in mine[5:]:  # while nothing runs
         (folder / name).write_text("mine")
     (folder / "adapter_config.json").write_text("{}")  # not of the run either, though a model may have one
     glue.main([*short, "--overwrite_output_dir", "--save_models", "false"])
@@ -77,6 +82,7 @@ def test_the_model_of_a_discarded_run_goes_with_it_and_the_users_files_stay(shor
         "run_settings.json",
     }
     assert all((folder / name).read_text() == "mine" for name in mine)
+    assert (folder / "checkpoint-best" / "model.safetensors").is_file()
 
 
 def test_a_model_is_not_discarded_by_the_runs_that_begin_from_it(short, tmp_path):
@@ -211,6 +217,9 @@ def test_hard_examples_cannot_be_asked_for_after_an_interruption(short):
 def test_lists_that_a_finished_run_did_not_write_are_missed(short):
     pair = [*short, "--compare"]
     results = glue.main(pair)
+    for name in ("predictions_reviewed.parquet", "hard_examples.csv"):  # the user's
+        (output_of(short) / "erm" / name).touch()
+        (output_of(short) / "kl" / name).touch()
     for options in (
         ["--hard_examples", "4"],
         ["--save_predictions"],

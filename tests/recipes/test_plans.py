@@ -152,6 +152,25 @@ def test_a_model_that_runs_would_remove_or_save_over_is_refused(place, setting, 
         shutil.rmtree(root)
 
 
+@pytest.mark.parametrize(
+    "name", ["hard_examples.json", "hard_examples.html", "predictions.parquet", "predictions_matched.parquet"]
+)
+def test_lists_are_discarded_where_the_run_recorded_that_it_wrote_them(name, args, tmp_path):
+    root = tmp_path / "out"
+    plan = RunPlan(root, tuple(plan_runs(args, compare=False)), {}, RunArguments(overwrite_output_dir=True))
+    for mine, asked, finished, listed in itertools.product([False, True], repeat=4):
+        root.mkdir()
+        (root / name).touch()
+        settings = {"own_files": [name] * mine, "hard_examples": 4 * asked, "save_predictions": asked}
+        (root / "run_settings.json").write_text(json.dumps(settings))
+        if finished:
+            write_results(root, {"files": [name] * listed})
+        discard(plan)
+        wrote = listed if finished else asked and name != "predictions_matched.parquet"  # of any name
+        assert [path.name for path in root.iterdir()] == [name] * (mine or not wrote)
+        shutil.rmtree(root)
+
+
 def test_a_comparison_that_is_finished_saves_over_nothing(args, tmp_path):
     settings = {"model_name_or_path": str(tmp_path / "out" / "erm")}
     for run in plan_runs(args, compare=True):

@@ -26,6 +26,12 @@ _BESIDE_THE_MODEL = (
     "preprocessing.skops", "preprocessing_versions.json",
 )  # fmt: skip
 
+_LISTS = {
+    "hard_examples": (f"{HARD_EXAMPLES}.html", f"{HARD_EXAMPLES}.json"),
+    "save_predictions": (f"{PREDICTIONS}.parquet",),
+}
+"""What the options leave behind, by the settings that ask for it."""
+
 
 def discard(plan: "RunPlan") -> None:
     """Remove the checkpoints, results, lists, models and cards of the plan's runs; files that no run wrote are kept."""
@@ -36,15 +42,8 @@ def discard(plan: "RunPlan") -> None:
                 checkpoint.unlink()
             else:
                 shutil.rmtree(checkpoint)
-        left = (
-            directory / RESULTS_NAME,
-            directory / SETTINGS_NAME,
-            *directory.glob(f"{PREDICTIONS}*.parquet"),
-            *directory.glob(f"{HARD_EXAMPLES}.*"),
-            *(directory / name for name in written),
-        )
-        for path in left:
-            path.unlink(missing_ok=True)
+        for name in (RESULTS_NAME, SETTINGS_NAME, *written):
+            (directory / name).unlink(missing_ok=True)
 
 
 def lost_model(plan: "RunPlan", overwrite: bool) -> str | None:
@@ -102,15 +101,22 @@ def own_files(directory: Path) -> list[str]:
 
 
 def written_by_run(directory: Path) -> list[str]:
-    """The names of the model's files and of those beside them that the run in a directory wrote."""
+    """The names of the model's files, of those beside them and of lists that the run in a directory wrote."""
     before, record = recorded_settings(directory), read_results(directory) or {}
     if before is None or not directory.is_dir():
         return []
-    names = {*model_files(directory), *_BESIDE_THE_MODEL} - {*before.get(OWN_FILES, ())}
+    of_sets = {path.name for path in directory.glob(f"{PREDICTIONS}_*.parquet")}
+    lists = {
+        name for asked, of in _LISTS.items() if "files" in record or before.get(asked, True) for name in of
+    }
+    names = {*model_files(directory), *_BESIDE_THE_MODEL, *of_sets, *lists} - {*before.get(OWN_FILES, ())}
     if "files" in record:
         names &= {*record["files"]}
-    if "files" not in record or OWN_FILES not in before or not _has_code(directory):
-        names = {name for name in names if not name.endswith(".py")}  # else they may be the user's
+    unknown = "files" not in record or OWN_FILES not in before
+    if unknown:
+        names -= of_sets  # they may be the user's
+    if unknown or not _has_code(directory):
+        names = {name for name in names if not name.endswith(".py")}  # so may these
     return sorted(names)
 
 

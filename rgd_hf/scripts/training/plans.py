@@ -296,7 +296,8 @@ def _conflict_of_run(run: Run, plan: RunPlan) -> str | None:
     listed = (directory / f"{HARD_EXAMPLES}.json").is_file() and count <= before.get("hard_examples", count)
     if finished and count and not listed:
         wanting.append(f"--hard_examples {count}")
-    if finished and options.save_predictions and not [*directory.glob(f"{PREDICTIONS}*.parquet")]:
+    predicted = before.get("save_predictions", True) and any(directory.glob(f"{PREDICTIONS}*.parquet"))
+    if finished and options.save_predictions and not predicted:
         wanting.append("--save_predictions")
     if wanting:
         return (
