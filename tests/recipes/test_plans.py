@@ -105,7 +105,7 @@ def test_secrets_alone_are_left_out():
     [
         *((place, "model_name_or_path") for place in (
             ".", "base", "checkpoint-4", "checkpoint-4/base", "checkpoint-best", "erm-seed0", "erm-seed0/base", "erm-seed0/checkpoint-4",
-            "kl-seed1/checkpoint-2", "kl-seed7", "../elsewhere",
+            "erm-seed0/checkpoint-best", "kl-seed1/checkpoint-2", "kl-seed7", "../elsewhere",
         )),
         *((place, "weights") for place in (
             "model.safetensors", "pretrained.pth", "erm-seed0/model.safetensors", "kl-seed0/pretrained.pth", "kl-seed1/checkpoint-4/w.pth",
@@ -126,7 +126,7 @@ def test_a_model_that_runs_would_remove_or_save_over_is_refused(place, setting, 
         folder = model if model.is_dir() else model.parent
         if recorded:
             (folder / "run_settings.json").write_text(json.dumps({"own_files": []}))
-        args = ReweightedTrainingArguments(output_dir=str(root), use_cpu=True)
+        args = ReweightedTrainingArguments(output_dir=str(root), use_cpu=True, save_total_limit=1)
         options = RunArguments(
             compare=compare, seeds=seeds or [], overwrite_output_dir=overwrite, save_models=saves
         )
@@ -140,10 +140,10 @@ def test_a_model_that_runs_would_remove_or_save_over_is_refused(place, setting, 
         if overwrite:
             discard(plan)
         for run in plan.runs:
-            for below in [".", "checkpoint-2", "checkpoint-4"][0 if saves else 1 :]:
-                path = Path(run.args.output_dir, below)
-                if below != ".":
-                    shutil.rmtree(path, ignore_errors=True)  # as `save_total_limit` does
+            directory = Path(run.args.output_dir)
+            for old in directory.glob("checkpoint-*"):  # as `save_total_limit` does
+                shutil.rmtree(old)
+            for path in [directory / "checkpoint-4", directory][: 1 + saves]:
                 path.mkdir(parents=True, exist_ok=True)
                 (path / "model.safetensors").write_text("trained")
         left = [model / name for name in names] if setting == "model_name_or_path" else [model]

@@ -65,23 +65,20 @@ def lost_model(plan: "RunPlan", overwrite: bool) -> str | None:
             continue
         whole = model.is_dir()
         folder = model if whole else model.parent
-        lost = any(
-            _is_checkpoint(path) and path.parent in discarded | runs for path in (model, *model.parents)
-        )
+        above = (model, *model.parents)
+        lost = any(_is_checkpoint(path) and path.parent in discarded | runs for path in above)
+        if plan.runs[0].args.save_total_limit:  # by which the Trainer deletes folders of all such names
+            lost |= any(path.parent in runs and path.match(f"{PREFIX_CHECKPOINT_DIR}-*") for path in above)
         if folder in discarded:
             files = {*written_by_run(folder)} & {*model_files(folder)}
             lost |= bool(files) if whole else model.name in files
         if folder in runs and plan.options.save_models:
             lost |= whole or model.match("model*.safetensors")
         if lost:
-            how = (
-                "--overwrite_output_dir would discard it, or a run"
-                if overwrite
-                else "a run of the comparison would"
-            )
+            who = "--overwrite_output_dir or a run" if overwrite else "a run of the comparison"
             return (
-                f"--{setting} {given} is in the output directory, where {how} save its own model over it. Copy it elsewhere and "
-                "name the copy, or choose another --output_dir."
+                f"--{setting} {given} is in the output directory, where {who} would delete it or save another model over it. "
+                "Copy it elsewhere and name the copy, or choose another --output_dir."
             )
     return None
 
