@@ -66,14 +66,10 @@ def _reading(table: PreparedTable) -> list[str]:
         return []
     texts = [column["name"] for column in table.columns if column["kind"] != "numeric"]
     if "sep" not in table.marks:
-        as_text = (
-            f"texts as they stand in the file: {', '.join(map(repr, texts[:20]))}{', ...' * (len(texts) > 20)}; "
-            if texts
-            else ""
-        )
+        named = ", ".join(map(repr, texts)) or "none"
         return [
-            "# pandas.read_csv cannot read a file of this form as training did.",
-            f"# frame has {as_text}numbers in all other columns.",
+            "# No call of pandas.read_csv reads a file of this form as training did.",
+            f"# Columns of texts, as they stand in the file: {named}. All others: numbers.",
         ]
     numbers = [column["name"] for column in table.columns if column["kind"] == "numeric"]
     decimal = table.marks["decimal"]
