@@ -140,10 +140,11 @@ class Runner:
                 for cell, resolved in self._ready(waiting, running.values()):
                     if len(running) == workers.number:
                         break
-                    if (
-                        identity(self.study, resolved) in self.records
-                    ):  # tuning chose the settings of an earlier start again
+                    record = self.records.get(identity(self.study, resolved))
+                    if record is not None:  # tuning chose the settings of an earlier start again
                         waiting.remove(cell)
+                        if "error" in record:
+                            self.failed[resolved] = record["error"]
                     elif self._fits(cell, time_budget, started):
                         self.report(f"{self._place(waiting, running.values(), workers)} {resolved.name}")
                         waiting.remove(cell)

@@ -1,5 +1,7 @@
 """Studies that are edited or resumed: which of their lines still count, and what is said of them."""
 
+import json
+
 import pytest
 from studies import STUDY, changed, lines, write
 
@@ -60,3 +62,27 @@ def test_tuning_that_is_added_is_waited_for(first, added, finals, tmp_path, caps
     assert run(edited, tmp_path) == found
     trained = [line["candidate"] for line in found if line["stage"] == "final"]
     assert len(trained) == finals and set(trained[-3:]) == {"lr0.5"}
+
+
+def test_failures_whose_settings_are_chosen_again_are_failures(tmp_path, capsys):
+    """The final runs of 0.5, the better one, have failed; tuning that is added chooses them once more."""
+    erm = changed("datasets", "few", "methods", value=["erm"], study=FEW)
+    before = run(changed("learning_rate_factors", value=[0.5], study=erm), tmp_path)
+    failed = [
+        {key: value for key, value in line.items() if key != "score"} | {"error": "the loss is NaN"}
+        if line["stage"] == "final" and line["seed"] < 2
+        else line
+        for line in before
+    ]
+    (tmp_path / "runs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in failed))
+    edited = changed("learning_rate_factors", value=[0.5, 2], study=erm)
+    for _ in range(2):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            run(edited, tmp_path)
+        assert end.value.code == study.EXIT_RUNS_FAILED
+        said = capsys.readouterr().out
+        assert "cells are finished:" not in said and "2 cells failed, 2 of them final." in said
+        assert said.count("failed: few/erm/") == 2
+    assert len(lines(tmp_path)) == len(before) + 4  # of tuning
+    assert len(run(edited, tmp_path, "--retry_failed")) == len(before) + 4 + 2

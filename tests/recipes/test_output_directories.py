@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -54,15 +55,24 @@ def test_nothing_is_discarded_before_the_first_run_begins(options, error, compla
 def test_the_model_of_a_discarded_run_goes_with_it_and_the_users_files_stay(short):
     folder, mine = (
         output_of(short),
-        ("vocab_of_mine.txt", "notes.txt", "README.txt", "analysis.py", "my.model"),
+        (
+            *("vocab_of_mine.txt", "notes.txt", "README.txt", "hard_examples.csv", "predictions_old.parquet"),
+            *("analysis.py", "my.model", "predictions_reviewed.parquet", "checkpoint-notes.txt"),
+        ),
     )
     folder.mkdir()
-    for name in mine[:3]:
+    for name in mine[:5]:
         (folder / name).write_text("mine")
-    glue.main(short)
+    glue.main([*short, "--save_predictions", "--hard_examples", "4"])
+    shutil.copytree(folder / "checkpoint-2", folder / "checkpoint-best")
+    short += [
+        "--save_total_limit",
+        "9",
+    ]  # the recipe's is 1, and the Trainer counts all folders of such names
     saved = {path.name for path in folder.iterdir()} - {*mine}
     assert {"model.safetensors", "config.json", "tokenizer.json", "README.md", "trainer_state.json"} <= saved
-    for name in mine[3:]:  # while nothing runs
+    assert {"predictions.parquet", "hard_examples.json", "hard_examples.html"} <= saved
+    for name in mine[5:]:  # while nothing runs
         (folder / name).write_text("mine")
     (folder / "adapter_config.json").write_text("{}")  # not of the run either, though a model may have one
     glue.main([*short, "--overwrite_output_dir", "--save_models", "false"])
@@ -76,14 +86,25 @@ def test_the_model_of_a_discarded_run_goes_with_it_and_the_users_files_stay(shor
         "run_settings.json",
     }
     assert all((folder / name).read_text() == "mine" for name in mine)
+    assert (folder / "checkpoint-best" / "model.safetensors").is_file()
 
 
-def test_a_model_that_is_trained_further_in_its_own_directory_is_not_discarded(short):
+def test_a_model_is_not_discarded_by_the_runs_that_begin_from_it(short, tmp_path):
     glue.main(short)
-    folder = output_of(short)
-    options = changed(short, model_name_or_path=str(folder))
+    folder, before = output_of(short), content(output_of(short))
+    for model in (folder, folder / "checkpoint-2"):
+        options = changed(short, model_name_or_path=str(model))
+        with pytest.raises(UserError, match=r"finished run .*\. Choose another --output_dir\.$"):
+            glue.main(options)
+        for more in ([], ["--compare"]):
+            with pytest.raises(UserError, match="Copy it elsewhere and name the copy"):
+                glue.main([*options, *more, "--overwrite_output_dir"])
+    assert content(folder) == before
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    options = changed(short, model_name_or_path=str(copy))
     found = glue.main([*options, "--overwrite_output_dir", "--compare"])
-    assert list(found["runs"]) == ["erm", "kl"] and (folder / "model.safetensors").is_file()
+    assert list(found["runs"]) == ["erm", "kl"] and content(copy) == before
+    assert glue.main([*options, "--compare"]) == found
 
 
 def test_a_table_that_does_not_fit_discards_nothing(tmp_path):
@@ -200,6 +221,9 @@ def test_hard_examples_cannot_be_asked_for_after_an_interruption(short):
 def test_lists_that_a_finished_run_did_not_write_are_missed(short):
     pair = [*short, "--compare"]
     results = glue.main(pair)
+    for name in ("predictions_reviewed.parquet", "hard_examples.csv"):  # the user's
+        (output_of(short) / "erm" / name).touch()
+        (output_of(short) / "kl" / name).touch()
     for options in (
         ["--hard_examples", "4"],
         ["--save_predictions"],

@@ -1,7 +1,10 @@
 """What runs are planned, and which checkpoint a run goes on from."""
 
 import dataclasses
+import itertools
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 from transformers import SchedulerType
@@ -9,7 +12,8 @@ from transformers import SchedulerType
 from rgd_hf import ReweightedTrainingArguments
 from rgd_hf.checkpoints import last_checkpoint, passed_over
 from rgd_hf.scripts.errors import UserError
-from rgd_hf.scripts.training.plans import plan_runs
+from rgd_hf.scripts.training.discarding import discard
+from rgd_hf.scripts.training.plans import RunArguments, RunPlan, all_settings, plan_runs, prepare_runs
 from rgd_hf.scripts.training.results import read_results, settings_of, write_results
 
 
@@ -93,6 +97,86 @@ def test_secrets_alone_are_left_out():
     given = Arguments("<end>", "<pad>", "secret", "secret", SchedulerType.COSINE)
     expected = {"eos_token": "<end>", "pad_token": "<pad>", "lr_scheduler_type": "cosine"}
     assert settings_of(given) == expected and type(settings_of(given)["lr_scheduler_type"]) is str
+
+
+@pytest.mark.parametrize("seeds", [None, [0, 1]], ids=["single", "comparison"])
+@pytest.mark.parametrize(
+    "place, setting",
+    [
+        *((place, "model_name_or_path") for place in (
+            ".", "base", "checkpoint-4", "checkpoint-4/base", "checkpoint-best", "erm-seed0", "erm-seed0/base", "erm-seed0/checkpoint-4",
+            "erm-seed0/checkpoint-best", "kl-seed1/checkpoint-2", "kl-seed7", "../elsewhere",
+        )),
+        *((place, "weights") for place in (
+            "model.safetensors", "pretrained.pth", "erm-seed0/model.safetensors", "kl-seed0/pretrained.pth", "kl-seed1/checkpoint-4/w.pth",
+        )),
+    ],
+)  # fmt: skip
+def test_a_model_that_runs_would_remove_or_save_over_is_refused(place, setting, seeds, tmp_path):
+    """What would become of it is tried: refused is what would be lost, but for a single run that trains it further."""
+    compare, names = seeds is not None, ("model.safetensors", "config.json")
+    for (overwrite, recorded), saves in itertools.product(
+        [(False, False), (True, False), (True, True)], [False, True]
+    ):
+        root = tmp_path / "out"
+        model = root / place
+        for name in names if setting == "model_name_or_path" else [""]:
+            (model / name).parent.mkdir(parents=True, exist_ok=True)
+            (model / name).write_text("base")
+        folder = model if model.is_dir() else model.parent
+        if recorded:
+            (folder / "run_settings.json").write_text(json.dumps({"own_files": []}))
+        args = ReweightedTrainingArguments(output_dir=str(root), use_cpu=True, save_total_limit=1)
+        options = RunArguments(
+            compare=compare, seeds=seeds or [], overwrite_output_dir=overwrite, save_models=saves
+        )
+        settings = {setting: str(model)}
+        refused = False
+        try:
+            prepare_runs(args, options, settings)
+        except UserError as error:
+            refused = "Copy it elsewhere" in str(error)
+        plan = RunPlan(root, tuple(plan_runs(args, compare, seeds or [])), settings, options)
+        if overwrite:
+            discard(plan)
+        for run in plan.runs:
+            directory = Path(run.args.output_dir)
+            for old in directory.glob("checkpoint-*"):  # as `save_total_limit` does
+                shutil.rmtree(old)
+            for path in [directory / "checkpoint-4", directory][: 1 + saves]:
+                path.mkdir(parents=True, exist_ok=True)
+                (path / "model.safetensors").write_text("trained")
+        left = [model / name for name in names] if setting == "model_name_or_path" else [model]
+        lost = any(not path.is_file() or path.read_text() != "base" for path in left)
+        assert refused == (lost and (overwrite or compare)), (overwrite, saves, recorded)
+        shutil.rmtree(root)
+
+
+@pytest.mark.parametrize(
+    "name", ["hard_examples.json", "hard_examples.html", "predictions.parquet", "predictions_matched.parquet"]
+)
+def test_lists_are_discarded_where_the_run_recorded_that_it_wrote_them(name, args, tmp_path):
+    root = tmp_path / "out"
+    plan = RunPlan(root, tuple(plan_runs(args, compare=False)), {}, RunArguments(overwrite_output_dir=True))
+    for mine, asked, finished, listed in itertools.product([False, True], repeat=4):
+        root.mkdir()
+        (root / name).touch()
+        settings = {"own_files": [name] * mine, "hard_examples": 4 * asked, "save_predictions": asked}
+        (root / "run_settings.json").write_text(json.dumps(settings))
+        if finished:
+            write_results(root, {"files": [name] * listed})
+        discard(plan)
+        wrote = listed if finished else asked and name != "predictions_matched.parquet"  # of any name
+        assert [path.name for path in root.iterdir()] == [name] * (mine or not wrote)
+        shutil.rmtree(root)
+
+
+def test_a_comparison_that_is_finished_saves_over_nothing(args, tmp_path):
+    settings = {"model_name_or_path": str(tmp_path / "out" / "erm")}
+    for run in plan_runs(args, compare=True):
+        record = {"settings": json.loads(json.dumps(all_settings(run, settings), default=str))}
+        write_results(run.args.output_dir, record)
+    assert len(prepare_runs(args, RunArguments(compare=True), settings).runs) == 2
 
 
 def checkpoint(root, step, state='{"global_step": 1}', files=("optimizer.pt", "scheduler.pt")):

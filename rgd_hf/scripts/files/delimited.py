@@ -51,14 +51,18 @@ def read_delimited(path: Path, warn: Callable[[str], Any]) -> pa.Table:
     """Read a file of delimited text, plain or gzip, into columns of strings; an empty cell is an empty string.
 
     Args:
-        path: the file. Its separator is in the table's metadata. Its first record is the header; a line `sep=;` before it, as Excel writes it, is followed.
+        path: the file. Its first record is the header; a line `sep=;` before it, as Excel writes it, is followed.
         warn: called with a sentence for everything that could have been read differently, or is skipped.
+
+    Returns:
+        The columns. The table's metadata has the arguments of `pandas.read_csv` that read the same cells: `sep`, `encoding`,
+        and where they are needed `skiprows`, `skipinitialspace`, `quoting`; none where no call does.
 
     Raises:
         UserError: no text, an unknown encoding, NUL bytes, quotation marks that do not match, records with more or
             fewer cells than the header, or two readings that are equally good.
     """
-    text = decoded(bytes_of(path), path, warn)
+    text, encoding = _decoded(bytes_of(path), path, warn)
     if not text.strip():
         raise UserError(f"{path} is empty: a header and at least one row are needed.")
     separators, skipped_lines = list(SEPARATORS), 0
@@ -73,9 +77,25 @@ def read_delimited(path: Path, warn: Callable[[str], Any]) -> pa.Table:
             )
         table = _table(text, survey, path, warn)
     _say_if_header_looks_like_a_row(table, path, warn)
-    return table.replace_schema_metadata(
-        {"separator": r"\s+" if survey.separator == " " else survey.separator}
-    )
+    return table.replace_schema_metadata(_for_pandas(survey, encoding, skipped_lines))
+
+
+def _for_pandas(survey: Survey, encoding: str, skipped_lines: int) -> dict[str, str]:
+    """What `pandas.read_csv` has to be told to read the same cells; nothing where it cannot be told."""
+    names = survey.header
+    padded = any(name != name.lstrip() for name in names)
+    # Of rows with more cells than the header has names, pandas takes the first cells for an index.
+    if survey.row_names or survey.trimmed or any(name != name.rstrip() for name in names if name.strip()):
+        return {}
+    spaces = survey.separator == " "
+    told = {"sep": r"\s+" if spaces else survey.separator, "encoding": encoding}
+    if skipped_lines:
+        told["skiprows"] = str(skipped_lines)
+    if not spaces and (survey.skip_spaces or padded):
+        told["skipinitialspace"] = "True"
+    if not survey.quoted:
+        told["quoting"] = str(csv.QUOTE_NONE)
+    return told
 
 
 def _with_line_ends_of_several_kinds(
@@ -119,6 +139,10 @@ def bytes_of(path: Path) -> bytes:
 
 def decoded(raw: bytes, path: Path, warn: Callable[[str], Any]) -> str:
     """The text of a file's bytes in the encoding that they tell; `warn` is called where that is a guess."""
+    return _decoded(raw, path, warn)[0]
+
+
+def _decoded(raw: bytes, path: Path, warn: Callable[[str], Any]) -> tuple[str, str]:
     encoding = next((name for mark, name in _BOMS if raw.startswith(mark)), None) or _utf16_without_mark(raw)
     try:
         text = raw.decode(encoding or "utf-8")
@@ -126,14 +150,14 @@ def decoded(raw: bytes, path: Path, warn: Callable[[str], Any]) -> str:
         refuse_surrogates(raw, encoding or "utf-8", path)
         if encoding:
             raise UserError(f"{path} begins like {encoding} but is not: {error.reason}.") from error
-        text = _western(raw, path, warn)
+        text, encoding = _western(raw, path, warn), "cp1252"
     if "\x00" in text:
         line = text.count("\n", 0, text.index("\x00")) + 1
         raise UserError(
             f"{path} has {text.count(chr(0)):,} NUL characters (the first in line {line}), so it is damaged or no text. "
             "Write it again, or take them away: tr -d '\\000' < FILE > CLEAN_FILE."
         )
-    return text
+    return text, encoding or "utf-8"
 
 
 def _utf16_without_mark(raw: bytes) -> str | None:

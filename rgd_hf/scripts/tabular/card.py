@@ -8,8 +8,8 @@ from rgd_hf.scripts.files.dialects import NO_SEPARATOR
 from rgd_hf.scripts.tabular.splits import PreparedTable
 from rgd_hf.scripts.tabular.trainer import TabularTrainer
 
-_NAMES = {"separator": "sep"}
-_PANDAS_OWN = {"separator": (",", NO_SEPARATOR), "decimal": (".",)}
+_PANDAS_OWN = {"sep": (",", NO_SEPARATOR), "encoding": ("utf-8",), "decimal": (".",)}
+_NO_TEXTS = ("skiprows", "skipinitialspace", "quoting")
 _MISSING = ["", "?", "-", ".", "NA", "N/A", "#N/A", "NaN", "nan", "null", "None", "missing"]
 _FIRST_CODE = re.compile(r"(?s)```python\n.*?\n```")
 
@@ -38,7 +38,7 @@ def write_card(trainer: TabularTrainer, folder: Path, table: PreparedTable, meth
     code = "\n".join(
         [
             "```python",
-            *(["import pandas as pd"] if reading else []),
+            *(["import pandas as pd"] if table.marks.get("sep") else []),
             "from transformers import AutoModel",
             "",
             *reading,
@@ -58,16 +58,25 @@ def write_card(trainer: TabularTrainer, folder: Path, table: PreparedTable, meth
 
 
 def _reading(table: PreparedTable) -> list[str]:
-    """The call of pandas that reads a file like that of the table as training did; none where it was no delimited text."""
+    """The call of pandas that reads a file like that of the table as training did, or where there is none, what it has to be.
+
+    Nothing where it was no delimited text.
+    """
     if not table.marks:
         return []
     texts = [column["name"] for column in table.columns if column["kind"] != "numeric"]
+    if "sep" not in table.marks:
+        named = ", ".join(map(repr, texts)) or "none"
+        return [
+            "# No call of pandas.read_csv reads a file of this form as training did.",
+            f"# Columns of texts, as they stand in the file: {named}. All others: numbers.",
+        ]
     numbers = [column["name"] for column in table.columns if column["kind"] == "numeric"]
     decimal = table.marks["decimal"]
     # Beside another word pandas leaves the numbers of a column as they stand, which matters where that is with commas.
     gaps = [name for name in numbers if decimal != "." and table.frame[name].isna().any()]
     options = {name: mark for name, mark in table.marks.items() if mark not in _PANDAS_OWN.get(name, ())}
-    given = [f"{_NAMES.get(name, name)}={mark!r}" for name, mark in options.items()]
+    given = [f"{name}={mark if name in _NO_TEXTS else repr(mark)}" for name, mark in options.items()]
     given += [f"dtype=dict.fromkeys({texts!r}, str)"] if texts else []
     given += ["keep_default_na=False"]
     given += [f"na_values=dict.fromkeys({gaps!r}, {_MISSING!r})" if gaps else 'na_values=[""]']

@@ -107,7 +107,7 @@ class TabularModel(PreTrainedModel):
         """The predicted target of every row of a pandas DataFrame.
 
         Warns, once a column, of values that are no category of the training rows, no number or no date. Where the file has
-        better ones, it was read in another way than for training; the model card shows the call that reads it alike.
+        better ones, it was read in another way than for training; the model card shows how to read it alike.
 
         Args:
             frame: has the columns that the model was trained on, in any order; more are ignored, missing values and

@@ -21,18 +21,20 @@ from rgd_hf.scripts.errors import UserError
 from rgd_hf.scripts.messages import say
 from rgd_hf.scripts.processes import on_main_process
 from rgd_hf.scripts.ranges import check_seed
+from rgd_hf.scripts.training.discarding import lost_model
 from rgd_hf.scripts.training.hard_examples import HARD_EXAMPLES
 from rgd_hf.scripts.training.predictions import PREDICTIONS
 from rgd_hf.scripts.training.pushing import check_repository
-from rgd_hf.scripts.training.results import RESULTS_NAME, read_results, settings_of
+from rgd_hf.scripts.training.results import (
+    OWN_FILES,
+    RESULTS_NAME,
+    read_results,
+    recorded_settings,
+    settings_of,
+)
 
 ROWS = "rows"
 """The key under which the numbers of samples are recorded among the settings of a run."""
-
-OWN_FILES = "own_files"
-"""The key under which a run records the files that it found in its directory, which are the user's."""
-
-WAYS_OUT = "Choose another --output_dir, or give --overwrite_output_dir to discard it and start again."
 
 # The settings of re-weighting that plain training has too; all others belong to the rule that is compared with it.
 SETTINGS_OF_ALL_METHODS = ("reweighting_level", "class_weights", "fused_lm_head")
@@ -68,7 +70,8 @@ class RunArguments:
         default=False,
         metadata={
             "help": "Discard the checkpoints, results and models of runs in the output directory and start again; they are kept until data, "
-            "settings and model have been checked and the first run begins. Without it an interrupted run "
+            "settings and model have been checked and the first run begins. A model to begin from that would be discarded or saved over "
+            "is refused. Without it an interrupted run "
             "resumes from its last checkpoint, and a finished run is not repeated."
         },
     )
@@ -159,7 +162,8 @@ def prepare_runs(
     Raises:
         UserError: the rule needs more than losses; the directory holds a finished run that is not to be pushed, one with
             other settings, or one that cannot leave what is asked for any more (`--hard_examples`,
-            `--save_predictions`); or a model is to be pushed to the Hub, but not to be saved.
+            `--save_predictions`); the runs would remove the model that they begin from, or save over it; or a model is to
+            be pushed to the Hub, but not to be saved.
         HubError: it may not be pushed.
     """
     check_rule(args.reweighting)
@@ -240,12 +244,11 @@ def recorded_runs(plan: RunPlan) -> dict[str, Any]:
     return (read_results(plan.root) or {}).get("runs", {})
 
 
-def recorded_settings(directory: Path) -> dict[str, Any] | None:
-    """The settings that a run in `directory` was begun with, or None where they are not known."""
-    path = directory / SETTINGS_NAME
-    if path.is_file():
-        return json.loads(path.read_text(encoding="utf-8"))
-    return (read_results(directory) or {}).get("settings")
+def ways_out(plan: RunPlan) -> str:
+    """What to do where the output directory holds what the runs of a plan must not replace unasked."""
+    if lost_model(plan, overwrite=True):
+        return "Choose another --output_dir."
+    return "Choose another --output_dir, or give --overwrite_output_dir to discard it and start again."
 
 
 def _conflict(plan: RunPlan) -> str | None:
@@ -253,14 +256,16 @@ def _conflict(plan: RunPlan) -> str | None:
     if plan.root.exists() and not plan.root.is_dir():
         return f"the output directory {plan.root} is a file. Choose another --output_dir."
     if plan.options.overwrite_output_dir:
-        return None
+        return lost_model(plan, overwrite=True)
     if _is_finished(plan) and not _is_left_to_push(plan):
-        return f"the output directory {plan.root} already holds a finished run ({RESULTS_NAME}). {WAYS_OUT}"
+        return f"the output directory {plan.root} already holds a finished run ({RESULTS_NAME}). {ways_out(plan)}"
     for run in plan.runs:
         problem = _conflict_of_run(run, plan)
         if problem is not None:
             return problem
-    return _conflict_of_comparison(plan) if len(plan.runs) > 1 else None
+    if len(plan.runs) == 1:
+        return None
+    return _conflict_of_comparison(plan) or lost_model(plan, overwrite=False)
 
 
 def _conflict_of_run(run: Run, plan: RunPlan) -> str | None:
@@ -278,25 +283,26 @@ def _conflict_of_run(run: Run, plan: RunPlan) -> str | None:
     elif changed := _changed(before, run, plan.settings):
         return (
             f"{directory} holds a run with other settings ({changed}). Give the same settings to resume it or to push it. "
-            f"{WAYS_OUT}"
+            f"{ways_out(plan)}"
         )
     count = options.hard_examples
     if not finished and count and not (Path(str(checkpoint)) / f"{HardExamples.name}.safetensors").is_file():
         return (
             f"{directory} holds an interrupted run that kept no hard examples, and --hard_examples lists those of a whole "
-            f"training. Leave out --hard_examples to resume it. {WAYS_OUT}"
+            f"training. Leave out --hard_examples to resume it. {ways_out(plan)}"
         )
     wanting = []
     # Earlier versions did not record how many were asked for.
     listed = (directory / f"{HARD_EXAMPLES}.json").is_file() and count <= before.get("hard_examples", count)
     if finished and count and not listed:
         wanting.append(f"--hard_examples {count}")
-    if finished and options.save_predictions and not [*directory.glob(f"{PREDICTIONS}*.parquet")]:
+    predicted = before.get("save_predictions", True) and any(directory.glob(f"{PREDICTIONS}*.parquet"))
+    if finished and options.save_predictions and not predicted:
         wanting.append("--save_predictions")
     if wanting:
         return (
             f"{directory} holds a finished run without what {' and '.join(wanting)} would have written, and only a training "
-            f"writes it. Leave that out to use the results as they are. {WAYS_OUT}"
+            f"writes it. Leave that out to use the results as they are. {ways_out(plan)}"
         )
     return None
 
@@ -310,7 +316,7 @@ def _conflict_of_comparison(plan: RunPlan) -> str | None:
         if changed:
             return (
                 f"{plan.root} holds a comparison whose run {name} has other settings ({changed}). Give the same settings to "
-                f"add to it. {WAYS_OUT}"
+                f"add to it. {ways_out(plan)}"
             )
     return None
 

@@ -13,6 +13,7 @@ from typing import Any
 from accelerate import PartialState
 from rich.table import Table
 
+from rgd_hf.comparison.compare import SETTINGS_NAME
 from rgd_hf.comparison.directions import is_greater_better
 from rgd_hf.comparison.formats import mean_and_spread, number, signed
 from rgd_hf.comparison.result import Comparison, comparison_of
@@ -21,6 +22,10 @@ from rgd_hf.json_lines import write_json
 from rgd_hf.scripts.messages import console, say
 
 RESULTS_NAME = "all_results.json"
+
+OWN_FILES = "own_files"
+"""The key under which a run records the files that it found in its directory, which are the user's."""
+
 PACKAGES = (
     "rgd-hf", "torch", "transformers", "accelerate", "datasets", "timm", "scikit-learn", "lightgbm", "numpy", "pandas", "scipy"
 )  # fmt: skip
@@ -61,6 +66,14 @@ def read_results(directory: str | Path) -> dict[str, Any] | None:
     """The content of `all_results.json`, or None where there is none."""
     path = Path(directory) / RESULTS_NAME
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def recorded_settings(directory: Path) -> dict[str, Any] | None:
+    """The settings that a run in `directory` was begun with, or None where they are not known."""
+    path = directory / SETTINGS_NAME
+    if path.is_file():
+        return json.loads(path.read_text(encoding="utf-8"))
+    return (read_results(directory) or {}).get("settings")
 
 
 def compared(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -23,19 +23,24 @@ from rgd_hf.scripts.processes import on_main_process
 from rgd_hf.scripts.training.discarding import discard, own_files
 from rgd_hf.scripts.training.hard_examples import TrainingSamples, list_hard_examples
 from rgd_hf.scripts.training.plans import (
-    OWN_FILES,
     ROWS,
     SETTINGS_NAME,
-    WAYS_OUT,
     Run,
     RunPlan,
     all_settings,
     recorded_runs,
-    recorded_settings,
+    ways_out,
 )
 from rgd_hf.scripts.training.predictions import PredictionsMixin, write_predictions
 from rgd_hf.scripts.training.pushing import Push, push
-from rgd_hf.scripts.training.results import compared, package_versions, read_results, write_results
+from rgd_hf.scripts.training.results import (
+    OWN_FILES,
+    compared,
+    package_versions,
+    read_results,
+    recorded_settings,
+    write_results,
+)
 from rgd_hf.training_args import with_settings
 from rgd_hf.weightings.choice import weighting_of
 
@@ -239,7 +244,7 @@ def _other_rows(rows: Mapping[str, int | None], run: Run, plan: RunPlan) -> str 
             what = "an interrupted run" if directory == own else "a run to compare with"
             return (
                 f"{directory} holds {what} on other data ({_in_words(found)}, now {_in_words(rows)}): did a file change? "
-                f"Give the same data to go on. {WAYS_OUT}"
+                f"Give the same data to go on. {ways_out(plan)}"
             )
     return None
 
