@@ -175,7 +175,6 @@ class SWADMixin(TrainerBase):
     def _start_swad(self) -> None:
         self.swad_valley: LossValley[WeightAverage] = LossValley(self.swad_tolerance)
         self.swad_segment, self.swad_average = WeightAverage(), WeightAverage()
-        self._evaluated_with: tuple[tuple, dict[str, Any]] = ((), {})
 
     def validation_loss(self, metrics: Mapping[str, float]) -> float:
         """The loss that decides about a segment: `eval_loss`, or the mean of the `eval_<name>_loss` of several evaluation sets.
@@ -201,15 +200,17 @@ class SWADMixin(TrainerBase):
         """As the Trainer's; during training it ends a segment."""
         metrics = super().evaluate(eval_dataset, *args, **kwargs)
         if eval_dataset is None and self.is_in_train:
-            self._evaluated_with = (args, kwargs)
             self._take(self.swad_valley.add(self.validation_loss(metrics), self.swad_segment))
             self.swad_segment = WeightAverage()
         return metrics
 
-    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+    def _inner_training_loop(
+        self, *args: Any, ignore_keys_for_eval: list[str] | None = None, **kwargs: Any
+    ) -> Any:
         # A batch size that did not fit begins here again.
         self._start_swad()
-        return super()._inner_training_loop(*args, **kwargs)
+        self._ignore_keys_for_eval = ignore_keys_for_eval
+        return super()._inner_training_loop(*args, ignore_keys_for_eval=ignore_keys_for_eval, **kwargs)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's; the model ends with the average, and is evaluated once more."""
@@ -237,13 +238,13 @@ class SWADMixin(TrainerBase):
         return output
 
     def _evaluate_average(self) -> None:
-        given, keywords = self._evaluated_with
         args = self.args
         full = args.fp16_full_eval, args.bf16_full_eval
         # After training these would leave the model in half precision.
         args.fp16_full_eval = args.bf16_full_eval = False
         try:
-            self.evaluate(None, *given, **keywords)
+            # As the Trainer does: overrides may take nothing else.
+            self.evaluate(ignore_keys=self._ignore_keys_for_eval)
         finally:
             args.fp16_full_eval, args.bf16_full_eval = full
 

@@ -1,0 +1,57 @@
+"""The evaluation with which SWAD ends, in a training and in a search."""
+
+import pytest
+
+from tests.helpers.averages import SWADTrainer, loss_of, trainer_of
+from tests.helpers.tiny import tiny_bert
+
+EVALUATE = {
+    "anything": lambda self, *args, **kwargs: self.evaluated(*args, **kwargs),
+    "keywords alone": lambda self, **kwargs: self.evaluated(**kwargs),
+    "what the Trainer gives": lambda self, ignore_keys=None: self.evaluated(ignore_keys=ignore_keys),
+    "the Trainer's own": lambda self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval": (
+        self.evaluated(eval_dataset, ignore_keys, metric_key_prefix)
+    ),
+    "one more argument": lambda self, eval_dataset=None, ignore_keys=None, more=1, **kwargs: self.evaluated(
+        eval_dataset, ignore_keys=ignore_keys, **kwargs
+    ),
+}
+
+
+@pytest.mark.parametrize("evaluate", EVALUATE.values(), ids=EVALUATE)
+def test_swad_evaluates_its_average_as_the_trainer_evaluates(evaluate, tmp_path):
+    calls = []
+
+    class Own(SWADTrainer):
+        def evaluated(self, *args, **kwargs):
+            calls.append((args, kwargs))
+            return super().evaluate(*args, **kwargs)
+
+    Own.evaluate = evaluate
+    trainer = trainer_of(Own, tmp_path, {}, max_steps=6)
+    trainer.validation_loss = lambda metrics: 1.0
+    trainer.train(ignore_keys_for_eval=["hidden_states"])
+    assert len(calls) == 4 and calls[-1] == calls[0] and "hidden_states" in str(calls[0])
+
+
+def test_a_search_ranks_trials_by_the_average_of_swad(tmp_path):
+    pytest.importorskip("optuna")
+    made = trainer_of(SWADTrainer, tmp_path, {})
+    trainer = SWADTrainer(
+        args=made.args,
+        model_init=lambda trial=None: tiny_bert(),
+        train_dataset=made.train_dataset,
+        eval_dataset=made.eval_dataset,
+    )
+    trainer.validation_loss = lambda metrics: 1.0
+    ends = []
+    train = trainer.train
+    trainer.train = lambda **given: (train(**given), ends.append(loss_of(trainer)))[0]
+    rates = [0.05, 0.2]
+    best = trainer.hyperparameter_search(
+        hp_space=lambda trial: {"learning_rate": trial.suggest_float("learning_rate", *rates)},
+        n_trials=2,
+        direction="minimize",
+        backend="optuna",
+    )
+    assert len(ends) == 2 and best.objective == pytest.approx(min(ends), rel=1e-5)
