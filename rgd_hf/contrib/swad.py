@@ -129,7 +129,7 @@ class SWADMixin(TrainerBase):
     The weights after every step between two evaluations are averaged into a segment (buffers included), and the validation
     loss at its end decides about the segment, as `LossValley` says; so evaluate often (`eval_strategy="steps"`). `train` ends
     with the average in the model and an evaluation of it, which model card and hyperparameter search go by: `evaluate` and
-    `save_model` after it are of the average. Where the validation loss never
+    `save_model` after it are of the average. A trial of a search that rgd_hf ends, as its loss is not finite, has none. Where the validation loss never
     stopped falling, that is the average since the evaluation before the last one, and a warning says so. Batch normalizations whose statistics are trained have averaged ones then;
     `torch.optim.swa_utils.update_bn` counts them again.
 
@@ -215,6 +215,9 @@ class SWADMixin(TrainerBase):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's; the model ends with the average, and is evaluated once more."""
         output = super().train(*args, **kwargs)
+        # Of rgd_hf, where the loss of a search's trial was not finite: an average from before could win.
+        if getattr(self, "_trial_ends", False):
+            return output
         self._take(self.swad_valley.finish())
         output.metrics["swad_steps"] = self.swad_average.count
         if self.swad_valley.start is None and self.is_world_process_zero():

@@ -1,5 +1,7 @@
 """The evaluation with which SWAD ends, in a training and in a search."""
 
+import math
+
 import pytest
 
 from tests.helpers.averages import SWADTrainer, loss_of, trainer_of
@@ -55,3 +57,45 @@ def test_a_search_ranks_trials_by_the_average_of_swad(tmp_path):
         backend="optuna",
     )
     assert len(ends) == 2 and best.objective == pytest.approx(min(ends), rel=1e-5)
+
+
+def test_a_trial_that_diverges_has_no_average_of_swad_from_before(tmp_path):
+    """Its objective stays NaN, so that Optuna fails it; the other backends are told what its last weights give."""
+    optuna = pytest.importorskip("optuna")
+    ended = []
+
+    class Ours(SWADTrainer):
+        def compute_per_sample_losses(self, model, inputs):
+            found = super().compute_per_sample_losses(model, inputs)
+            diverges = self.is_in_train and model.training and self.args.learning_rate > 0.1
+            factor = math.inf if diverges and self.state.global_step >= 6 else 1
+            return found._replace(losses=found.losses * factor)
+
+        def train(self, *args, **kwargs):
+            output = super().train(*args, **kwargs)
+            ended.append(loss_of(self))
+            return output
+
+    made = trainer_of(SWADTrainer, tmp_path, {}, eval_steps=1, logging_steps=1)
+    trainer = Ours(
+        args=made.args,
+        model_init=lambda trial=None: tiny_bert(),
+        train_dataset=made.train_dataset,
+        eval_dataset=made.eval_dataset,
+    )
+    trainer.validation_loss = lambda metrics: 1.0
+    storage = optuna.storages.InMemoryStorage()
+    with pytest.warns(UserWarning, match="step 7 of this trial.*the search continues"):
+        trainer.hyperparameter_search(
+            hp_space=lambda trial: {
+                "learning_rate": trial.suggest_float("r", *[[0.05, 0.2][trial.number]] * 2)
+            },
+            n_trials=2,
+            direction="minimize",
+            backend="optuna",
+            storage=storage,
+            study_name="s",
+        )
+    trials = optuna.load_study(study_name="s", storage=storage).trials
+    assert [trial.state.name for trial in trials] == ["COMPLETE", "FAIL"]
+    assert math.isfinite(ended[0]) and not math.isfinite(ended[1])
