@@ -5,6 +5,8 @@ import dis
 import functools
 import hashlib
 import inspect
+import itertools
+import math
 import sys
 import sysconfig
 import types
@@ -39,6 +41,7 @@ _NOT_OF_TRAINING = {"log", "save_model", "save_state", "push_to_hub", "create_mo
 # What is longer is data, which is known by its number of rows.
 _LONGEST = 100
 _DEEPEST = 8
+_MOST_ELEMENTS = 10_000
 
 _NOT_PLAIN = object()
 
@@ -313,19 +316,30 @@ def _in_words(thing: Any) -> str:
 
 
 def _summary(values: torch.Tensor | np.ndarray) -> Any:
-    """Shape and two sums, by which tensors can be told apart; their type where the elements are out of reach."""
+    """Data type, shape and two sums, by which tensors can be told apart; their class where the elements are out of reach."""
+    given = values
     if isinstance(values, np.ndarray):
         if values.dtype.kind not in "biuf":
             return type(values).__name__
-        values = torch.from_numpy(values.astype(np.float64))
+        values = torch.from_numpy(_some(values).astype(np.float64))
     # Sharded, quantized or not yet loaded ones have no elements to read.
     if type(values) not in (torch.Tensor, nn.Parameter) or values.is_meta or values.layout != torch.strided:
         return type(values).__name__
     if values.is_complex() or values.is_quantized:
         return type(values).__name__
-    row = values.detach().cpu().double().flatten().nan_to_num(nan=0.5, posinf=1e9, neginf=-1e9)
+    row = _some(values.detach()).cpu().double().nan_to_num(nan=0.5, posinf=1e9, neginf=-1e9)
     places = torch.arange(1, len(row) + 1, dtype=row.dtype)
-    return [*values.shape, float(row.sum()), float(row @ places)]
+    return [str(given.dtype), *given.shape, float(row.sum()), float(row @ places)]
+
+
+def _some(values: Any) -> Any:
+    """All elements of a small tensor or array; of a larger one, which may lie in a file, at most as many, evenly spaced."""
+    size = math.prod(values.shape)
+    if size <= _MOST_ELEMENTS:
+        return values.reshape(-1)
+    # A distance with a factor of a row's length would pass some columns by.
+    distance = next(each for each in itertools.count(-(-size // _MOST_ELEMENTS)) if math.gcd(each, size) == 1)
+    return values[np.unravel_index(np.arange(0, size, distance), values.shape)]
 
 
 def _reads(code: types.CodeType) -> dict[str, set[str] | None]:
