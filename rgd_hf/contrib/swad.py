@@ -196,9 +196,10 @@ class SWADMixin(TrainerBase):
             )
         return sum(losses) / len(losses)
 
-    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As the Trainer's; during training it ends a segment."""
-        metrics = super().evaluate(eval_dataset, *args, **kwargs)
+        metrics = super().evaluate(*args, **kwargs)
+        eval_dataset = args[0] if args else kwargs.get("eval_dataset")
         if eval_dataset is None and self.is_in_train:
             self._take(self.swad_valley.add(self.validation_loss(metrics), self.swad_segment))
             self.swad_segment = WeightAverage()

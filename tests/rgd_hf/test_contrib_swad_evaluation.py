@@ -4,6 +4,8 @@ import math
 
 import pytest
 
+from rgd_hf import ReweightedTrainer
+from rgd_hf.contrib import SWADMixin
 from tests.helpers.averages import SWADTrainer, loss_of, trainer_of
 from tests.helpers.tiny import tiny_bert
 
@@ -20,17 +22,18 @@ EVALUATE = {
 }
 
 
+@pytest.mark.parametrize("above", [True, False], ids=["above SWAD", "below SWAD"])
 @pytest.mark.parametrize("evaluate", EVALUATE.values(), ids=EVALUATE)
-def test_swad_evaluates_its_average_as_the_trainer_evaluates(evaluate, tmp_path):
+def test_swad_evaluates_its_average_as_the_trainer_evaluates(evaluate, above, tmp_path):
     calls = []
 
-    class Own(SWADTrainer):
+    class Own(SWADTrainer if above else ReweightedTrainer):
         def evaluated(self, *args, **kwargs):
             calls.append((args, kwargs))
             return super().evaluate(*args, **kwargs)
 
     Own.evaluate = evaluate
-    trainer = trainer_of(Own, tmp_path, {}, max_steps=6)
+    trainer = trainer_of(Own if above else type("Both", (SWADMixin, Own), {}), tmp_path, {}, max_steps=6)
     trainer.validation_loss = lambda metrics: 1.0
     trainer.train(ignore_keys_for_eval=["hidden_states"])
     assert len(calls) == 4 and calls[-1] == calls[0] and "hidden_states" in str(calls[0])
@@ -83,7 +86,7 @@ def test_a_trial_that_diverges_has_no_average_of_swad_from_before(tmp_path):
         train_dataset=made.train_dataset,
         eval_dataset=made.eval_dataset,
     )
-    trainer.validation_loss = lambda metrics: 1.0
+    trainer.validation_loss = lambda metrics: 1.0 if math.isfinite(metrics["eval_loss"]) else math.nan
     storage = optuna.storages.InMemoryStorage()
     with pytest.warns(UserWarning, match="step 7 of this trial.*the search continues"):
         trainer.hyperparameter_search(
