@@ -362,16 +362,16 @@ class OwnArguments(TrainingArguments):
     seed_ratio: float = 0.5
     log_scale: float = 1.0
     optimizer: float = 0.0
-    callbacks: float = 0.0
+    trainer: float = 0.0
 
 
-@pytest.mark.parametrize("name", ["projector_lr", "seed_ratio", "log_scale", "optimizer", "callbacks"])
+@pytest.mark.parametrize("name", ["projector_lr", "seed_ratio", "log_scale", "optimizer", "trainer"])
 def test_arguments_of_ones_own_are_settings_whatever_they_are_called(name, make_args):
     before, now = (
         run_settings(builder(make_args, None, cls=OwnArguments, **{name: value})(0, "kl"))
         for value in (0.1, 0.2)
     )
-    shown = f"{name} (argument)" if name in ("optimizer", "callbacks") else name
+    shown = f"{name} (argument)" if name in ("optimizer", "trainer") else name
     assert changed_settings(before, now, same_seed=True) == f"{shown}: 0.1, now 0.2"
     same = run_settings(builder(make_args, None, cls=OwnArguments, **{name: 0.1}, logging_steps=7)(0, "kl"))
     assert changed_settings(before, same, same_seed=True) == ""
