@@ -4,6 +4,9 @@ import argparse
 import dis
 import functools
 import hashlib
+import inspect
+import itertools
+import math
 import sys
 import sysconfig
 import types
@@ -38,6 +41,7 @@ _NOT_OF_TRAINING = {"log", "save_model", "save_state", "push_to_hub", "create_mo
 # What is longer is data, which is known by its number of rows.
 _LONGEST = 100
 _DEEPEST = 8
+_MOST_ELEMENTS = 10_000
 
 _NOT_PLAIN = object()
 
@@ -56,8 +60,9 @@ def fingerprint(given: Any) -> dict[str, Any] | None:
 
     Returns:
         `name`; `python <version>`, a hash of the bytecode, which is that of one version; and `values`: numbers, texts and
-        summaries of tensors by the names that lead to them, but those of a rule that `public_settings` has. None
-        where nothing is the user's own.
+        summaries of tensors by the names that lead to them, but those of a rule that `public_settings` has. Of several
+        values of one name, such as a default and the keyword of a `functools.partial` over it, the later ones are
+        `name (2)` and so on. None where nothing is the user's own.
     """
     given = given.function if isinstance(given, Function) else given
     if given is None:
@@ -107,7 +112,7 @@ class _Walk:
 
     Attributes:
         codes: of functions, as `_normalized_bytecode` gives them.
-        values: by the names that lead to them, joined by dots.
+        values: by the names that lead to them, joined by dots; the second of one name is `name (2)`.
     """
 
     def __init__(self) -> None:
@@ -120,7 +125,7 @@ class _Walk:
         """Take in what the names in `path` lead to."""
         plain = _plain(value)
         if plain is not _NOT_PLAIN:
-            self.values[path] = plain
+            self._record(path, plain)
             return
         if isinstance(value, types.ModuleType) or id(value) in self._seen or path.count(".") > _DEEPEST:
             return
@@ -145,7 +150,15 @@ class _Walk:
         elif hasattr(value, "__wrapped__"):  # of functools.cache
             self.follow(path, value.__wrapped__)
         else:
-            self.values[path] = _in_words(value)
+            self._record(path, _in_words(value))
+
+    def _record(self, path: str, value: Any) -> None:
+        """Add a value beside those that have its name: which of them counts only the code knows."""
+        name, number = path, 1
+        while name in self.values:
+            number += 1
+            name = f"{path} ({number})"
+        self.values[name] = value
 
     def _all(self, path: str, values: Mapping[Any, Any]) -> None:
         for number, (name, value) in enumerate(values.items()):
@@ -157,7 +170,7 @@ class _Walk:
         if not is_of_a_library:
             self.codes.append(_normalized_bytecode(code, function.__doc__))
         elif path:
-            self.values[path] = _in_words(function)
+            self._record(path, _in_words(function))
         defaults = function.__defaults__ or ()
         named = code.co_varnames[code.co_argcount - len(defaults) : code.co_argcount]
         self._all(path, {**dict(zip(named, defaults)), **(function.__kwdefaults__ or {})})
@@ -190,7 +203,7 @@ class _Walk:
 
     def _class(self, path: str, cls: type) -> None:
         if path and _is_of_a_library(cls):
-            self.values[path] = _in_words(cls)
+            self._record(path, _in_words(cls))
         for each in cls.__mro__:
             if not _is_of_a_library(each):
                 for name, member in _members(each):
@@ -214,8 +227,13 @@ def _members(cls: type) -> Iterator[tuple[str, Any]]:
             parts = [member.func]
         for part in parts:
             if isinstance(part, types.FunctionType):
-                is_generated = name in _GENERATED and part.__code__.co_filename == "<string>"
-                if not _is_of_a_library(part) and not (is_generated and "__dataclass_fields__" in vars(cls)):
+                # A library's decorator has the user's function within it.
+                inner = inspect.unwrap(part)
+                source = getattr(inner, "__code__", part.__code__).co_filename
+                is_of_a_dataclass = name in _GENERATED and "__dataclass_fields__" in vars(cls)
+                # Such as those that every NamedTuple has.
+                is_of_a_library = name.startswith("_") and inner is part and _is_of_a_library(part)
+                if not is_of_a_library and not (is_of_a_dataclass and source == "<string>"):
                     yield name, part
             elif not name.startswith(("__", "_abc_")):
                 yield name, part
@@ -298,19 +316,30 @@ def _in_words(thing: Any) -> str:
 
 
 def _summary(values: torch.Tensor | np.ndarray) -> Any:
-    """Shape and two sums, by which tensors can be told apart; their type where the elements are out of reach."""
+    """Data type, shape and two sums, by which tensors can be told apart; their class where the elements are out of reach."""
+    given = values
     if isinstance(values, np.ndarray):
         if values.dtype.kind not in "biuf":
             return type(values).__name__
-        values = torch.from_numpy(values.astype(np.float64))
+        values = torch.from_numpy(_some(values).astype(np.float64))
     # Sharded, quantized or not yet loaded ones have no elements to read.
     if type(values) not in (torch.Tensor, nn.Parameter) or values.is_meta or values.layout != torch.strided:
         return type(values).__name__
     if values.is_complex() or values.is_quantized:
         return type(values).__name__
-    row = values.detach().cpu().double().flatten().nan_to_num(nan=0.5, posinf=1e9, neginf=-1e9)
+    row = _some(values.detach()).cpu().double().nan_to_num(nan=0.5, posinf=1e9, neginf=-1e9)
     places = torch.arange(1, len(row) + 1, dtype=row.dtype)
-    return [*values.shape, float(row.sum()), float(row @ places)]
+    return [str(given.dtype), *given.shape, float(row.sum()), float(row @ places)]
+
+
+def _some(values: Any) -> Any:
+    """All elements of a small tensor or array; of a larger one, which may lie in a file, at most as many, evenly spaced."""
+    size = math.prod(values.shape)
+    if size <= _MOST_ELEMENTS:
+        return values.reshape(-1)
+    # A distance with a factor of a row's length would pass some columns by.
+    distance = next(each for each in itertools.count(-(-size // _MOST_ELEMENTS)) if math.gcd(each, size) == 1)
+    return values[np.unravel_index(np.arange(0, size, distance), values.shape)]
 
 
 def _reads(code: types.CodeType) -> dict[str, set[str] | None]:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from transformers import Trainer, set_seed
-from transformers.trainer_callback import ExportableState
+from transformers import Trainer, TrainerCallback, TrainerState, set_seed
+from transformers.trainer_callback import CallbackHandler
 from transformers.trainer_utils import denumpify_detensorize
 
 from rgd_hf.checkpoints import last_checkpoint, passed_over
@@ -173,16 +173,11 @@ def _train(
     left = passed_over(folder)
     if left:
         _say(left)
-    if checkpoint is not None and (lost := _state_is_lost(trainer)):
-        _say(
-            f"An interrupted run begins anew: the state of {lost} could not be restored, as its constructor does not take the "
-            "arguments that its state() names."
-        )
-        checkpoint = None
     if checkpoint is not None:
         _check_interrupted(settings, folder)
-        # Else early stopping would count its patience from 0.
-        trainer.args.restore_callback_states_from_checkpoint = True
+        if not trainer.args.restore_callback_states_from_checkpoint:
+            # Else early stopping would count its patience from 0.
+            trainer.callback_handler.callbacks.insert(0, _RestoreStates(trainer.callback_handler))
     if PartialState().is_main_process:
         write_json(folder / SETTINGS_NAME, settings)
     started = time.perf_counter()
@@ -203,15 +198,24 @@ def _train(
     }
 
 
-def _state_is_lost(trainer: Any) -> str | None:
-    """The class of a callback that the Trainer cannot make again from a checkpoint, as of early stopping of one's own."""
-    for each in trainer.callback_handler.callbacks:
-        if isinstance(each, ExportableState):
-            try:
-                type(each)(**each.state().get("args", {}))
-            except Exception:
-                return type(each).__name__
-    return None
+class _RestoreStates(TrainerCallback):
+    """Puts the states that a checkpoint has of callbacks into the user's own objects, before these see the training begin.
+
+    With `restore_callback_states_from_checkpoint` the Trainer makes them anew, without what `state()` does not name.
+    """
+
+    def __init__(self, handler: CallbackHandler) -> None:
+        self.handler = handler
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        saved: Any = state.stateful_callbacks
+        for name, states in saved.items():
+            same = [each for each in self.handler.callbacks if type(each).__name__ == name]
+            # Of several callbacks of one name, every checkpoint adds the states to those before.
+            states = states[-len(same) :] if isinstance(states, list) else [states]
+            for callback, its in zip(same, states):
+                for attribute, value in its.get("attributes", {}).items():
+                    setattr(callback, attribute, value)
 
 
 def _check_trainer(trainer: Any, seed: int, reweighting: Any) -> None:

@@ -23,7 +23,7 @@ from rgd_hf.comparison.code_fingerprints import (
 TEXT_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """Settings that end in `token` and are no secrets."""
 
-# Of transformers' arguments those that say where results go, not what is trained; the last is always on.
+# Of transformers' arguments those that say where results go or how a run is resumed, not what is trained.
 _NOT_SETTINGS = (
     "output_dir", "logging_", "log_", "disable_tqdm", "report_to", "run_name", "project", "trackio_", "hub_", "push_to_hub",
     "seed", "data_seed", "dataloader_num_workers", "local_rank", "save_", "restore_callback_states_from_checkpoint",
@@ -68,8 +68,7 @@ def run_settings(trainer: Any) -> dict[str, Any]:
     for name in {*args} & {*TEXT_TOKENS}:
         args[name] = getattr(trainer.args, name)  # to_dict() hides them, as it hides secrets
     model, parameters = trainer.model, [*trainer.model.parameters()]
-    settings = {
-        **args,
+    of_the_trainer = {
         **_rows(trainer),
         "trainer": type(trainer).__name__,
         "model": type(model).__name__,
@@ -81,6 +80,9 @@ def run_settings(trainer: Any) -> dict[str, Any]:
         "callbacks": _callbacks(trainer),
         **_of_code(trainer),
     }
+    # Arguments of a user's own may have these names.
+    args = {f"{name} (argument)" if name in of_the_trainer else name: value for name, value in args.items()}
+    settings = {**args, **of_the_trainer}
     return json.loads(json.dumps(settings, default=_in_words))
 
 

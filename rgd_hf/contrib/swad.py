@@ -129,7 +129,7 @@ class SWADMixin(TrainerBase):
     The weights after every step between two evaluations are averaged into a segment (buffers included), and the validation
     loss at its end decides about the segment, as `LossValley` says; so evaluate often (`eval_strategy="steps"`). `train` ends
     with the average in the model and an evaluation of it, which model card and hyperparameter search go by: `evaluate` and
-    `save_model` after it are of the average. Where the validation loss never
+    `save_model` after it are of the average. A trial of a search that rgd_hf ends, as its loss is not finite, has none. Where the validation loss never
     stopped falling, that is the average since the evaluation before the last one, and a warning says so. Batch normalizations whose statistics are trained have averaged ones then;
     `torch.optim.swa_utils.update_bn` counts them again.
 
@@ -175,7 +175,6 @@ class SWADMixin(TrainerBase):
     def _start_swad(self) -> None:
         self.swad_valley: LossValley[WeightAverage] = LossValley(self.swad_tolerance)
         self.swad_segment, self.swad_average = WeightAverage(), WeightAverage()
-        self._evaluated_with: tuple[tuple, dict[str, Any]] = ((), {})
 
     def validation_loss(self, metrics: Mapping[str, float]) -> float:
         """The loss that decides about a segment: `eval_loss`, or the mean of the `eval_<name>_loss` of several evaluation sets.
@@ -197,23 +196,29 @@ class SWADMixin(TrainerBase):
             )
         return sum(losses) / len(losses)
 
-    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As the Trainer's; during training it ends a segment."""
-        metrics = super().evaluate(eval_dataset, *args, **kwargs)
+        metrics = super().evaluate(*args, **kwargs)
+        eval_dataset = args[0] if args else kwargs.get("eval_dataset")
         if eval_dataset is None and self.is_in_train:
-            self._evaluated_with = (args, kwargs)
             self._take(self.swad_valley.add(self.validation_loss(metrics), self.swad_segment))
             self.swad_segment = WeightAverage()
         return metrics
 
-    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+    def _inner_training_loop(
+        self, *args: Any, ignore_keys_for_eval: list[str] | None = None, **kwargs: Any
+    ) -> Any:
         # A batch size that did not fit begins here again.
         self._start_swad()
-        return super()._inner_training_loop(*args, **kwargs)
+        self._ignore_keys_for_eval = ignore_keys_for_eval
+        return super()._inner_training_loop(*args, ignore_keys_for_eval=ignore_keys_for_eval, **kwargs)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's; the model ends with the average, and is evaluated once more."""
         output = super().train(*args, **kwargs)
+        # Of rgd_hf, where the loss of a search's trial was not finite: an average from before could win.
+        if getattr(self, "_trial_ends", False):
+            return output
         self._take(self.swad_valley.finish())
         output.metrics["swad_steps"] = self.swad_average.count
         if self.swad_valley.start is None and self.is_world_process_zero():
@@ -237,13 +242,13 @@ class SWADMixin(TrainerBase):
         return output
 
     def _evaluate_average(self) -> None:
-        given, keywords = self._evaluated_with
         args = self.args
         full = args.fp16_full_eval, args.bf16_full_eval
         # After training these would leave the model in half precision.
         args.fp16_full_eval = args.bf16_full_eval = False
         try:
-            self.evaluate(None, *given, **keywords)
+            # As the Trainer does: overrides may take nothing else.
+            self.evaluate(ignore_keys=self._ignore_keys_for_eval)
         finally:
             args.fp16_full_eval, args.bf16_full_eval = full
 

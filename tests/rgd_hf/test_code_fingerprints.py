@@ -178,6 +178,16 @@ KINDS = {
     "class method": lambda p: ran(
         f"class C:\n    @classmethod\n    def f(cls, x):\n        return x ** cls.p\nC.p = {p}\nfound = C.f"
     ),
+    "method under a library's decorator": lambda p: ran(
+        "class C:\n    @torch.no_grad()\n    def f(self, losses):\n        return losses * P\nfound = C().f",
+        P=p,
+    ),
+    "method of a class under a library's decorator": lambda p: ran(
+        f"class C:\n    @torch.no_grad()\n    def __call__(self, losses):\n        return losses * {p}\nfound = C()"
+    ),
+    "library's static method": lambda p: type(
+        "T", (ReweightedTrainer,), {"loss": staticmethod([nn.functional.relu, nn.functional.silu][p - 1])}
+    ),
     "Trainer": lambda p: type("T", (ReweightedTrainer,), {"weigh": reads(p, "losses ** G")}),
 }
 
@@ -351,15 +361,18 @@ class OwnArguments(TrainingArguments):
     projector_lr: float = 0.01
     seed_ratio: float = 0.5
     log_scale: float = 1.0
+    optimizer: float = 0.0
+    trainer: float = 0.0
 
 
-@pytest.mark.parametrize("name", ["projector_lr", "seed_ratio", "log_scale"])
+@pytest.mark.parametrize("name", ["projector_lr", "seed_ratio", "log_scale", "optimizer", "trainer"])
 def test_arguments_of_ones_own_are_settings_whatever_they_are_called(name, make_args):
     before, now = (
         run_settings(builder(make_args, None, cls=OwnArguments, **{name: value})(0, "kl"))
         for value in (0.1, 0.2)
     )
-    assert changed_settings(before, now, same_seed=True) == f"{name}: 0.1, now 0.2"
+    shown = f"{name} (argument)" if name in ("optimizer", "trainer") else name
+    assert changed_settings(before, now, same_seed=True) == f"{shown}: 0.1, now 0.2"
     same = run_settings(builder(make_args, None, cls=OwnArguments, **{name: 0.1}, logging_steps=7)(0, "kl"))
     assert changed_settings(before, same, same_seed=True) == ""
 

@@ -90,27 +90,49 @@ class Patience(EarlyStoppingCallback):
         super().__init__(3)
 
 
-@pytest.mark.parametrize("stopping", [lambda: EarlyStoppingCallback(3), Patience], ids=["stock", "own"])
-def test_early_stopping_counts_on_where_it_was_interrupted(stopping, make_args, tmp_path):
+class Noted(EarlyStoppingCallback):
+    """Made again, it would lack what its state does not name."""
+
+    def __init__(self, *args, notes=None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.notes = notes
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        super().on_evaluate(args, state, control, **kwargs)
+        self.notes.append(state.global_step)
+
+
+STOPPING = {
+    "stock": lambda notes: [EarlyStoppingCallback(3)],
+    "own": lambda notes: [Patience()],
+    "own with an object": lambda notes: [Noted(3, notes=notes)],
+    "two": lambda notes: [EarlyStoppingCallback(3), EarlyStoppingCallback(9)],
+}
+
+
+@pytest.mark.parametrize("stopping, anew", [*((name, False) for name in STOPPING), ("stock", True)])
+def test_early_stopping_counts_on_where_it_was_interrupted(stopping, anew, make_args, tmp_path):
     """The loss is best at first, so that it stops after as many evaluations as its patience."""
     options = {
         "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "max_steps": 9,
-        "learning_rate": 0.0, "metric_for_best_model": "eval_loss",
+        "learning_rate": 0.0, "metric_for_best_model": "eval_loss", "restore_callback_states_from_checkpoint": anew,
     }  # fmt: skip
-    given = {"seeds": [0], "output_dir": tmp_path / "c"}
+    given = {"seeds": [0], "reweightings": ["kl", "none"], "output_dir": tmp_path / "c"}
+    notes = []
 
     def run(interrupted):
-        ended = []
-        compare(
-            builder(
-                make_args,
-                callbacks=lambda: (stopping(), Interrupt(interrupted, ended)),
-                **options,
-            ),
-            **given,
-        )
-        return ended
+        ended, first = [], []
+
+        def callbacks():
+            made = STOPPING[stopping](notes)
+            first.extend(made[:1])
+            return (*made, Interrupt(interrupted, ended))
+
+        compare(builder(make_args, callbacks=callbacks, **options), **given)
+        return ended, first[0].early_stopping_patience_counter
 
     with pytest.raises(KeyboardInterrupt):
         run(3)
-    assert run(None) == [4, 4]
+    # The last one is the evaluation of compare. An object that the Trainer replaces counts nothing.
+    assert run(None) == ([4, 4], 0 if anew else 4)
+    assert notes == ([1, 2, 3, 4, 4] * 2 if stopping == "own with an object" else [])

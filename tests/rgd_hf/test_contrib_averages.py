@@ -8,41 +8,15 @@ import pytest
 import torch
 from transformers import Trainer
 
-from rgd_hf import ReweightedTrainer, ReweightedTrainingArguments
+from rgd_hf import ReweightedTrainer
 from rgd_hf.contrib import EMAMixin, LossValley, SetupError, SWADMixin, WeightAverage, swad
 from rgd_hf.hub.scores import last_scores
-from tests.helpers.tiny import classification_data, tiny_bert
+from tests.helpers.averages import SWADTrainer, loss_of, trainer_of
 from tests.helpers.weights_kept import Keep
-
-
-class SWADTrainer(SWADMixin, ReweightedTrainer):
-    pass
 
 
 class EMATrainer(EMAMixin, Trainer):
     pass
-
-
-def trainer_of(cls, tmp_path, keywords, **settings):
-    defaults = {
-        "max_steps": 10,
-        "eval_strategy": "steps",
-        "eval_steps": 2,
-        "save_strategy": "no",
-        "learning_rate": 0.1,
-    }
-    args = ReweightedTrainingArguments(
-        output_dir=str(tmp_path),
-        optim="sgd",
-        lr_scheduler_type="constant",
-        per_device_train_batch_size=4,
-        use_cpu=True,
-        report_to=[],
-        disable_tqdm=True,
-        **(defaults | settings),
-    )
-    data = classification_data(24)
-    return cls(model=tiny_bert(), args=args, train_dataset=data, eval_dataset=data[:8], **keywords)
 
 
 def assert_same_weights(found, expected):
@@ -182,13 +156,6 @@ def test_swad_goes_by_the_mean_loss_of_several_evaluation_sets(tmp_path):
         trainer.validation_loss({"eval_hinge_loss": 9.0})
 
 
-def loss_of(trainer) -> float:
-    rows = trainer.eval_dataset
-    batch = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
-    with torch.no_grad():
-        return trainer.model.eval()(**batch).loss.item()
-
-
 @pytest.mark.parametrize("losses", [[2.0, 1.0, 1.1, 1.2, 1.1], [1.0, 1.0, 1.0, math.nan, math.nan]])
 def test_swad_ends_with_one_evaluation_of_its_average(losses, tmp_path):
     """It is what the card reports; the weights stay as precise as they were."""
@@ -202,29 +169,6 @@ def test_swad_ends_with_one_evaluation_of_its_average(losses, tmp_path):
     assert_same_weights(
         trainer.model.state_dict(), mean_of(keep.seen[2:] if losses[0] == 2.0 else keep.seen[:6])
     )
-
-
-def test_a_search_ranks_trials_by_the_average_of_swad(tmp_path):
-    pytest.importorskip("optuna")
-    made = trainer_of(SWADTrainer, tmp_path, {})
-    trainer = SWADTrainer(
-        args=made.args,
-        model_init=lambda trial=None: tiny_bert(),
-        train_dataset=made.train_dataset,
-        eval_dataset=made.eval_dataset,
-    )
-    trainer.validation_loss = lambda metrics: 1.0
-    ends = []
-    train = trainer.train
-    trainer.train = lambda **given: (train(**given), ends.append(loss_of(trainer)))[0]
-    rates = [0.05, 0.2]
-    best = trainer.hyperparameter_search(
-        hp_space=lambda trial: {"learning_rate": trial.suggest_float("learning_rate", *rates)},
-        n_trials=2,
-        direction="minimize",
-        backend="optuna",
-    )
-    assert len(ends) == 2 and best.objective == pytest.approx(min(ends), rel=1e-5)
 
 
 # --- EMA ------------------------------------------------------------------------------------------------------------
