@@ -19,6 +19,7 @@ from rgd_hf.comparison.code_fingerprints import (
     public_settings,
     same_values,
 )
+from rgd_hf.training_args import ReweightingArguments
 
 TEXT_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """Settings that end in `token` and are no secrets."""
@@ -64,6 +65,12 @@ def run_settings(trainer: Any) -> dict[str, Any]:
         name: value
         for name, value in trainer.args.to_dict().items()
         if not (name.startswith(_NOT_SETTINGS) and name in TrainingArguments.__dataclass_fields__)
+    }
+    # Those of plain arguments, which `to_dict()` does not know.
+    args |= {
+        name: getattr(trainer.args, name)
+        for name in ReweightingArguments.__dataclass_fields__
+        if hasattr(trainer.args, name)
     }
     for name in {*args} & {*TEXT_TOKENS}:
         args[name] = getattr(trainer.args, name)  # to_dict() hides them, as it hides secrets

@@ -205,13 +205,11 @@ class SWADMixin(TrainerBase):
             self.swad_segment = WeightAverage()
         return metrics
 
-    def _inner_training_loop(
-        self, *args: Any, ignore_keys_for_eval: list[str] | None = None, **kwargs: Any
-    ) -> Any:
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         # A batch size that did not fit begins here again.
         self._start_swad()
-        self._ignore_keys_for_eval = ignore_keys_for_eval
-        return super()._inner_training_loop(*args, ignore_keys_for_eval=ignore_keys_for_eval, **kwargs)
+        self._ignore_keys_for_eval: list[str] | None = kwargs.get("ignore_keys_for_eval")
+        return super()._inner_training_loop(*args, **kwargs)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's; the model ends with the average, and is evaluated once more."""

@@ -163,6 +163,23 @@ def test_what_decides_the_result_is_recorded(first, second, complaint, make):
     assert complaint in changed(lambda: build(first), lambda: build(second))
 
 
+@pytest.mark.parametrize(
+    "first, second",
+    [
+        ({"class_weights": [1.0, 2.0, 3.0]}, {"class_weights": [3.0, 2.0, 1.0]}),
+        ({"normalize_weights": False}, {"normalize_weights": True}),
+        ({"tau": 1.0}, {"tau": 3.0}),
+        ({"reweighting_warmup_ratio": 0.0}, {"reweighting_warmup_ratio": 0.5}),
+    ],
+)
+def test_settings_given_beside_plain_arguments_are_recorded(first, second, make_args):
+    def build(given):
+        return ReweightedTrainer(tiny_bert(), make_args(max_steps=3), train_dataset=DATA, **given)
+
+    (name,) = first
+    assert name in changed(lambda: build(first), lambda: build(second))
+
+
 def test_the_settings_of_an_adapter_are_recorded(make):
     peft = pytest.importorskip("peft")
 
