@@ -42,7 +42,7 @@ class Table:
         frame: all rows and columns, the target among them; its index counts the rows from 0, in their order.
         target: name of the target column.
         max_rows: number of rows of a random subset to use, None for all.
-        marks: of a file of delimited text, arguments of `pandas.read_csv`: those of `delimited.read_delimited`, and its marks in
+        marks: arguments of `pandas.read_csv` for a file of delimited text: those of `delimited.read_delimited`, and its marks in
             numbers, `decimal` and `thousands` (if any); empty elsewhere.
     """
 
