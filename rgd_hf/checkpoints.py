@@ -1,6 +1,7 @@
 """The checkpoint that an interrupted training resumes from."""
 
 import json
+import re
 from itertools import takewhile
 from pathlib import Path
 
@@ -40,13 +41,15 @@ def passed_over(directory: str | Path) -> str | None:
     )
 
 
+def step_of(path: Path) -> int | None:
+    """The step of a checkpoint of the Trainer's, by its name; None of another name."""
+    found = re.fullmatch(r"checkpoint-(\d+)", path.name)
+    return int(found[1]) if found else None
+
+
 def _newest_first(directory: str | Path) -> list[Path]:
-    steps = {}
-    for path in Path(directory).glob("checkpoint-*"):
-        number = path.name.removeprefix("checkpoint-")
-        if number.isdigit():
-            steps[int(number)] = path
-    return [steps[step] for step in sorted(steps, reverse=True)]
+    steps = {step_of(path): path for path in Path(directory).glob("checkpoint-*")}
+    return [steps[step] for step in sorted((step for step in steps if step is not None), reverse=True)]
 
 
 def _is_whole(path: Path) -> bool:

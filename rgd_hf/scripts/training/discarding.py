@@ -1,7 +1,6 @@
 """What `--overwrite_output_dir` removes: all that runs wrote, and nothing that was there before them."""
 
 import json
-import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from rgd_hf.checkpoints import last_checkpoint
+from rgd_hf.checkpoints import last_checkpoint, step_of
 from rgd_hf.comparison.compare import SETTINGS_NAME
 from rgd_hf.hub.push import model_files
 from rgd_hf.scripts.training.hard_examples import HARD_EXAMPLES
@@ -85,7 +84,7 @@ def lost_model(plan: "RunPlan", overwrite: bool) -> str | None:
 
 def _is_checkpoint(path: Path) -> bool:
     """Whether a path is a checkpoint of the Trainer's, by its name."""
-    return path.is_dir() and re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+", path.name) is not None
+    return path.is_dir() and step_of(path) is not None
 
 
 def own_files(directory: Path) -> list[str]:
