@@ -56,6 +56,20 @@ def random_states_kept() -> Iterator[None]:
         np.random.set_state(states[1])
 
 
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draws of `random`, `numpy.random` and torch (CPU) inside come from `seed`; those outside go on undisturbed.
+
+    Args:
+        seed: from 0 to 2**32 - 1.
+    """
+    with random_states_kept():
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
 class NumberedExamples(Dataset):
     """The examples of a map-style data set, each with its index; what else it has, as `set_epoch`, is the data set's."""
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rgd_hf.batches.datasets import random_states_kept
+from rgd_hf.batches.datasets import seeded
 from rgd_hf.processes import same_everywhere
 from rgd_hf.scripts.errors import UserError, listed
 from rgd_hf.scripts.messages import say, say_warning
@@ -101,8 +101,7 @@ def _reordered(model: Any, outputs: list[int], inputs: Mapping[str, Tensor]) -> 
 
 
 def _logits(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
-    with random_states_kept():  # some attention draws at random in evaluation too
-        torch.default_generator.manual_seed(0)
+    with seeded(0):  # some attention draws at random in evaluation too
         return model(**inputs)[0]
 
 

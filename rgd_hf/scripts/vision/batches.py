@@ -1,8 +1,6 @@
 """Augmented batches that depend on seed, epoch and position alone, not on workers, processes or interruptions."""
 
-import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,31 +11,13 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from rgd_hf.batches.columns import SAMPLE_INDEX
+from rgd_hf.batches.datasets import seeded
 from rgd_hf.scripts.errors import UserError
 from rgd_hf.scripts.vision.decoding import BadImages, UnreadableImageError, open_image
 from rgd_hf.scripts.vision.metrics import IGNORED
 from rgd_hf.scripts.vision.sets import ImageSet
 
 MAX_BAD_IN_A_ROW = 100
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Draws of `random`, `numpy.random` and torch (CPU) inside come from `seed`; those outside go on undisturbed.
-
-    Args:
-        seed: from 0 to 2**32 - 1.
-    """
-    before = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.default_generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])
-        torch.default_generator.set_state(before[2])
 
 
 class Draw(NamedTuple):

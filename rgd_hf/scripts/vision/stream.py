@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rgd_hf.batches.datasets import seeded
 from rgd_hf.hub.errors import HubError, find_failure
 from rgd_hf.scripts.errors import UserError, listed
-from rgd_hf.scripts.vision.batches import seeded
 from rgd_hf.scripts.vision.decoding import BadImages, UnreadableImageError, open_image
 from rgd_hf.scripts.vision.metrics import IGNORED
 
